@@ -1,0 +1,1 @@
+"""Bots: what their authors import, and how messages reach them."""

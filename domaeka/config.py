@@ -1,0 +1,506 @@
+"""
+Settings: every key, its default, its range and its meaning.
+
+docs/settings.md and the file that C{domaeka init} writes are made from here.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from domaeka.errors import ConfigError
+
+#: SHA-256 of the key that old bridge scripts were published with.
+PUBLISHED_KEY_SHA256: Final = "e194188066f96ae20abfb60c0e788cb74586dd70a96798f82aa321187d07d6fd"
+#: Shortest secret key, in bytes.
+MIN_SECRET_KEY_BYTES: Final = 16
+
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
+_SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=31_536_000)]
+_Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+_Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000)]
+_CountOrZero: TypeAlias = Annotated[int, Meta(ge=0, le=100_000_000)]
+_Bytes: TypeAlias = Annotated[int, Meta(ge=1024, le=2**40)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all sections share: no unknown keys, no changes."""
+
+
+class ServerSettings(_Section, frozen=True):
+    """Where phones connect, and what one connection may do."""
+
+    port: Annotated[_Port, Meta(description="the phones' TCP port; 0: any free one")] = 9000
+    interface: Annotated[str, Meta(description="address to listen on; empty: all")] = ""
+    endpoints: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="more places to listen, as Twisted endpoint strings "
+            "(`ssl:…`, `haproxy:tcp:…`, `systemd:…`)"
+        ),
+    ] = ()
+    max_connections: Annotated[
+        _Count,
+        Meta(
+            description="when full, the oldest connection that has not authenticated gives way; "
+            "when all have, a new one gets `SERVER_FULL`"
+        ),
+    ] = 100
+    max_frame_bytes: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=67_108_864,
+            description="longest frame from a phone, newline included; longer: `FRAME_TOO_LARGE`, "
+            "closed",
+        ),
+    ] = 1_048_576
+    max_text_chars: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="longest chat text, in characters")
+    ] = 65_000
+    handshake_timeout: Annotated[
+        Seconds, Meta(description="from accept to a whole handshake, however slowly it comes")
+    ] = 10.0
+    authentication_timeout: Annotated[
+        Seconds, Meta(description="from the handshake to the first valid `auth`")
+    ] = 30.0
+
+
+class SocketSettings(_Section, frozen=True):
+    """Options of the phones' sockets."""
+
+    nodelay: Annotated[bool, Meta(description="TCP_NODELAY")] = True
+    keepalive_idle: Annotated[
+        int, Meta(ge=1, le=32767, description="seconds of silence before the first TCP keep-alive")
+    ] = 30
+    keepalive_interval: Annotated[
+        int, Meta(ge=1, le=32767, description="seconds between keep-alives")
+    ] = 10
+    keepalive_count: Annotated[
+        int, Meta(ge=1, le=127, description="keep-alives unanswered before the end")
+    ] = 9
+    buffer_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, le=16_777_216, description="SO_RCVBUF and SO_SNDBUF; 0 leaves them to the kernel"
+        ),
+    ] = 65_536
+    user_timeout_ms: Annotated[
+        int,
+        Meta(
+            ge=0, le=86_400_000, description="TCP_USER_TIMEOUT, where the platform has it; 0: off"
+        ),
+    ] = 60_000
+    linger_seconds: Annotated[
+        Seconds,
+        Meta(description="how long a closing connection may take to hand over what is written"),
+    ] = 5.0
+    reuse_address: Annotated[bool, Meta(description="SO_REUSEADDR")] = True
+    reuse_port: Annotated[bool, Meta(description="SO_REUSEPORT")] = False
+
+
+class PingSettings(_Section, frozen=True):
+    """When phones are asked for a sign of life."""
+
+    interval: Annotated[Seconds, Meta(description="seconds between two pings of a connection")] = (
+        30.0
+    )
+    initial_delay_min: Annotated[
+        _SecondsOrZero, Meta(description="earliest first ping, in seconds")
+    ] = 1.0
+    initial_delay_max: Annotated[
+        _SecondsOrZero, Meta(description="latest first ping, in seconds")
+    ] = 59.0
+    timeout: Annotated[
+        Seconds,
+        Meta(
+            description="a ping that has been out this long with nothing heard since ends the "
+            "connection"
+        ),
+    ] = 90.0
+    adaptive: Annotated[
+        bool, Meta(description="ping poor connections more often and give them up sooner")
+    ] = True
+    interval_min: Annotated[
+        Seconds, Meta(description="shortest interval that `adaptive` may choose")
+    ] = 10.0
+
+
+class QueueSettings(_Section, frozen=True):
+    """What waits for phones, connected or not."""
+
+    message_ttl: Annotated[
+        Seconds, Meta(description="how long a message waits, where none is said")
+    ] = 30.0
+    max_messages: Annotated[_Count, Meta(description="most messages that wait for one device")] = (
+        1000
+    )
+    max_bytes: Annotated[_Bytes, Meta(description="most bytes that wait for one device")] = (
+        16_777_216
+    )
+    total_bytes: Annotated[_Bytes, Meta(description="most bytes that wait for all together")] = (
+        268_435_456
+    )
+
+
+class CompressionSettings(_Section, frozen=True):
+    """Compression, for clients that ask for it."""
+
+    enabled: Annotated[bool, Meta(description="offer `gzip` and `deflate`")] = True
+    threshold_bytes: Annotated[
+        _CountOrZero, Meta(description="`gzip`: smallest tail that is tried")
+    ] = 10_240
+    min_saving: Annotated[
+        float, Meta(ge=0, lt=1, description="`gzip`: least part of the line that must be saved")
+    ] = 0.10
+
+
+class BreakerSettings(_Section, frozen=True):
+    """The circuit breaker of each command and each outside service."""
+
+    failure_threshold: Annotated[_Count, Meta(description="failures in a row that open it")] = 5
+    recovery_timeout: Annotated[Seconds, Meta(description="how long it stays open")] = 60.0
+
+
+class LimitsSettings(_Section, frozen=True):
+    """Rates, and the bans of those who ignore them."""
+
+    connections_per_minute: Annotated[
+        _Count,
+        Meta(
+            description="attempts of one address (IPv6: one /64); one that authenticates is given "
+            "back"
+        ),
+    ] = 10
+    ban_after: Annotated[
+        _Count, Meta(description="attempts over the rate and wrong signatures in a minute")
+    ] = 5
+    ban_seconds: Annotated[Seconds, Meta(description="the first ban; it doubles for repeaters")] = (
+        3600.0
+    )
+    allow: Annotated[
+        tuple[str, ...], Meta(description="networks (CIDR) that are never limited")
+    ] = ()
+    deny: Annotated[tuple[str, ...], Meta(description="networks (CIDR) that are never let in")] = ()
+    max_tracked_addresses: Annotated[
+        _Count, Meta(description="the tables of limits and bans never grow past it")
+    ] = 65_536
+    messages_per_second: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="chat messages of one connection; over it reading pauses; 0: no limit",
+        ),
+    ] = 200.0
+    messages_burst: Annotated[_Count, Meta(description="messages that may come at once")] = 1000
+
+
+class AuthSettings(_Section, frozen=True):
+    """Signatures."""
+
+    mode: Annotated[
+        Literal["required", "optional", "off"],
+        Meta(
+            description="`required`; `optional`: bad is refused, missing is let through; `off`: "
+            "nobody is checked"
+        ),
+    ] = "required"
+    secret_key: Annotated[
+        str,
+        Meta(description="the shared secret, 16 bytes or more; empty: that of `secrets.toml`"),
+    ] = ""
+    salt: Annotated[str, Meta(description="the salt; empty: that of `secrets.toml`")] = ""
+    clock_skew: Annotated[
+        Seconds, Meta(description="how far a phone's clock may be off, either way")
+    ] = 300.0
+    previous_secret_key: Annotated[
+        str, Meta(description="accepted too, while keys are being changed")
+    ] = ""
+    accept_published_key: Annotated[
+        bool, Meta(description="accept the key that old scripts were published with")
+    ] = False
+
+
+class SessionSettings(_Section, frozen=True):
+    """Session tokens."""
+
+    lifetime: Annotated[
+        Seconds, Meta(description="from the end of the connection that holds the token")
+    ] = 3600.0
+
+
+class DevicesSettings(_Section, frozen=True):
+    """Who may use the server."""
+
+    approval: Annotated[
+        Literal["signed", "manual"],
+        Meta(description="`signed`: a valid signature approves; `manual`: an operator does"),
+    ] = "signed"
+
+
+class RoomsSettings(_Section, frozen=True):
+    """Where bots answer."""
+
+    approval: Annotated[
+        Literal["auto", "manual"],
+        Meta(description="`auto`: every room; `manual`: those that an operator approved"),
+    ] = "auto"
+
+
+class BotsSettings(_Section, frozen=True):
+    """The bots that answer."""
+
+    load: Annotated[tuple[str, ...], Meta(description="bots to load, each `MODULE:ATTRIBUTE`")] = ()
+    bot_concurrency: Annotated[
+        _Count, Meta(description="messages of one bot that are worked on at once")
+    ] = 30
+    room_concurrency: Annotated[_Count, Meta(description="the same for one room")] = 3
+    timeout: Annotated[Seconds, Meta(description="longest time a command may take")] = 300.0
+    operators: Annotated[
+        tuple[str, ...],
+        Meta(description="people who may use operators' commands, as `CHANNEL_ID/USER_HASH`"),
+    ] = ()
+
+
+class ShutdownSettings(_Section, frozen=True):
+    """A stop."""
+
+    drain_timeout: Annotated[
+        Seconds, Meta(description="longest time to answer what was accepted")
+    ] = 30.0
+    reconnect_after: Annotated[
+        Seconds,
+        Meta(
+            description="when clients are told to come back, at least (twice it at most); 5 suits "
+            "a quick restart"
+        ),
+    ] = 60.0
+
+
+class MigrationSettings(_Section, frozen=True):
+    """A move to another server."""
+
+    migrate_after: Annotated[
+        Seconds, Meta(description="when clients are told to move, at least (twice it at most)")
+    ] = 30.0
+    spread: Annotated[Seconds, Meta(description="over how long the notices go out")] = 30.0
+
+
+class HttpSettings(_Section, frozen=True):
+    """Health, metrics and the admin API."""
+
+    port: Annotated[_Port, Meta(description="the HTTP port; 0: any free one")] = 8080
+    interface: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+
+
+class StorageSettings(_Section, frozen=True):
+    """The store."""
+
+    url: Annotated[
+        str,
+        Meta(description="SQLAlchemy address; empty: SQLite in the state directory"),
+    ] = ""
+    chat_log: Annotated[bool, Meta(description="write chat to the store")] = True
+    chat_log_days: Annotated[_Count, Meta(description="older lines are removed")] = 30
+
+
+class LoggingSettings(_Section, frozen=True):
+    """The log."""
+
+    format: Annotated[Literal["text", "json"], Meta(description="`json`: one object a line")] = (
+        "text"
+    )
+    level: Annotated[
+        Literal["debug", "info", "warn", "error", "critical"],
+        Meta(description="the least that is logged"),
+    ] = "info"
+
+
+class Settings(_Section, frozen=True):
+    """All settings of a server."""
+
+    server: ServerSettings = ServerSettings()
+    socket: SocketSettings = SocketSettings()
+    ping: PingSettings = PingSettings()
+    queue: QueueSettings = QueueSettings()
+    compression: CompressionSettings = CompressionSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    limits: LimitsSettings = LimitsSettings()
+    auth: AuthSettings = AuthSettings()
+    session: SessionSettings = SessionSettings()
+    devices: DevicesSettings = DevicesSettings()
+    rooms: RoomsSettings = RoomsSettings()
+    bots: BotsSettings = BotsSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+    migration: MigrationSettings = MigrationSettings()
+    http: HttpSettings = HttpSettings()
+    storage: StorageSettings = StorageSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+#: Keys whose value is a secret: warned of on a command line, never shown.
+SECRET_KEYS: Final = frozenset({"auth.secret_key", "auth.salt", "auth.previous_secret_key"})
+
+
+def setting_types() -> dict[str, Any]:
+    """Each C{section.key} with its msgspec type, in order."""
+    return {
+        f"{section.name}.{field.name}": field.type
+        for section in msgspec.structs.fields(Settings)
+        for field in msgspec.structs.fields(section.type)
+    }
+
+
+def load_settings(
+    path: Path | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """
+    Read settings: defaults, then the file, then the environment, then C{overrides}.
+
+    @param path: a TOML file, or L{None}.
+    @param overrides: pairs of C{section.key} and a value as text: as it stands for text keys,
+        else JSON.
+    @param environment: C{DOMAEKA_SECTION_KEY} to text; by default that of the process.
+    @raise ConfigError: one line that says which key is wrong, and why.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = read_toml(path)
+        _convert(tree, str(path), _lines_of(path))
+    types = setting_types()
+    if environment is None:
+        environment = os.environ
+    for key in types:
+        name = "DOMAEKA_" + key.replace(".", "_").upper()
+        if name in environment:
+            _put(tree, types, key, environment[name], name)
+    for key, text in overrides:
+        _put(tree, types, key, text, "--set")
+    settings = _convert(tree, "settings", {})
+    _check(settings)
+    return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """
+    Read a TOML file.
+
+    @raise ConfigError: one line that says what is wrong with it.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _lines_of(path: Path) -> dict[str, int]:
+    """Where each key stands in a TOML file of plain C{[section]} tables."""
+    lines: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if match := re.match(r"\s*\[([\w.]+)\]", line):
+            section = match[1]
+            lines.setdefault(section, number)
+        elif match := re.match(r"\s*([\w.-]+)\s*=", line):
+            lines.setdefault(f"{section}.{match[1]}" if section else match[1], number)
+    return lines
+
+
+def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, source: str) -> None:
+    """Put the value that C{text} stands for into C{tree}."""
+    if key not in types:
+        raise ConfigError(f"{source}: there is no setting {key!r:.100}")
+    section, name = key.split(".")
+    value: Any = text
+    if not _is_text(types[key]):
+        try:
+            value = msgspec.json.decode(text.encode())
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            raise ConfigError(f"{source}: {key}: {text!r:.100} is not JSON") from None
+    try:
+        msgspec.convert(value, types[key])
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {key}: {_plain(error)}") from None
+    tree.setdefault(section, {})[name] = value
+
+
+def _is_text(kind: Any) -> bool:
+    info = msgspec.inspect.type_info(kind)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return isinstance(info, msgspec.inspect.StrType) or (
+        isinstance(info, msgspec.inspect.LiteralType)
+        and all(isinstance(value, str) for value in info.values)
+    )
+
+
+def _convert(tree: dict[str, Any], source: str, lines: Mapping[str, int]) -> Settings:
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        place = ""
+        if match := re.search(r" - at `\$\.([\w.]+)", text):
+            place = match[1]
+            text = text[: match.start()]
+        if match := re.search(r"unknown field `(.*)`", text):
+            place = f"{place}.{match[1]}" if place else match[1]
+            text = "there is no such setting"
+        where = f"{source}:{lines[place]}" if place in lines else source
+        raise ConfigError(f"{where}: {place}: {text}" if place else f"{where}: {text}") from None
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    return str(error).split(" - at ")[0]
+
+
+def parse_networks(key: str, texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """
+    Read networks in CIDR form.
+
+    @raise ConfigError: naming C{key} and the text that is none.
+    """
+    networks = []
+    for text in texts:
+        try:
+            networks.append(ip_network(text))
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    return tuple(networks)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse settings that contradict each other or could not work."""
+    ping = settings.ping
+    if ping.initial_delay_min > ping.initial_delay_max:
+        raise ConfigError("ping.initial_delay_min: must not be above ping.initial_delay_max")
+    parse_networks("limits.allow", settings.limits.allow)
+    parse_networks("limits.deny", settings.limits.deny)
+    for operator in settings.bots.operators:
+        channel, _, user = operator.partition("/")
+        if not channel or not user:
+            raise ConfigError(f"bots.operators: {operator!r:.100} is not CHANNEL_ID/USER_HASH")
+    for bot in settings.bots.load:
+        module, _, attribute = bot.partition(":")
+        if not module or not attribute:
+            raise ConfigError(f"bots.load: {bot!r:.100} is not MODULE:ATTRIBUTE")
+    if settings.queue.max_bytes > settings.queue.total_bytes:
+        raise ConfigError("queue.max_bytes: must not be above queue.total_bytes")
+    for key in ("secret_key", "previous_secret_key"):
+        value = getattr(settings.auth, key)
+        if value and len(value.encode()) < MIN_SECRET_KEY_BYTES:
+            raise ConfigError(f"auth.{key}: must have {MIN_SECRET_KEY_BYTES} bytes or more")

@@ -1,0 +1,98 @@
+"""
+The exception tree, the error codes of the wire, and the reasons for which
+connections end.
+"""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """What an C{error} frame says went wrong.  Source: docs/protocol.md, "Errors"."""
+
+    BAD_FRAME = "BAD_FRAME"
+    FRAME_TOO_LARGE = "FRAME_TOO_LARGE"
+    BAD_HANDSHAKE = "BAD_HANDSHAKE"
+    AUTH_FAILED = "AUTH_FAILED"
+    AUTH_REQUIRED = "AUTH_REQUIRED"
+    NOT_APPROVED = "NOT_APPROVED"
+    RATE_LIMITED = "RATE_LIMITED"
+    BANNED = "BANNED"
+    SERVER_FULL = "SERVER_FULL"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    MESSAGE_TOO_LONG = "MESSAGE_TOO_LONG"
+    TAKEN_OVER = "TAKEN_OVER"
+    INTERNAL = "INTERNAL"
+
+
+class CloseReason(StrEnum):
+    """Why a connection ended: the same words in the log, the metrics and the API."""
+
+    PEER_CLOSED = "peer closed"
+    CONNECTION_LOST = "connection lost"
+    HANDSHAKE_TIMEOUT = "handshake timeout"
+    NO_HANDSHAKE = "no handshake"  # served by its messages' signatures, then closed
+    AUTHENTICATION_TIMEOUT = "authentication timeout"
+    AUTHENTICATION_FAILED = "authentication failed"
+    PING_TIMEOUT = "ping timeout"
+    TOO_SLOW = "too slow"
+    BAD_HANDSHAKE = "bad handshake"
+    OTHER_DEVICE = "other device"  # a second handshake named another device
+    FRAME_TOO_LARGE = "frame too large"
+    BAD_STREAM = "bad stream"  # the compressed stream cannot be read on
+    TOO_MANY_ERRORS = "too many errors"
+    TAKEN_OVER = "taken over"
+    SERVER_FULL = "server full"
+    GAVE_WAY = "gave way"  # not authenticated, and the server was full
+    RATE_LIMITED = "rate limited"
+    BANNED = "banned"
+    BLOCKED = "blocked"  # the device was blocked, denied or revoked
+    OPERATOR = "operator"
+    SHUTDOWN = "shutdown"
+    MIGRATED = "migrated"
+    INTERNAL = "internal error"
+
+
+#: Codes after which nothing sensible can follow: the connection is closed.
+_FATAL = frozenset(
+    {
+        ErrorCode.FRAME_TOO_LARGE,
+        ErrorCode.BAD_HANDSHAKE,
+        ErrorCode.BANNED,
+        ErrorCode.SERVER_FULL,
+        ErrorCode.TAKEN_OVER,
+    }
+)
+
+
+class DomaekaError(Exception):
+    """The root of all errors of this project."""
+
+
+class ConfigError(DomaekaError):
+    """A setting is wrong.  The text is one line that says which and why."""
+
+
+class StoreError(DomaekaError):
+    """The store could not do what was asked of it."""
+
+
+class WireError(DomaekaError):
+    """
+    The peer said something that it may not say.
+
+    The text is safe to send back: it quotes nothing that the peer sent.
+    """
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        """
+        @param code: what the peer is told.
+        @param text: one line, for people.
+        """
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+    @property
+    def fatal(self) -> bool:
+        """Whether the connection ends with this error."""
+        return self.code in _FATAL

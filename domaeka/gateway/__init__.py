@@ -1,0 +1,1 @@
+"""Phones: connections, conversations, and who is there."""

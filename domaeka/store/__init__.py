@@ -1,0 +1,1 @@
+"""What is kept: devices, rooms, chat, sessions."""

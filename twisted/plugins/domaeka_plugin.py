@@ -1,0 +1,10 @@
+"""Tells C{twistd} that there is a C{domaeka} command."""
+
+from twisted.application.service import ServiceMaker
+
+domaeka = ServiceMaker(
+    "domaeka",
+    "domaeka.tap",
+    "A gateway for chat-bot phones.",
+    "domaeka",
+)
