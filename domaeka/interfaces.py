@@ -75,8 +75,13 @@ class Devices(Protocol):
 class Rooms(Protocol):
     """In which rooms bots answer.  Everything but changes is answered from memory."""
 
-    def enter(self, key: RoomKey, name: str, is_group: bool) -> bool:
-        """Chat was heard in a room.  @return: whether it is to be answered."""
+    def enter(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
+        """
+        Chat was heard in a room.
+
+        @param device: the phone that heard it.
+        @return: whether it is to be answered.
+        """
 
     def set_approval(self, key: RoomKey, approval: Approval) -> "Deferred[None]":
         """An operator's decision.  Fires once it is in the store and in force."""
