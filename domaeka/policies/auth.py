@@ -1,0 +1,233 @@
+"""
+Signatures: who made a frame, and whether it is new.
+
+docs/protocol.md, "auth".
+"""
+
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum, StrEnum
+from typing import Final
+
+from domaeka.messages import Auth, is_name
+
+#: Signatures, and line digests, remembered for one device.  Source: docs/protocol.md, "auth".
+MAX_REMEMBERED: Final = 4096
+#: What an Android id, an address or a network card reads as where the script may not see it.
+UNKNOWN: Final = "unknown"
+#: Characters of a hexadecimal SHA-256.
+_SIGNATURE_CHARS: Final = 64
+#: Longest of the signed fields, in characters: as for names on the wire.
+_MAX_FIELD_CHARS: Final = 128
+#: A phone's clock reads at most this, in milliseconds: the year 9999.
+_MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+
+
+class AuthFault(StrEnum):
+    """Why a frame's C{auth} was not accepted: the words of log and metric."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    WRONG_SIGNATURE = "wrong signature"
+    WRONG_TIME = "wrong time"  # the signature is right: a clock is off, nobody attacks
+    WRONG_DEVICE = "wrong device"
+    REPLAY = "replay"
+    STALE = "stale"
+
+
+class _Key:
+    """One secret, its two HMAC pads (RFC 2104) hashed once."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) > 64:
+            secret = hashlib.sha256(secret).digest()
+        secret = secret.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in secret))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in secret))
+
+    def sign(self, text: bytes) -> str:
+        inner = self._inner.copy()
+        inner.update(text)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
+def sign(
+    secret_key: str,
+    salt: str,
+    client_type: str,
+    bot_name: str,
+    device_uuid: str,
+    mac_address: str,
+    ip_address: str,
+    timestamp: int,
+) -> str:
+    """
+    The signature that a phone gives.
+
+    @param timestamp: in milliseconds since 1970.
+    @return: 64 lower-case hexadecimal digits.
+    """
+    text = f"{client_type}|{bot_name}|{device_uuid}|{mac_address}|{ip_address}|{timestamp}|{salt}"
+    return _Key(secret_key.encode()).sign(text.encode())
+
+
+class Signer:
+    """Sign notices of the server's own, and check signatures of phones."""
+
+    def __init__(
+        self, secrets: Sequence[str], salt: str, clock_skew: float, seconds: Callable[[], float]
+    ) -> None:
+        """
+        @param secrets: the key first, then those that are still accepted.
+        @param clock_skew: how far a phone's clock may be off either way, in seconds.
+        @param seconds: the time now, in seconds since 1970.
+        """
+        self._keys = [_Key(secret.encode()) for secret in secrets]
+        self._salt = salt
+        self._skew_ms = clock_skew * 1000
+        self._seconds = seconds
+
+    def sign(self, text: str) -> str:
+        """
+        The signature of a notice.
+
+        @param text: its fields joined by C{|}, without the salt.
+        """
+        return self._keys[0].sign(f"{text}|{self._salt}".encode())
+
+    def fault(self, auth: Auth) -> AuthFault | None:
+        """
+        Judge what is signed, and when.
+
+        @return: L{None} when the signature and its time are right.
+        """
+        timestamp = auth.timestamp
+        if isinstance(timestamp, float):
+            if not timestamp.is_integer():
+                return AuthFault.MALFORMED
+            timestamp = auth.timestamp = int(timestamp)
+        signature = auth.signature
+        uuid = auth.device_uuid or ""
+        rest = (
+            f"{auth.client_type or ''}|",
+            f"|{uuid}|{auth.mac_address or ''}|{auth.ip_address or ''}|",
+        )
+        if (
+            len(signature) != _SIGNATURE_CHARS
+            or not signature.isascii()
+            or not 0 < timestamp <= _MAX_TIMESTAMP_MS
+            or len(rest[0]) > _MAX_FIELD_CHARS
+            or len(rest[1]) > 3 * _MAX_FIELD_CHARS
+            or rest[0].count("|") != 1
+            or rest[1].count("|") != 4
+            or not is_name(auth.bot_name)
+            or not is_name(auth.device_id)
+        ):
+            return AuthFault.MALFORMED
+        try:
+            text = f"{rest[0]}{auth.bot_name}{rest[1]}{timestamp}|{self._salt}".encode()
+        except UnicodeEncodeError:
+            return AuthFault.MALFORMED
+        for key in self._keys:
+            if hmac.compare_digest(key.sign(text), signature):
+                break
+        else:
+            return AuthFault.WRONG_SIGNATURE
+        if abs(self._seconds() * 1000 - timestamp) > self._skew_ms:
+            return AuthFault.WRONG_TIME
+        # The signature does not cover deviceID, but both ids are the Android id.
+        if uuid != auth.device_id and uuid not in (UNKNOWN, "") and auth.device_id != UNKNOWN:
+            return AuthFault.WRONG_DEVICE
+        return None
+
+
+class Seen(Enum):
+    """Whether a signed line is new."""
+
+    FRESH = "fresh"
+    REPEAT = "repeat"  # the very same line again: to be dropped without a word
+    REPLAY = "replay"
+    STALE = "stale"
+
+
+class _Device:
+    """What one device has signed of late."""
+
+    __slots__ = ("forgotten_until", "lines", "signatures")
+
+    def __init__(self) -> None:
+        self.signatures: deque[tuple[int, str]] = deque()
+        self.lines: dict[int, None] = {}
+        self.forgotten_until = -1  # ms: nothing that old can be told from a replay
+
+
+class SignatureTable:
+    """
+    Remember signatures and the lines that bore them, while they are valid.
+
+    A signature belongs to the connection on which it was first seen.  One table serves all
+    devices, so a line whose unsigned C{deviceID} was changed is known again.
+    """
+
+    def __init__(self, window: float, seconds: Callable[[], float]) -> None:
+        """
+        @param window: how long a signature is valid after its timestamp, in seconds.
+        @param seconds: the time now, in seconds since 1970.
+        """
+        self._window_ms = window * 1000
+        self._seconds = seconds
+        self._owners: dict[str, int] = {}
+        self._devices: dict[tuple[str, str], _Device] = {}
+
+    def judge(self, auth: Auth, connection: int, line: bytes) -> Seen:
+        """
+        Remember a line whose signature held.
+
+        @param connection: a number that no other connection has.
+        """
+        key = (auth.bot_name, auth.device_id)
+        device = self._devices.get(key)
+        if device is None:
+            device = self._devices[key] = _Device()
+        # Python's keyed SipHash: 64 bits among 4,096 lines.
+        digest = hash(line)
+        owner = self._owners.get(auth.signature)
+        if owner is not None:
+            if digest in device.lines:
+                return Seen.REPEAT
+            if owner != connection:
+                return Seen.REPLAY
+        else:
+            timestamp = int(auth.timestamp)
+            if timestamp <= device.forgotten_until:
+                return Seen.STALE
+            self._owners[auth.signature] = connection
+            device.signatures.append((timestamp, auth.signature))
+            if len(device.signatures) > MAX_REMEMBERED:
+                forgotten, signature = device.signatures.popleft()
+                del self._owners[signature]
+                device.forgotten_until = max(device.forgotten_until, forgotten)
+        device.lines[digest] = None
+        if len(device.lines) > MAX_REMEMBERED:
+            del device.lines[next(iter(device.lines))]
+        return Seen.FRESH
+
+    def sweep(self) -> None:
+        """Forget what is no longer valid anyway.  To be called every minute or so."""
+        oldest = self._seconds() * 1000 - self._window_ms
+        for key, device in list(self._devices.items()):
+            signatures = device.signatures
+            while signatures and signatures[0][0] < oldest:
+                del self._owners[signatures.popleft()[1]]
+            if not signatures and device.forgotten_until < oldest:
+                del self._devices[key]
+
+    def __len__(self) -> int:
+        """How many signatures are remembered."""
+        return len(self._owners)
