@@ -1,0 +1,231 @@
+"""
+The state directory, and the secrets in it.
+
+No secret is ever in an error, a log line or a C{repr} from here.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from domaeka.config import MIN_SECRET_KEY_BYTES, PUBLISHED_KEY_SHA256, AuthSettings
+from domaeka.errors import ConfigError
+
+#: Where in the state directory the secrets are.
+SECRETS_NAME: Final = "secrets.toml"
+#: A new secret, in bytes: 256 bits.
+_SECRET_BYTES: Final = 32
+#: Largest file of secrets that is read, in bytes: five texts, and comments.
+_MAX_FILE_BYTES: Final = 65_536
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What only the server, its operator and its phones know.
+
+    @ivar previous_secret_key: accepted too, while keys are being changed; empty: none.
+    @ivar previous_valid_until: when that ends, in seconds since 1970; 0: not by itself.
+    """
+
+    secret_key: str
+    salt: str
+    admin_token: str
+    previous_secret_key: str = ""
+    previous_valid_until: float = 0.0
+
+    def __repr__(self) -> str:
+        """Nothing of what is secret."""
+        return "<Secrets>"
+
+    def accepted_keys(self, now: float) -> tuple[str, ...]:
+        """
+        The keys that phones may sign with, the one in force first.
+
+        @param now: the time now, in seconds since 1970.
+        """
+        previous = self.previous_secret_key
+        if not previous or 0 < self.previous_valid_until <= now:
+            return (self.secret_key,)
+        return (self.secret_key, previous)
+
+
+def state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
+    """
+    Find the state directory, and make it if it is not there.
+
+    It is C{option}, else the first of C{$STATE_DIRECTORY}, else C{$XDG_STATE_HOME/domaeka}, else
+    C{~/.local/state/domaeka}.  A new or an empty one gets mode 0700; one that others may write to
+    is refused.
+
+    @raise ConfigError: it cannot be used: one line that says why.
+    """
+    path = _state_path(option, environment)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:
+            # A directory with other things in it is not ours to close.
+            with os.scandir(path) as entries:
+                if next(entries, None) is None:
+                    path.chmod(0o700)
+                    status = path.stat()
+    except FileExistsError:
+        raise ConfigError(f"state directory {path}: there is a file of that name") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"state directory {path}: {_why(error)}") from None
+    if status.st_mode & 0o022:
+        raise ConfigError(f"state directory {path}: others may write to it; try: chmod 700 {path}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"state directory {path}: not writable")
+    return path
+
+
+def _state_path(option: str | None, environment: Mapping[str, str]) -> Path:
+    if option:
+        return Path(os.path.abspath(os.path.expanduser(option)))
+    # systemd separates several by colons.
+    if given := environment.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(os.path.abspath(given))
+    xdg = environment.get("XDG_STATE_HOME", "")
+    # Source: XDG Base Directory Specification: a relative path is to be ignored.
+    if os.path.isabs(xdg):
+        return Path(xdg) / "domaeka"
+    home = environment.get("HOME") or os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise ConfigError("state directory: there is no home directory; give --state-dir")
+    return Path(home) / ".local" / "state" / "domaeka"
+
+
+def load_or_create_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
+    """
+    Read the secrets of a server, after making them if it has none yet.
+
+    Processes that start at once agree: the first one's stand.
+
+    @param auth: settings that go before what is in the file, where they are not empty.
+    @raise ConfigError: as for L{load_secrets}, or they cannot be written.
+    """
+    path = directory / SECRETS_NAME
+    try:
+        if not os.path.lexists(path):
+            _create(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why(error)}") from None
+    return load_secrets(directory, auth)
+
+
+def load_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
+    """
+    Read the secrets of a server.
+
+    @param auth: settings that go before what is in the file, where they are not empty.
+    @raise ConfigError: there are none, others may read them, or they are too weak: one line that
+        says which and why, and never the value.
+    """
+    path = directory / SECRETS_NAME
+    found = _read(path)
+    settings = auth or AuthSettings()
+    result = msgspec.structs.replace(
+        found,
+        secret_key=settings.secret_key or found.secret_key,
+        salt=settings.salt or found.salt,
+    )
+    if settings.previous_secret_key:
+        result = msgspec.structs.replace(
+            result, previous_secret_key=settings.previous_secret_key, previous_valid_until=0.0
+        )
+    _check_key("secret_key", result.secret_key, settings.accept_published_key, path)
+    if result.previous_secret_key:
+        _check_key(
+            "previous_secret_key", result.previous_secret_key, settings.accept_published_key, path
+        )
+    if not result.salt:
+        raise ConfigError(f"{path}: salt must not be empty")
+    if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ConfigError(f"{path}: admin_token must have {MIN_SECRET_KEY_BYTES} bytes or more")
+    return result
+
+
+def _create(path: Path) -> None:
+    """Write new secrets, unless another process has done so meanwhile."""
+    text = (
+        "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
+        + "".join(
+            f'{name} = "{secrets.token_urlsafe(_SECRET_BYTES)}"\n'
+            for name in ("secret_key", "salt", "admin_token")
+        )
+    )
+    # mkstemp gives mode 0600; a link, unlike a rename, replaces nothing.
+    number, temporary = tempfile.mkstemp(prefix=".secrets-", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    finally:
+        os.unlink(temporary)
+
+
+def _read(path: Path) -> Secrets:
+    try:
+        # O_NONBLOCK: a pipe in the file's place must not hold us up.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{path}: not a file")
+            if status.st_mode & 0o077:
+                raise ConfigError(f"{path}: others may read it; try: chmod 600 {path}")
+            raw = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why(error)}") from None
+    if len(raw) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: more than {_MAX_FILE_BYTES} bytes")
+    try:
+        return msgspec.convert(tomllib.loads(str(raw, "utf-8")), Secrets)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        # Its own text may quote what stands there.
+        place = re.search(r"line (\d+)", str(error))
+        where = f"{path}:{place[1]}" if place else str(path)
+        raise ConfigError(f"{where}: not TOML") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_key(name: str, key: str, accept_published: bool, path: Path) -> None:
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ConfigError(f"{path}: {name} must have {MIN_SECRET_KEY_BYTES} bytes or more")
+    if not accept_published and hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256:
+        raise ConfigError(
+            f"{path}: {name} is the key that old scripts were published with, which everybody "
+            "knows; for the days of a move set auth.accept_published_key"
+        )
+
+
+def _why(error: OSError | ValueError) -> str:
+    """One plain reason."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOENT:
+            return "there is no such file or directory"
+        return error.strerror or str(error)
+    return str(error)

@@ -1,0 +1,166 @@
+"""Tests for L{domaeka.state}."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka import state
+from domaeka.config import AuthSettings
+from domaeka.errors import ConfigError
+from domaeka.state import Secrets, load_or_create_secrets, load_secrets, state_directory
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+class StateDirectoryTests(SynchronousTestCase):
+    """Tests for L{state_directory}."""
+
+    def setUp(self) -> None:
+        self.base = Path(self.mktemp()).absolute()
+        self.base.mkdir(parents=True, mode=0o700)
+
+    def test_order(self) -> None:
+        """The option goes first, then systemd's word, then XDG's, then the home directory."""
+        environment = {"HOME": str(self.base / "home")}
+        expected = self.base / "home/.local/state/domaeka"
+        self.assertEqual(state_directory(None, environment), expected)
+        environment["XDG_STATE_HOME"] = str(self.base / "xdg")
+        self.assertEqual(state_directory(None, environment), self.base / "xdg/domaeka")
+        environment["STATE_DIRECTORY"] = f"{self.base}/one:{self.base}/two"
+        self.assertEqual(state_directory(None, environment), self.base / "one")
+        self.assertEqual(state_directory(f"{self.base}/given", environment), self.base / "given")
+
+    def test_private(self) -> None:
+        """A directory that is made, or found empty, is nobody else's business."""
+        found = self.base / "found"
+        found.mkdir(mode=0o755)
+        for path in (found, self.base / "deep" / "er"):
+            self.assertEqual(mode_of(state_directory(str(path), {})), 0o700)
+
+    def test_leaves_others_alone(self) -> None:
+        """A directory with other things in it keeps its mode, and must not be writable by all."""
+        self.base.chmod(0o755)
+        (self.base / "something").touch()
+        self.assertEqual(mode_of(state_directory(str(self.base), {})), 0o755)
+        self.base.chmod(0o777)
+        self.assertRaises(ConfigError, state_directory, str(self.base), {})
+
+    def test_unusable(self) -> None:
+        """What cannot be used is named in one line."""
+        (self.base / "file").touch()
+        for option in (f"{self.base}/file", f"{self.base}/file/below", "/proc/nothing", "a\0b"):
+            error = self.assertRaises(ConfigError, state_directory, option, {})
+            self.assertEqual(len(str(error).splitlines()), 1)
+            self.assertIn("state directory", str(error))
+
+
+class SecretsTests(SynchronousTestCase):
+    """Tests for L{load_or_create_secrets} and L{load_secrets}."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir(parents=True)
+        self.path = self.directory / state.SECRETS_NAME
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text, encoding="utf-8")
+        self.path.chmod(0o600)
+
+    def refusal(self, text: str, auth: AuthSettings | None = None) -> str:
+        self.write(text)
+        return str(self.assertRaises(ConfigError, load_secrets, self.directory, auth))
+
+    def test_made_once(self) -> None:
+        """The first start makes them, private and random; the second finds them."""
+        first = load_or_create_secrets(self.directory)
+        self.assertEqual(mode_of(self.path), 0o600)
+        self.assertGreaterEqual(len({first.secret_key, first.salt, first.admin_token}), 3)
+        self.assertGreaterEqual(min(map(len, (first.secret_key, first.admin_token))), 43)
+        self.assertEqual(load_or_create_secrets(self.directory), first)
+        self.assertEqual(os.listdir(self.directory), [state.SECRETS_NAME])
+
+    def test_second_of_two_takes_what_the_first_wrote(self) -> None:
+        """A process that comes late by an instant replaces nothing."""
+        first = load_or_create_secrets(self.directory)
+        state._create(self.path)
+        self.assertEqual(load_secrets(self.directory), first)
+        self.assertEqual(os.listdir(self.directory), [state.SECRETS_NAME])
+
+    def test_settings_go_first(self) -> None:
+        """A setting stands before the file."""
+        load_or_create_secrets(self.directory)
+        auth = AuthSettings(secret_key="k" * 16, salt="소금", previous_secret_key="p" * 16)
+        found = load_secrets(self.directory, auth)
+        self.assertEqual((found.secret_key, found.salt), ("k" * 16, "소금"))
+        self.assertEqual(found.accepted_keys(0.0), ("k" * 16, "p" * 16))
+
+    def test_previous_key_ends(self) -> None:
+        """A previous key is accepted until its time, or for ever where none is given."""
+        found = Secrets(secret_key="k", salt="s", admin_token="t", previous_secret_key="p")
+        self.assertEqual(found.accepted_keys(1e10), ("k", "p"))
+        found = Secrets(
+            secret_key="k",
+            salt="s",
+            admin_token="t",
+            previous_secret_key="p",
+            previous_valid_until=50.0,
+        )
+        self.assertEqual(found.accepted_keys(49.0), ("k", "p"))
+        self.assertEqual(found.accepted_keys(50.0), ("k",))
+
+    def test_readable_by_others(self) -> None:
+        """Secrets that others may read are no secrets."""
+        load_or_create_secrets(self.directory)
+        for mode in (0o640, 0o604, 0o660):
+            self.path.chmod(mode)
+            error = self.assertRaises(ConfigError, load_secrets, self.directory)
+            self.assertIn("chmod 600", str(error))
+
+    def test_weak_or_wrong(self) -> None:
+        """What is missing, weak or wrong is named; its value is not shown."""
+        token = f'admin_token = "{"t" * 32}"\n'
+        for text, named in (
+            (f'secret_key = "sesame"\nsalt = "s"\n{token}', "secret_key"),
+            (f'secret_key = "sesame-sesame-sesame"\nsalt = ""\n{token}', "salt"),
+            (f'secret_key = "sesame-sesame-sesame"\n{token}', "salt"),
+            ('secret_key = "sesame-sesame-sesame"\nsalt = "s"\nadmin_token = ""', "admin_token"),
+            ('secret_key = "sesame-sesame\nsesame-"', "secrets.toml:1"),
+            (f"secret_key = 5\nsalt = 's'\n{token}", "secret_key"),
+            (f"sesame = 5\nsecret_key = '{'k' * 16}'\nsalt = 's'\n{token}", "unknown"),
+        ):
+            said = self.refusal(text)
+            self.assertIn(named, said)
+            self.assertNotIn("sesame-", said)
+            self.assertEqual(len(said.splitlines()), 1)
+
+    def test_published_key(self) -> None:
+        """The key that everybody knows is let through only where the operator says so."""
+        known = "known-to-everybody"
+        self.patch(state, "PUBLISHED_KEY_SHA256", hashlib.sha256(known.encode()).hexdigest())
+        text = f'secret_key = "{known}"\nsalt = "s"\nadmin_token = "{"t" * 32}"\n'
+        self.assertIn("auth.accept_published_key", self.refusal(text))
+        accepting = AuthSettings(accept_published_key=True)
+        self.assertEqual(load_secrets(self.directory, accepting).secret_key, known)
+
+    def test_odd_files(self) -> None:
+        """A pipe, a directory, bytes that are no text or far too many: one line, at once."""
+        os.mkfifo(self.path, 0o600)
+        self.assertRaises(ConfigError, load_or_create_secrets, self.directory)
+        self.path.unlink()
+        self.path.mkdir(mode=0o700)
+        self.assertRaises(ConfigError, load_or_create_secrets, self.directory)
+        self.path.rmdir()
+        self.assertRaises(ConfigError, load_secrets, self.directory)
+        for raw in (b"\xff", b"#" * 70_000, b"a=" + b"[" * 5000):
+            self.path.write_bytes(raw)
+            self.path.chmod(0o600)
+            self.assertRaises(ConfigError, load_secrets, self.directory)
+
+    def test_repr_says_nothing(self) -> None:
+        """A line of a log that shows the object shows no secret."""
+        found = load_or_create_secrets(self.directory)
+        self.assertNotIn(found.secret_key, f"{found!r} {found}")
