@@ -1,13 +1,14 @@
 """What the parts ask of each other."""
 
 from collections.abc import Callable, Mapping
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 from twisted.internet.defer import Deferred
 
 from domaeka.messages import Chat, Reply
+from domaeka.policies.outbox import Priority as Priority
 
 
 class DeviceKey(NamedTuple):
@@ -32,15 +33,6 @@ class Approval(StrEnum):
     DENIED = "denied"
     REVOKED = "revoked"
     BLOCKED = "blocked"
-
-
-class Priority(IntEnum):
-    """Who goes first to a phone."""
-
-    CRITICAL = 0  # notices
-    HIGH = 1  # answers to commands
-    NORMAL = 2  # messages
-    LOW = 3  # bulk and statistics
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
