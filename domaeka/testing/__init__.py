@@ -1,0 +1,58 @@
+"""
+Stand-ins for tests, of this project and of bots: a phone, a network, and the server's parts.
+
+A phone against a server, in virtual time::
+
+    clock = Clock()
+    server = VirtualServer(clock, factory)
+    phone = FakePhone(clock, [server], secret_key, salt, script="3.2.1")
+    phone.start()
+    phone.say("# echo 안녕", room="테스트방")
+    run_clock(clock, 1.0)
+    assert phone.texts() == ["안녕"]
+
+The same phone talks to a real server when it is given the real reactor and a
+C{TCP4ClientEndpoint}.
+"""
+
+from domaeka.testing.fakes import (
+    FakeChatLog,
+    FakeDevices,
+    FakeDispatcher,
+    FakeOrigin,
+    FakeRooms,
+)
+from domaeka.testing.network import VirtualServer, VirtualTransport, run_clock
+from domaeka.testing.phone import STANDARD_IDENTITY, Comeback, FakePhone
+from domaeka.testing.script import (
+    SCRIPTS,
+    BridgeScript,
+    Dropped,
+    JavaLines,
+    PhoneRecord,
+    Picture,
+    ScriptVersion,
+    Shown,
+)
+
+__all__ = [
+    "SCRIPTS",
+    "STANDARD_IDENTITY",
+    "BridgeScript",
+    "Comeback",
+    "Dropped",
+    "FakeChatLog",
+    "FakeDevices",
+    "FakeDispatcher",
+    "FakeOrigin",
+    "FakePhone",
+    "FakeRooms",
+    "JavaLines",
+    "PhoneRecord",
+    "Picture",
+    "ScriptVersion",
+    "Shown",
+    "VirtualServer",
+    "VirtualTransport",
+    "run_clock",
+]

@@ -1,0 +1,306 @@
+"""
+TCP without sockets: connections between protocols in one process, in virtual time.
+
+Unlike C{twisted.test.iosim} it holds back what a paused reader does not take, tells producers
+to pause, closes halves, and needs no pumping: everything moves by C{callLater(0)} on the clock
+handed in.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import (
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+)
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IStreamClientEndpoint,
+    ITransport,
+)
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from domaeka.errors import DomaekaError
+
+#: What a kernel holds for a reader that does not read, in bytes: as C{socket.buffer_bytes}.
+KERNEL_BYTES: Final = 65_536
+#: What a transport buffers before its producer is paused, in bytes, as Twisted's do.
+PRODUCER_BYTES: Final = 65_536
+
+
+class Scheduler(Protocol):
+    """The part of a reactor that keeps time."""
+
+    def seconds(self) -> float:
+        """The time now."""
+
+    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any:
+        """Call C{callable} in C{delay} seconds."""
+
+
+def run_clock(clock: Clock, seconds: float) -> None:
+    """
+    Advance C{clock} from call to call, so that each one sees the time for which it was set.
+
+    C{Clock.advance} shows the end of the time to all of them.
+    """
+    end = clock.seconds() + seconds
+    while True:
+        calls: list[Any] = list(clock.getDelayedCalls())
+        times = [call.getTime() for call in calls]
+        if not times or min(times) > end:
+            break
+        clock.advance(max(0.0, min(times) - clock.seconds()))
+    clock.advance(max(0.0, end - clock.seconds()))
+
+
+@implementer(ITransport, IConsumer, IPushProducer)
+class VirtualTransport:
+    """
+    One end of a virtual connection.
+
+    @ivar bytes_written: all that its protocol has written.
+    """
+
+    def __init__(
+        self, reactor: Scheduler, protocol: Any, host: IPv4Address, peer: IPv4Address
+    ) -> None:
+        self.bytes_written = 0
+        self._reactor = reactor
+        self._protocol = protocol
+        self._host = host
+        self._peer_address = peer
+        self._peer: VirtualTransport = self  # until joined
+        self._out = bytearray()  # written, not yet in the peer's kernel
+        self._kernel = bytearray()  # arrived, not yet read
+        self._paused = False
+        self._closing = False  # everything ends once all is out
+        self._closing_write = False
+        self._write_closed = False  # our FIN is out
+        self._peer_ended = False  # a FIN is behind what arrived
+        self._end_read = False
+        self._reset: Exception | None = None
+        self._lost = False
+        self._scheduled = False
+        self._producer: Any = None
+        self._streaming = False
+        self._producer_paused = False
+
+    def join(self, peer: "VirtualTransport") -> None:
+        """Lay the line to the other end."""
+        self._peer = peer
+        peer._peer = self
+
+    @property
+    def dataBuffer(self) -> bytes:
+        """What the kernel has not taken, under the name that Twisted's transports have for it."""
+        return bytes(self._out)
+
+    # ITransport
+
+    def write(self, data: bytes) -> None:
+        """Send C{data} once the peer's kernel has room."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"bytes are needed, not {type(data).__name__}")
+        if self._closing or self._closing_write or self._lost:
+            return
+        self.bytes_written += len(data)
+        self._out += data
+        if self._streaming and not self._producer_paused and len(self._out) > PRODUCER_BYTES:
+            self._producer_paused = True
+            self._producer.pauseProducing()
+        self._schedule()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Send all of C{data}."""
+        self.write(b"".join(data))
+
+    def loseConnection(self) -> None:
+        """Close once all is out."""
+        self._closing = True
+        self._schedule()
+
+    def loseWriteConnection(self) -> None:
+        """Send a FIN once all is out."""
+        self._closing_write = True
+        self._schedule()
+
+    def abortConnection(self) -> None:
+        """Close at once, with a reset."""
+        if not self._lost:
+            self._reset = ConnectionAborted()
+            self._schedule()
+
+    def getPeer(self) -> IPv4Address:
+        """The other end's address."""
+        return self._peer_address
+
+    def getHost(self) -> IPv4Address:
+        """This end's address."""
+        return self._host
+
+    # IConsumer
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let C{producer} be told when to pause."""
+        if self._producer is not None:
+            raise RuntimeError("there is a producer already")
+        if self._lost:
+            producer.stopProducing()
+            return
+        self._producer = producer
+        self._streaming = streaming
+        self._producer_paused = False
+        if not streaming:
+            producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        """Forget the producer."""
+        self._producer = None
+        self._streaming = False
+        self._schedule()
+
+    # IPushProducer
+
+    def pauseProducing(self) -> None:
+        """Read nothing."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Read again."""
+        self._paused = False
+        self._schedule()
+        self._peer._schedule()
+
+    def stopProducing(self) -> None:
+        """As L{loseConnection}."""
+        self.loseConnection()
+
+    # What moves
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._reactor.callLater(0, self._move)
+
+    def _move(self) -> None:
+        self._scheduled = False
+        if isinstance(self._reset, ConnectionAborted):
+            self._lose(self._reset)
+        if not self._lost:
+            self._read()
+        if not self._lost:
+            self._write_out()
+
+    def _read(self) -> None:
+        if self._paused or self._closing:
+            return  # what closes does not read on: as in Twisted
+        if self._kernel:
+            data = bytes(self._kernel)
+            self._kernel.clear()
+            self._peer._schedule()
+            self._protocol.dataReceived(data)
+        if self._kernel or self._paused or self._lost:
+            return
+        if self._reset is not None:
+            self._lose(self._reset)
+        elif self._peer_ended and not self._end_read:
+            self._end_read = True
+            if IHalfCloseableProtocol.providedBy(self._protocol):
+                self._protocol.readConnectionLost()
+            else:
+                self._lose(ConnectionDone())
+
+    def _write_out(self) -> None:
+        peer = self._peer
+        if peer._lost:
+            if self._out:  # the other kernel answers with a reset
+                self._lose(ConnectionLost())
+            elif self._closing:
+                self._lose(ConnectionDone())
+            return
+        room = KERNEL_BYTES - len(peer._kernel)
+        if self._out and room > 0:
+            peer._kernel += self._out[:room]
+            del self._out[:room]
+            peer._schedule()
+            if not self._out and self._producer is not None:
+                self._ask_producer()
+        if self._out or (self._producer is not None and not self._streaming):
+            return
+        if (self._closing or self._closing_write) and not self._write_closed:
+            self._write_closed = True
+            peer._peer_ended = True
+            peer._schedule()
+            if not self._closing and IHalfCloseableProtocol.providedBy(self._protocol):
+                self._protocol.writeConnectionLost()
+        if self._closing:
+            self._lose(ConnectionDone())
+
+    def _ask_producer(self) -> None:
+        if not self._streaming:
+            self._producer.resumeProducing()
+        elif self._producer_paused:
+            self._producer_paused = False
+            self._producer.resumeProducing()
+
+    def _lose(self, reason: Exception) -> None:
+        self._lost = True
+        peer = self._peer
+        if self._producer is not None:
+            self._producer.stopProducing()
+            self._producer = None
+        if isinstance(reason, ConnectionAborted) or self._kernel:  # unread data: a reset too
+            peer._reset = ConnectionLost()
+        peer._peer_ended = True
+        peer._schedule()
+        self._out.clear()
+        self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
+
+
+@implementer(IStreamClientEndpoint)
+class VirtualServer:
+    """
+    A listening port without a socket; itself the endpoint by which clients connect.
+
+    @ivar open: whether it takes connections; refused else.
+    @ivar accepted: the server's transport of each connection, oldest first.
+    """
+
+    def __init__(self, reactor: Scheduler, factory: Any, client_host: str = "192.0.2.1") -> None:
+        """@param client_host: the address from which clients seem to come."""
+        self.open = True
+        self.accepted: list[VirtualTransport] = []
+        self.client_host = client_host
+        self._reactor = reactor
+        self._factory = factory
+        self._next_port = 40_000
+
+    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
+        """Connect at once, or fail with C{ConnectionRefusedError}."""
+        if not self.open:
+            return fail(ConnectionRefusedError())  # type: ignore[no-untyped-call]
+        host = IPv4Address("TCP", "192.0.2.254", 9000)
+        peer = IPv4Address("TCP", self.client_host, self._next_port)
+        self._next_port += 1
+        server = self._factory.buildProtocol(peer)
+        if server is None:
+            return fail(ConnectionRefusedError())  # type: ignore[no-untyped-call]
+        client = protocolFactory.buildProtocol(host)
+        if client is None:
+            raise DomaekaError("the client's factory made no protocol")
+        server_end = VirtualTransport(self._reactor, server, host, peer)
+        client_end = VirtualTransport(self._reactor, client, peer, host)
+        server_end.join(client_end)
+        self.accepted.append(server_end)
+        server.makeConnection(server_end)
+        client.makeConnection(client_end)
+        return succeed(client)
