@@ -1,0 +1,235 @@
+"""
+When to ping a phone, and when it is given up.
+
+Times are those of a L{SteadyTime}, which the one sweep over all connections moves on.
+"""
+
+from math import inf
+from typing import Final
+
+from domaeka.config import PingSettings
+from domaeka.policies.quality import Grade, Quality
+
+#: A connection is never given up sooner, in seconds, unless C{ping.timeout} is below it.
+#: Source: docs/protocol.md, "Ping".
+MIN_TIMEOUT_SECONDS: Final = 15.0
+#: Nor before this many times the longest that it has taken to answer of late.
+PATIENCE: Final = 3.0
+#: Nor before this many pings could have been answered, one every C{ping.interval_min}.
+PATIENCE_PINGS: Final = 4
+#: Round trips after which they are believed: until then C{ping.timeout} stands.
+SETTLED_SAMPLES: Final = 5
+#: What is left, after each answer, of the longest that an answer has taken: half after 140.
+_FADING: Final = 0.995
+#: By how many seconds a round trip and steady time may differ: two periods of the sweep.
+_CLOCK_SLACK_SECONDS: Final = 2.0
+#: Where between C{ping.interval_min} and C{ping.interval} a connection is pinged.
+_INTERVAL_SHARES: Final = {Grade.GOOD: 1.0, Grade.FAIR: 0.5, Grade.POOR: 0.0, Grade.FAILING: 0.0}
+
+
+class SteadyTime:
+    """
+    A time that neither steps of the clock nor hold-ups of the process move.
+
+    @ivar now: the time, in seconds, as of the last sweep.
+    """
+
+    __slots__ = ("_period", "_wall", "now")
+
+    def __init__(self, period: float, wall: float) -> None:
+        """
+        @param period: of the sweep, in seconds.
+        @param wall: the wall clock, in seconds.
+        """
+        self._period = period
+        self._wall = wall
+        self.now = 0.0
+
+    def advance(self, wall: float) -> bool:
+        """
+        A sweep begins.
+
+        @param wall: the wall clock, in seconds.
+        @return: whether phones may be judged: not where the sweep comes late by more than its
+            period, or the clock has stepped back.
+        """
+        elapsed = wall - self._wall
+        self._wall = wall
+        if 0.0 <= elapsed <= 2 * self._period:
+            self.now += elapsed
+            return True
+        self.now += self._period
+        return False
+
+
+class Liveness:
+    """
+    Pings and silence of one connection.
+
+    What ends it is a ping that has been out for L{timeout} with nothing heard since.  Silence
+    counts only while the phone is read from and not deaf by our order.  With C{ping.adaptive} a
+    ping that goes unanswered is soon followed by another, a connection that is not good is
+    pinged more often, and the time-out follows from how long the phone takes to answer.
+
+    @ivar last_heard: when bytes last came; to be set by whoever sees them.
+    @ivar deaf_until: until then the phone reads nothing, by our order.
+    @ivar interval: seconds between two pings, as things are.
+    @ivar timeout: seconds until it is given up, as things are.
+    @ivar slowest: the longest that the phone has taken to answer of late, in seconds.
+    """
+
+    __slots__ = (
+        "_left_at",
+        "_next_ping",
+        "_paused_at",
+        "_queued",
+        "_settings",
+        "_silent_from",
+        "_silent_since",
+        "_unanswered",
+        "_void",
+        "deaf_until",
+        "interval",
+        "last_heard",
+        "quality",
+        "slowest",
+        "timeout",
+    )
+
+    def __init__(
+        self, settings: PingSettings, now: float, first_ping: float, slowest: float = 0.0
+    ) -> None:
+        """
+        @param first_ping: seconds until the first ping.
+        @param slowest: L{slowest} of the device's connection before, where it is known.
+        """
+        self._settings = settings
+        self.quality = Quality()
+        self.last_heard = now
+        self.deaf_until = now
+        self.interval = settings.interval
+        self.timeout = settings.timeout
+        self.slowest = slowest
+        self._next_ping = now + first_ping
+        self._queued = False  # a ping is to be sent, and has not left yet
+        self._left_at = now  # the last one
+        self._unanswered = False
+        self._void = False  # it says nothing: for a time it could not be answered
+        self._paused_at: float | None = None
+        # The first ping since something was heard: when it left, and from when its time runs.
+        self._silent_since = now
+        self._silent_from = inf
+
+    @property
+    def due(self) -> float:
+        """Before this time, and unless a ping leaves, there is nothing to do."""
+        due = self._next_ping
+        if self._unanswered:
+            due = min(due, self._left_at + self._hurry)
+        if self.last_heard <= self._silent_since:
+            due = min(due, self._silent_from + self.timeout)
+        return due
+
+    def ping_due(self, now: float) -> bool:
+        """Whether a ping is to be sent: said once for each, and not while one has not left."""
+        if now < self._next_ping and not (self._unanswered and now >= self._left_at + self._hurry):
+            return False
+        self._next_ping = now + self.interval
+        if self._queued:
+            return False
+        self._queued = True
+        return True
+
+    def ping_left(self, now: float) -> None:
+        """A ping has left for the socket: its time runs."""
+        if self._unanswered and not self._void:
+            self.quality.missed()
+            if self.last_heard > self._silent_since:
+                self._answer_took(self.last_heard - self._silent_from)
+            self._adapt()
+        if self._queued:  # else it was sent out of turn
+            self._queued = False
+            self._next_ping = now + self.interval
+        if self.last_heard > self._silent_since or self._silent_from == inf:
+            self._silent_since = now
+            self._silent_from = max(now, self.deaf_until)
+        self._left_at = now
+        self._unanswered = True
+        self._void = now < self.deaf_until or self._paused_at is not None
+
+    def pong(self, now: float, round_trip: float) -> bool:
+        """
+        The ping that went out last was answered.
+
+        @param round_trip: after so many seconds, by a finer clock.
+        @return: whether that was a sample.
+        """
+        if not self._unanswered:
+            return False
+        self._unanswered = False
+        self.last_heard = now
+        silent_from, self._silent_from = self._silent_from, inf
+        # Where the clocks disagree, one was stepped, or the process was held up.
+        if self._void or abs(round_trip - (now - self._left_at)) > _CLOCK_SLACK_SECONDS:
+            return False
+        self.quality.answered(round_trip)
+        self._answer_took(max(round_trip, now - silent_from))
+        self._adapt()
+        return True
+
+    def deafened(self, now: float, seconds: float) -> None:
+        """A media frame has left: the phone will be deaf for so long, one frame after another."""
+        self.deaf_until = max(now, self.deaf_until) + seconds
+        self._silent_from += seconds
+        self._void = True
+
+    def reading_paused(self, now: float) -> None:
+        """The phone is not read from for a while."""
+        self._paused_at = now
+        self._void = True
+
+    def reading_resumed(self, now: float) -> None:
+        """The phone is read from again."""
+        if self._paused_at is not None:
+            if self.last_heard <= self._silent_since:
+                self._silent_from += now - max(self._paused_at, self._silent_since)
+            self._paused_at = None
+
+    def is_stale(self, now: float) -> bool:
+        """Whether the phone is given up."""
+        return (
+            now - self._silent_from >= self.timeout
+            and self.last_heard <= self._silent_since
+            and self._paused_at is None
+        )
+
+    @property
+    def _hurry(self) -> float:
+        """How long a ping goes unanswered before it is followed by another."""
+        if self._void or not self._settings.adaptive:
+            return inf
+        return max(self._shortest_interval, 2 * (self.quality.srtt or 0.0))
+
+    @property
+    def _shortest_interval(self) -> float:
+        return min(self._settings.interval_min, self._settings.interval)
+
+    def _answer_took(self, seconds: float) -> None:
+        self.slowest = max(seconds, self.slowest * _FADING)
+
+    def _adapt(self) -> None:
+        """Work out the interval and the time-out anew."""
+        settings = self._settings
+        if not settings.adaptive:
+            return
+        quality = self.quality
+        shortest = self._shortest_interval
+        share = _INTERVAL_SHARES[quality.grade]
+        self.interval = shortest + (settings.interval - shortest) * share
+        if quality.samples >= SETTLED_SAMPLES:
+            patience = max(
+                MIN_TIMEOUT_SECONDS,
+                PATIENCE * max(quality.worst, self.slowest),
+                PATIENCE_PINGS * shortest,
+            )
+            self.timeout = min(settings.timeout, patience)

@@ -1,0 +1,172 @@
+"""
+How good a connection is, told from its answers to pings, in constant memory.
+"""
+
+from array import array
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+#: How many round trips are remembered.
+SAMPLES = 100
+#: How many pings are remembered as answered or missed.
+PINGS = 20
+#: Weights of a new round trip in the smoothed one and in its variation.  Source: RFC 6298, 2.3.
+_ALPHA: Final = 1 / 8
+_BETA: Final = 1 / 4
+#: What one missed ping in a hundred costs, in points, and what each of the last ones that were
+#: missed in a row costs beside; what all of them may cost.
+_LOSS_POINTS: Final = 2.0
+_ROW_POINTS: Final = 20.0
+_MOST_LOSS_POINTS: Final = 80.0
+#: From and to which smoothed round trip, in seconds, points are taken, and how many at most.  A
+#: pong that takes 3 s comes from a line on which chat is no longer a conversation.
+_SLOW: Final = (0.4, 3.0, 30.0)
+#: The same for the variation of round trips.
+_UNSTEADY: Final = (0.2, 2.0, 20.0)
+#: A grade is left upwards only when its limit is passed by this many points.
+_HYSTERESIS: Final = 5
+_ALL_PINGS: Final = (1 << PINGS) - 1
+
+
+class Grade(StrEnum):
+    """A score in a word."""
+
+    GOOD = "good"
+    FAIR = "fair"
+    POOR = "poor"
+    FAILING = "failing"
+
+
+_RANKS: Final = (Grade.GOOD, Grade.FAIR, Grade.POOR, Grade.FAILING)
+#: The least score of each grade but the last.
+_LIMITS: Final = (80, 55, 30)
+
+
+class RoundTrips(NamedTuple):
+    """The last round trips, in seconds."""
+
+    samples: int
+    least: float
+    mean: float
+    median: float
+    p95: float
+    most: float
+
+
+class Quality:
+    """
+    What the pings of one connection have shown.
+
+    A connection without samples takes some 250 bytes, one with all of them less than 1 KiB.
+
+    @ivar srtt: smoothed round trip, in seconds; L{None} before the first (RFC 6298).
+    @ivar rttvar: how much round trips vary, in seconds (RFC 6298).
+    @ivar score: 0 to 100.
+    @ivar grade: the same in a word; it does not flicker.
+    """
+
+    __slots__ = ("_missed", "_next", "_pings", "_samples", "grade", "rttvar", "score", "srtt")
+
+    def __init__(self) -> None:
+        self.srtt: float | None = None
+        self.rttvar = 0.0
+        self.score = 100
+        self.grade = Grade.GOOD
+        self._samples: array[float] | None = None
+        self._next = 0  # where the next sample goes, once there are SAMPLES
+        self._missed = 0  # a bit for each ping, the latest lowest
+        self._pings = 0
+
+    def answered(self, rtt: float) -> None:
+        """
+        A ping was answered.
+
+        @param rtt: after so many seconds.
+        """
+        rtt = max(0.0, rtt)
+        if self.srtt is None:
+            self.srtt = rtt
+            self.rttvar = rtt / 2
+        else:
+            self.rttvar += _BETA * (abs(self.srtt - rtt) - self.rttvar)
+            self.srtt += _ALPHA * (rtt - self.srtt)
+        if self._samples is None:
+            self._samples = array("f")
+        if len(self._samples) < SAMPLES:
+            self._samples.append(rtt)
+        else:
+            self._samples[self._next] = rtt
+            self._next = (self._next + 1) % SAMPLES
+        self._note(0)
+
+    def missed(self) -> None:
+        """A ping went unanswered for so long that the next one left."""
+        self._note(1)
+
+    @property
+    def samples(self) -> int:
+        """How many round trips are remembered."""
+        return 0 if self._samples is None else len(self._samples)
+
+    @property
+    def worst(self) -> float:
+        """The longest of the last round trips, in seconds; 0 before the first."""
+        return max(self._samples) if self._samples else 0.0
+
+    @property
+    def jitter(self) -> float:
+        """By how much round trips vary, in seconds."""
+        return self.rttvar
+
+    @property
+    def loss(self) -> float:
+        """Which part of the last pings went unanswered, 0 to 1."""
+        return self._missed.bit_count() / self._pings if self._pings else 0.0
+
+    def round_trips(self) -> RoundTrips | None:
+        """What the last round trips come to; L{None} before the first."""
+        if not self._samples:
+            return None
+        ordered = sorted(self._samples)
+        count = len(ordered)
+        middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+        # The nearest rank: the least one that 95 of 100 do not exceed.
+        p95 = ordered[-(-count * 95 // 100) - 1]
+        return RoundTrips(count, ordered[0], sum(ordered) / count, middle, p95, ordered[-1])
+
+    def reasons(self) -> list[str]:
+        """Why the score is not 100, the weightiest first."""
+        found = [
+            (self._loss_points(), f"{self._missed.bit_count()} of {self._pings} pings unanswered"),
+            (_points(self.srtt or 0.0, _SLOW), f"a round trip takes {self.srtt or 0.0:.1f} s"),
+            (_points(self.rttvar, _UNSTEADY), f"round trips vary by {self.rttvar:.1f} s"),
+        ]
+        return [text for points, text in sorted(found, reverse=True) if points >= 1]
+
+    def _note(self, missed: int) -> None:
+        self._missed = (self._missed << 1 | missed) & _ALL_PINGS
+        if self._pings < PINGS:
+            self._pings += 1
+        points = self._loss_points()
+        points += _points(self.srtt or 0.0, _SLOW) + _points(self.rttvar, _UNSTEADY)
+        score = self.score = max(0, round(100 - points))
+        rank = _RANKS.index(self.grade)
+        while rank < len(_LIMITS) and score < _LIMITS[rank]:
+            rank += 1
+        while rank > 0 and score >= min(100, _LIMITS[rank - 1] + _HYSTERESIS):
+            rank -= 1
+        self.grade = _RANKS[rank]
+
+    def _loss_points(self) -> float:
+        if not self._missed:
+            return 0.0
+        in_a_row = (~self._missed & (self._missed + 1)).bit_length() - 1
+        # Out of PINGS, however few there were: one miss at the start is no disaster.
+        points = self._missed.bit_count() / PINGS * 100 * _LOSS_POINTS + in_a_row * _ROW_POINTS
+        return min(_MOST_LOSS_POINTS, points)
+
+
+def _points(value: float, scale: tuple[float, float, float]) -> float:
+    """Points taken for C{value}: none up to the first of C{scale}, all from the second on."""
+    start, end, most = scale
+    return most * min(1.0, max(0.0, (value - start) / (end - start)))
