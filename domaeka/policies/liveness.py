@@ -5,6 +5,7 @@ Times are those of a L{SteadyTime}, which the one sweep over all connections mov
 """
 
 from math import inf
+from random import Random
 from typing import Final
 
 from domaeka.config import PingSettings
@@ -97,10 +98,10 @@ class Liveness:
     )
 
     def __init__(
-        self, settings: PingSettings, now: float, first_ping: float, slowest: float = 0.0
+        self, settings: PingSettings, now: float, random: Random, slowest: float = 0.0
     ) -> None:
         """
-        @param first_ping: seconds until the first ping.
+        @param random: what the first ping is put off by, so that they do not all go at once.
         @param slowest: L{slowest} of the device's connection before, where it is known.
         """
         self._settings = settings
@@ -110,7 +111,9 @@ class Liveness:
         self.interval = settings.interval
         self.timeout = settings.timeout
         self.slowest = slowest
-        self._next_ping = now + first_ping
+        self._next_ping = now + random.uniform(
+            settings.initial_delay_min, settings.initial_delay_max
+        )
         self._queued = False  # a ping is to be sent, and has not left yet
         self._left_at = now  # the last one
         self._unanswered = False
