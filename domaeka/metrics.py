@@ -288,6 +288,10 @@ class Metrics(Collector):
             "reactor_lag_seconds", "How late the reactor's timers are", _LAG_BOUNDS
         )
 
+        self.http_refused = self._counter(
+            "http_refused", "HTTP connections that were closed at once, for there were too many"
+        )
+
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)

@@ -1,0 +1,205 @@
+"""
+HTTP, without the network: which function a request goes to, and what it may give back.
+
+A route is a method, a path and a function that takes a L{Call} and gives back an L{Answer}, L{None}
+(204) or something that JSON can say; at once, by a Deferred or as a coroutine.  What it does not
+grant, it says by raising L{Refusal}.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from domaeka.errors import DomaekaError
+
+#: Largest body of those who have shown no token, in bytes.
+MAX_BODY_BYTES: Final = 65_536
+
+JSON: Final = "application/json"
+
+
+class Call(NamedTuple):
+    """
+    A request, as a route's function sees it.
+
+    @ivar path: as it came, without the query.
+    @ivar names: what the path has for each C{{name}} of the route.
+    @ivar query: the last value of each parameter.
+    @ivar headers: the last value of each header; names in lower case.
+    @ivar peer: the client's address.
+    """
+
+    method: str
+    path: str
+    names: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    peer: str = ""
+
+
+class Answer(NamedTuple):
+    """
+    What a client is told.
+
+    @ivar headers: more headers, or others than the usual ones.
+    """
+
+    body: bytes = b""
+    status: int = HTTPStatus.OK
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+class Refusal(DomaekaError):
+    """A request is not granted; the client is told why."""
+
+    def __init__(
+        self, status: int, code: str, text: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        @param status: the HTTP status, 400 or above.
+        @param code: a word for programs, in capitals.
+        @param text: one line for people.
+        @param headers: more headers.
+        """
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.text = text
+        self.headers = headers or {}
+
+    def answer(self) -> Answer:
+        """What the client is told."""
+        error = {"error": {"code": self.code, "message": self.text}}
+        return Answer(msgspec.json.encode(error), self.status, headers=self.headers)
+
+
+def as_json(value: object, status: int = HTTPStatus.OK) -> Answer:
+    """Say C{value} in JSON."""
+    return Answer(msgspec.json.encode(value), status)
+
+
+def as_answer(value: object) -> Answer:
+    """What a client is told of a route's result."""
+    if isinstance(value, Answer):
+        return value
+    return Answer(status=HTTPStatus.NO_CONTENT) if value is None else as_json(value)
+
+
+def bearer_holds(header: bytes | None, token: bytes) -> bool:
+    """
+    Whether an C{Authorization} header has the token, in constant time.
+
+    @param token: the right one; an empty one never holds.
+    """
+    scheme, _, given = (header or b"").partition(b" ")
+    same = hmac.compare_digest(given.strip(), token)
+    return same and scheme.lower() == b"bearer" and token != b""
+
+
+#: What a route's function may give back.
+Returned: TypeAlias = object | Deferred[Any] | Awaitable[Any]
+
+
+class Route(NamedTuple):
+    """
+    What is done for a method and a path.
+
+    @ivar path: begins with a slash; a C{{name}} between two slashes stands for any text there.
+    @ivar serve: what answers.
+    @ivar token: whether the bearer token is needed.
+    @ivar max_body_bytes: largest body of those who have shown the token.
+    """
+
+    method: str
+    path: str
+    serve: Callable[[Call], Returned]
+    token: bool = False
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
+class Place(NamedTuple):
+    """
+    Where a path leads.
+
+    @ivar routes: by method.
+    @ivar names: what the path has for each C{{name}}.
+    """
+
+    routes: Mapping[str, Route]
+    names: Mapping[str, str]
+
+    def route(self, method: str) -> Route | None:
+        """The route of a method: HEAD goes where GET does."""
+        return self.routes.get("GET" if method == "HEAD" else method)
+
+    @property
+    def allowed(self) -> str:
+        """The C{Allow} header."""
+        methods = {"OPTIONS", *self.routes}
+        if "GET" in methods:
+            methods.add("HEAD")
+        return ", ".join(sorted(methods))
+
+
+_Parts: TypeAlias = tuple[str, ...]
+
+
+class RouteTable:
+    """Finds the routes of a path.  A path without names goes before one with."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        """
+        @param routes: in the order in which paths with names are tried.
+        @raise ValueError: two have the same method and path.
+        """
+        self._plain: dict[_Parts, dict[str, Route]] = {}
+        self._named: dict[_Parts, dict[str, Route]] = {}
+        for route in routes:
+            paths = self._named if "/{" in route.path else self._plain
+            methods = paths.setdefault(tuple(route.path[1:].split("/")), {})
+            if route.method in methods:
+                raise ValueError(f"two routes for {route.method} {route.path}")
+            methods[route.method] = route
+
+    def find(self, target: bytes) -> Place | None:
+        """
+        @param target: as it stands in the request line, with or without host and query.
+        @return: L{None} for a path that leads nowhere.
+        """
+        path = target.partition(b"?")[0]
+        if path.lower().startswith((b"http://", b"https://")):
+            path = b"/" + b"".join(path.split(b"/", 3)[3:])
+        if not path.startswith(b"/"):
+            return None
+        try:
+            # Split first: a name may have a slash in it, escaped.
+            parts = tuple(unquote_to_bytes(part).decode() for part in path[1:].split(b"/"))
+        except UnicodeDecodeError:
+            return None
+        routes = self._plain.get(parts)
+        if routes is not None:
+            return Place(routes, {})
+        for pattern, routes in self._named.items():
+            names = _match(pattern, parts)
+            if names is not None:
+                return Place(routes, names)
+        return None
+
+
+def _match(pattern: _Parts, parts: _Parts) -> dict[str, str] | None:
+    if len(pattern) != len(parts):
+        return None
+    names = {}
+    for expected, part in zip(pattern, parts, strict=True):
+        if expected.startswith("{") and part:
+            names[expected[1:-1]] = part
+        elif expected != part:
+            return None
+    return names

@@ -1,0 +1,493 @@
+"""
+HTTP on the network: Twisted's parser, held within limits.
+
+Nobody holds the server up or fills its memory:
+
+  - a request must be there within L{REQUEST_SECONDS}, however slowly it drips;
+  - a body may have L{MAX_BODY_BYTES} and is refused while it comes, not once it is there; a route
+    may allow more to those who have the token;
+  - one request of a connection is answered at a time, each in a turn of its own, the next one only
+    once the answer before it has left for the kernel; meanwhile no more is kept of what is
+    pipelined than one read brings;
+  - an answer must be made within L{ANSWER_SECONDS} and taken within L{WRITE_SECONDS};
+  - there are L{MAX_CONNECTIONS} connections, more are closed at once.
+
+Twisted itself refuses more than 16 KiB of headers; L{MAX_HEADERS} bounds their number.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any, Final, Protocol, cast
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http
+
+from domaeka.metrics import Metrics
+from domaeka.web.routes import (
+    MAX_BODY_BYTES,
+    Answer,
+    Call,
+    Place,
+    Refusal,
+    Returned,
+    Route,
+    RouteTable,
+    as_answer,
+    bearer_holds,
+)
+
+#: From the first byte of a request (the first one: from the connection) to its last, in seconds.
+REQUEST_SECONDS: Final = 10.0
+#: From the last byte of a request until its answer must be made, in seconds.
+ANSWER_SECONDS: Final = 30.0
+#: How long more than 64 KiB (Twisted's C{bufferSize}) of answers may wait for the client to read.
+WRITE_SECONDS: Final = 30.0
+#: How long a connection may be idle between two requests, in seconds.  Source: Prometheus scrapes
+#: every 60 s by default.
+IDLE_SECONDS: Final = 75.0
+#: How long a connection that is being closed may take to hand over what is written, in seconds.
+CLOSE_SECONDS: Final = 5.0
+#: How much is read and thrown away behind a refusal, so that the client gets to read it, in bytes.
+MAX_DISCARDED_BYTES: Final = 1_048_576
+#: Most header lines of a request.
+MAX_HEADERS: Final = 100
+#: Most connections at a time.
+MAX_CONNECTIONS: Final = 200
+#: Bytes of pipelined requests beyond which reading stops while one is being answered.
+_READ_AHEAD_BYTES: Final = 4096
+
+#: What stands in every answer.  A page may do nothing but what its own answer allows.
+_HEADERS: Final = {
+    "Server": "domaeka",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Timer(Protocol):
+    """What a reactor does for this module."""
+
+    def seconds(self) -> float:
+        """The time."""
+
+    def callLater(  # IReactorTime
+        self, delay: float, callable: Callable[[], object], /
+    ) -> Any:
+        """Call something later."""
+
+
+class Request(http.Request):
+    """One request: found a route, given to it, and its result sent."""
+
+    _log = Logger()
+
+    def __init__(self, channel: "Channel", queued: object = False) -> None:
+        super().__init__(channel, queued, parsePOSTFormSubmission=False)
+        self._channel = channel
+        self._site = channel.site
+        self._place: Place | None = None
+        self._body = BytesIO()
+        self._body_bytes = 0
+        self._body_limit = MAX_BODY_BYTES
+        self._answering: Deferred[Any] | None = None
+        self._late = False
+
+    # http.Request
+
+    def parseCookies(self) -> None:
+        """There are none."""
+
+    def gotLength(self, length: int | None) -> None:
+        # All headers are there and no byte of the body: now it is known how much it may have.
+        self.content = self._body
+        method, target = self._channel.request_line
+        self._place = self._site.table.find(target)
+        route = None if self._place is None else self._place.route(method)
+        if route is not None and route.token and self._has_token():
+            self._body_limit = route.max_body_bytes
+        if length is not None and length > self._body_limit:
+            self._refuse_body()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._body_limit:
+            self._refuse_body()
+        else:
+            self._body.write(data)
+
+    def process(self) -> None:
+        self._channel.in_turn(self._serve)
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        if self._answering is not None:
+            self._answering.cancel()
+
+    # Ours
+
+    def give_up(self) -> None:
+        """The answer has taken too long to make."""
+        self._late = True
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def _serve(self) -> None:
+        if self._disconnected:
+            return
+        self._answering = maybeDeferred(self._ask)
+        self._answering.addCallback(as_answer)
+        self._answering.addErrback(self._fault)
+        self._answering.addCallback(self._say)
+        self._answering.addErrback(
+            lambda failure: self._log.failure("An HTTP answer could not be given", failure)
+        )
+
+    def _ask(self) -> Returned:
+        """Ask the route."""
+        place = self._place
+        method = self.method.decode("ascii")
+        if method == "OPTIONS" and (place is not None or self.uri == b"*"):
+            allowed = "GET, HEAD, OPTIONS" if place is None else place.allowed
+            return Answer(status=HTTPStatus.NO_CONTENT, headers={"Allow": allowed})
+        if place is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", "there is nothing here")
+        route = place.route(method)
+        if route is None:
+            raise Refusal(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                f"this takes {place.allowed}",
+                {"Allow": place.allowed},
+            )
+        if route.token and not self._has_token():
+            raise Refusal(
+                HTTPStatus.UNAUTHORIZED,
+                "UNAUTHORIZED",
+                "the bearer token is missing or wrong",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        return route.serve(self._call(method, place))
+
+    def _call(self, method: str, place: Place) -> Call:
+        try:
+            query = {
+                name.decode(): values[-1].decode() for name, values in (self.args or {}).items()
+            }
+        except UnicodeDecodeError:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", "not UTF-8") from None
+        return Call(
+            method,
+            self.path.decode("latin-1"),
+            place.names,
+            query,
+            {
+                name.decode("latin-1").lower(): values[-1].decode("latin-1")
+                for name, values in self.requestHeaders.getAllRawHeaders()
+            },
+            self._body.getvalue(),
+            self.peer,
+        )
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        return str(getattr(self.client, "host", "-"))
+
+    def _has_token(self) -> bool:
+        return bearer_holds(self.getHeader(b"authorization"), self._site.token)
+
+    def _fault(self, failure: Failure) -> Answer:
+        """Turn whatever was raised into an answer."""
+        error = failure.value
+        if isinstance(error, Refusal):
+            return error.answer()
+        if isinstance(error, CancelledError) and (self._late or self._disconnected):
+            return Refusal(
+                HTTPStatus.GATEWAY_TIMEOUT, "TIMEOUT", "the answer takes too long"
+            ).answer()
+        name = secrets.token_hex(4)
+        self._site.metrics.errors.labels("http").inc()
+        self._log.failure(
+            "HTTP request {id} failed: {method} {path}",
+            failure,
+            id=name,
+            method=self.method.decode("ascii"),
+            path=self.path.decode("latin-1"),
+        )
+        return Refusal(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", f"internal error {name}: see the log"
+        ).answer()
+
+    def _say(self, answer: Answer) -> None:
+        if self._disconnected:
+            return
+        self.setResponseCode(answer.status)
+        for name, value in self._site.headers_of(answer).items():
+            self.responseHeaders.setRawHeaders(name, [value])
+        self.write(answer.body)  # type: ignore[no-untyped-call]
+        self.finish()  # type: ignore[no-untyped-call]
+
+    def _refuse_body(self) -> None:
+        self._channel.refuse(
+            Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "TOO_LARGE",
+                f"the body may have {self._body_limit} bytes",
+            )
+        )
+
+
+class Channel(http.HTTPChannel):
+    """
+    One HTTP connection.
+
+    Twisted's own time-out is not used: it begins anew at each byte.
+    """
+
+    maxHeaders = MAX_HEADERS
+    _optimisticEagerReadSize = _READ_AHEAD_BYTES
+
+    def __init__(self, site: "Site") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.site = site
+        self.requestFactory = Request  # type: ignore[assignment]
+        self._timer = site.timer
+        self._deadline: Any = None  # whatever the connection may be waiting for
+        self._turn: Any = None
+        self._unread: Any = None  # set while the client does not take its answers
+        self._waiting: Callable[[], None] | None = None
+        self._idle = False
+        self._ended = False
+        self._discarded_bytes = 0
+
+    # IProtocol
+
+    def connectionMade(self) -> None:
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        self.site.channels.add(self)
+        self._arm(REQUEST_SECONDS, self._request_late)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self._abort()
+            return
+        if self._idle:
+            self._idle = False
+            self._arm(REQUEST_SECONDS, self._request_late)
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.site.channels.discard(self)
+        self._ended = True
+        self._waiting = None
+        for call in (self._deadline, self._turn, self._unread):
+            if call is not None and call.active():
+                call.cancel()
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    # http.HTTPChannel
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))  # type: ignore[no-untyped-call]
+        except ValueError:
+            # A Content-Length of more digits than int() takes.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(
+            Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "TOO_LARGE", "a header is too long")
+        )
+
+    def allContentReceived(self) -> None:
+        if self._ended:
+            return
+        self._arm(ANSWER_SECONDS, self._answer_late)
+        super().allContentReceived()  # type: ignore[no-untyped-call]
+
+    def requestDone(self, request: http.Request) -> None:
+        # First this: the next request may be here already, and is parsed below.
+        self._idle = True
+        self._arm(IDLE_SECONDS, self.loseConnection)
+        super().requestDone(request)  # type: ignore[no-untyped-call]
+
+    def loseConnection(self) -> None:
+        self._ended = True
+        self._arm(CLOSE_SECONDS, self._abort)
+        super().loseConnection()  # type: ignore[no-untyped-call]
+
+    def _send100Continue(self) -> None:
+        if not self._ended:
+            super()._send100Continue()  # type: ignore[no-untyped-call]
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse(
+            Refusal(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", "not HTTP/1.1, or too many headers")
+        )
+
+    # IPushProducer: the transport says whether the client takes what is written
+
+    def pauseProducing(self) -> None:
+        super().pauseProducing()  # type: ignore[no-untyped-call]
+        if self._unread is None:
+            self._unread = self._timer.callLater(WRITE_SECONDS, self._abort)
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()  # type: ignore[no-untyped-call]
+        if self._unread is not None:
+            if self._unread.active():
+                self._unread.cancel()
+            self._unread = None
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self.in_turn(waiting)
+
+    # Ours
+
+    @property
+    def request_line(self) -> tuple[str, bytes]:
+        """Method and target of the request that is being received."""
+        # Requests are told only once their bodies are complete: too late to bound them.
+        method, target = cast(tuple[bytes, bytes], (self._command, self._path))
+        return method.decode("ascii"), target
+
+    def in_turn(self, serve: Callable[[], None]) -> None:
+        """
+        Call C{serve} in a turn of its own, so that a read full of requests does not hold up the
+        reactor, and only once the answers before it have left.
+        """
+        if self._unread is None:
+            self._turn = self._timer.callLater(0, serve)
+        else:
+            self._waiting = serve
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Refuse a request that is not complete, and close."""
+        if self._ended:
+            return
+        self._ended = True
+        self.clearLineBuffer()  # type: ignore[no-untyped-call]
+        answer = refusal.answer()
+        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+        headers = {**self.site.headers_of(answer), "Connection": "close"}
+        lines += (f"{name}: {value}" for name, value in headers.items())
+        transport = cast(Any, self.transport)
+        transport.write("\r\n".join((*lines, "", "")).encode("latin-1") + answer.body)
+        if ITCPTransport.providedBy(transport):
+            # To close with bytes unread would reset the connection and lose the answer.
+            self._arm(CLOSE_SECONDS, self._abort)
+            self._networkProducer.unregisterProducer()
+            transport.loseWriteConnection()
+        else:
+            self.loseConnection()
+
+    def end(self) -> None:
+        """Close: at once, or as soon as the request that is in work is answered."""
+        if self._handlingRequest:
+            self.persistent = 0
+        elif not self._ended:
+            self.loseConnection()
+
+    def _request_late(self) -> None:
+        if self.requests:
+            self.refuse(
+                Refusal(HTTPStatus.REQUEST_TIMEOUT, "TIMEOUT", "the request takes too long")
+            )
+        else:
+            self.loseConnection()
+
+    def _answer_late(self) -> None:
+        self._arm(CLOSE_SECONDS, self._abort)
+        self.requests[0].give_up()
+
+    def _abort(self) -> None:
+        cast(Any, self.transport).abortConnection()
+
+    def _arm(self, seconds: float, act: Callable[[], None]) -> None:
+        """Act in C{seconds}, and no longer as was said before."""
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = self._timer.callLater(seconds, act)
+
+
+class Site(ServerFactory):
+    """
+    All HTTP connections.
+
+    @ivar channels: those that are open.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(self, table: RouteTable, timer: Timer, metrics: Metrics, token: bytes) -> None:
+        """See L{make_site}."""
+        self.table = table
+        self.timer = timer
+        self.metrics = metrics
+        self.token = token
+        self.channels: set[Channel] = set()
+
+    # IProtocolFactory
+
+    def buildProtocol(self, addr: object) -> Channel | None:
+        if len(self.channels) >= MAX_CONNECTIONS:
+            self.metrics.http_refused.inc()
+            return None
+        channel = Channel(self)
+        channel.factory = self
+        return channel
+
+    # What http.Request asks of its factory
+
+    def log(self, request: Request) -> None:
+        """Log an answer that was given."""
+        self._log.debug(
+            "{method} {path} {status} to {peer}",
+            method=request.method.decode("ascii"),
+            path=request.path.decode("latin-1"),
+            status=request.code,
+            peer=request.peer,
+        )
+
+    # Ours
+
+    def headers_of(self, answer: Answer) -> dict[str, str]:
+        """All headers of an answer."""
+        date = http.datetimeToString(self.timer.seconds())  # type: ignore[no-untyped-call]
+        headers = {**_HEADERS, "Date": date.decode("ascii")}
+        if answer.status not in http.NO_BODY_CODES:
+            headers["Content-Type"] = answer.content_type
+            headers["Content-Length"] = str(len(answer.body))
+        headers.update(answer.headers)
+        return headers
+
+    def close(self) -> None:
+        """Close all connections; those with a request in work once it is answered."""
+        for channel in list(self.channels):
+            channel.end()
+
+
+def make_site(routes: Iterable[Route], timer: Timer, metrics: Metrics, token: str = "") -> Site:
+    """
+    Serve C{routes}.
+
+    @param timer: the reactor.
+    @param metrics: where failures are counted.
+    @param token: what must be shown for the routes with C{token}; empty: nobody can.
+    @raise ValueError: two routes have the same method and path.
+    """
+    return Site(RouteTable(routes), timer, metrics, token.encode())

@@ -1,0 +1,382 @@
+"""Tests for L{domaeka.web.server}."""
+
+import json
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.metrics import Metrics
+from domaeka.web.routes import MAX_BODY_BYTES, Answer, Call, Refusal, Route
+from domaeka.web.server import (
+    ANSWER_SECONDS,
+    CLOSE_SECONDS,
+    IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_DISCARDED_BYTES,
+    MAX_HEADERS,
+    REQUEST_SECONDS,
+    WRITE_SECONDS,
+    Channel,
+    make_site,
+)
+
+TOKEN = "correct horse"
+BEARER = b"Authorization: Bearer correct horse\r\n"
+#: What the route of large bodies takes, in bytes.
+LARGE = 4 * MAX_BODY_BYTES
+
+
+class Line:
+    """A client's connection."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.transport = StringTransport()
+        self.channel = channel
+        channel.makeConnection(self.transport)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the one answer that has come."""
+        head, _, body = self.transport.value().partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        self.transport.clear()
+        headers = dict(line.split(": ", 1) for line in lines)
+        return int(first.split()[1]), headers, body
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the connection was cut."""
+        return bool(self.transport.disconnected)
+
+
+class ServerTests(SynchronousTestCase):
+    """What all tests of the server need."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.metrics = Metrics()
+        self.calls: list[Call] = []
+        self.cancelled: list[object] = []
+        self.pending: Deferred[Any] = Deferred(self.cancelled.append)
+        self.site = make_site(
+            (
+                Route("GET", "/hello", self.hello),
+                Route("POST", "/hello", self.hello),
+                Route("GET", "/hello/{name}", self.hello),
+                Route("GET", "/pending", lambda call: self.pending),
+                Route("GET", "/coroutine", self.coroutine),
+                Route("GET", "/broken", lambda call: 1 // 0),
+                Route("GET", "/refused", self.refuse),
+                Route("GET", "/large", lambda call: Answer(b"x" * 10_000)),
+                Route("POST", "/private", self.hello, token=True, max_body_bytes=LARGE),
+            ),
+            self.clock,
+            self.metrics,
+            TOKEN,
+        )
+        self.line = self.connect()
+        self.addCleanup(self.check_nothing_is_left)
+
+    def check_nothing_is_left(self) -> None:
+        """Once connections are gone, no timer is."""
+        for channel in list(self.site.channels):
+            channel.connectionLost(Failure(ConnectionError()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def connect(self) -> Line:
+        """A client connects."""
+        channel = self.site.buildProtocol(None)
+        assert channel is not None
+        return Line(channel)
+
+    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes and read the answer."""
+        self.line.channel.dataReceived(data)
+        self.clock.advance(0)
+        return self.line.answer()
+
+    def error(self, data: bytes) -> tuple[int, str]:
+        """Send bytes and read the error: its status and code."""
+        status, headers, body = self.ask(data)
+        self.assertEqual(headers["Content-Type"], "application/json")
+        return status, json.loads(body)["error"]["code"]
+
+    def turn(self) -> None:
+        """One turn of the reactor: C{Clock.advance} would also run what is scheduled in it."""
+        calls = cast(list[Any], self.clock.getDelayedCalls())
+        for call in [call for call in calls if call.getTime() <= self.clock.seconds()]:
+            serve = call.func
+            call.cancel()
+            serve()
+
+    def hello(self, call: Call) -> dict[str, str]:
+        self.calls.append(call)
+        return {"hello": "world"}
+
+    def refuse(self, call: Call) -> None:
+        raise Refusal(409, "NO_PHONE", "no phone")
+
+    async def coroutine(self, call: Call) -> Answer:
+        result: Awaitable[Any] = self.pending
+        return Answer(await result, content_type="text/plain")
+
+
+class AnswerTests(ServerTests):
+    """What requests are answered."""
+
+    def test_value(self) -> None:
+        """A value comes back as JSON, with the headers that keep browsers from mischief."""
+        status, headers, body = self.ask(b"GET /hello HTTP/1.1\r\n\r\n")
+        self.assertEqual((status, body), (200, b'{"hello":"world"}'))
+        self.assertEqual(headers.pop("Content-Security-Policy").split(";")[0], "default-src 'none'")
+        self.assertEqual(
+            headers,
+            {
+                "Server": "domaeka",
+                "Date": "Thu, 01 Jan 1970 00:16:40 GMT",
+                "Cache-Control": "no-store",
+                "Content-Type": "application/json",
+                "Content-Length": "17",
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    def test_call(self) -> None:
+        """The function gets what the request says."""
+        self.ask(
+            b"POST /hello?a=1&a=%EB%B0%A9 HTTP/1.1\r\nX-Y: 1\r\nContent-Length: 4\r\n\r\n\x00abc"
+        )
+        call = self.calls[0]
+        self.assertEqual((call.method, call.path, call.query), ("POST", "/hello", {"a": "방"}))
+        self.assertEqual((call.headers["x-y"], call.body), ("1", b"\x00abc"))
+        self.assertEqual(call.peer, "192.168.1.1")
+        self.ask(b"GET /hello/a%2Fb HTTP/1.1\r\n\r\n")
+        self.assertEqual(self.calls[1].names, {"name": "a/b"})
+
+    def test_head(self) -> None:
+        """HEAD has the headers of GET, and no body."""
+        status, headers, body = self.ask(b"HEAD /hello HTTP/1.1\r\n\r\n")
+        self.assertEqual((status, headers["Content-Length"], body), (200, "17", b""))
+
+    def test_options(self) -> None:
+        """OPTIONS lists the methods, and lets no other site in."""
+        for target, allowed in (
+            (b"/hello", "GET, HEAD, OPTIONS, POST"),
+            (b"*", "GET, HEAD, OPTIONS"),
+        ):
+            status, headers, _ = self.ask(
+                b"OPTIONS %b HTTP/1.1\r\nOrigin: http://x\r\n\r\n" % target
+            )
+            self.assertEqual((status, headers["Allow"]), (204, allowed))
+            self.assertFalse([name for name in headers if name.startswith("Access-Control")])
+
+    def test_nothing_there(self) -> None:
+        """An unknown path is 404, an unknown method 405 with those that are known."""
+        self.assertEqual(self.error(b"GET /nowhere HTTP/1.1\r\n\r\n"), (404, "NOT_FOUND"))
+        for method in (b"PUT", b"TRACE", b"get"):
+            status, headers, _ = self.ask(b"%b /hello HTTP/1.1\r\n\r\n" % method)
+            self.assertEqual((status, headers["Allow"]), (405, "GET, HEAD, OPTIONS, POST"))
+
+    def test_later(self) -> None:
+        """A Deferred is waited for."""
+        self.line.channel.dataReceived(b"GET /pending HTTP/1.1\r\n\r\n")
+        self.clock.advance(1)
+        self.assertEqual(self.line.transport.value(), b"")
+        self.pending.callback(None)
+        self.assertEqual(self.line.answer()[0], 204)
+
+    def test_coroutine(self) -> None:
+        """A coroutine is run."""
+        self.pending.callback(b"text")
+        status, headers, body = self.ask(b"GET /coroutine HTTP/1.1\r\n\r\n")
+        self.assertEqual((status, headers["Content-Type"], body), (200, "text/plain", b"text"))
+
+    def test_refusal(self) -> None:
+        """What a function refuses is said in its words."""
+        self.assertEqual(self.error(b"GET /refused HTTP/1.1\r\n\r\n"), (409, "NO_PHONE"))
+
+    def test_own_fault(self) -> None:
+        """An exception is logged, and the client is told a name to look for and nothing more."""
+        status, _, body = self.ask(b"GET /broken HTTP/1.1\r\n\r\n")
+        error = json.loads(body)["error"]
+        self.assertEqual((status, error["code"]), (500, "INTERNAL"))
+        self.assertNotIn(b"ZeroDivision", body)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.metrics.errors.labels("http").value, 1)
+
+    def test_bad_query(self) -> None:
+        """A query that is no text is the client's fault."""
+        self.assertEqual(self.error(b"GET /hello?a=%ff HTTP/1.1\r\n\r\n"), (400, "BAD_REQUEST"))
+
+    def test_client_leaves(self) -> None:
+        """What nobody waits for any more is cancelled."""
+        self.line.channel.dataReceived(b"GET /pending HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.line.channel.connectionLost(Failure(ConnectionError()))
+        self.assertEqual(len(self.cancelled), 1)
+
+
+class TokenTests(ServerTests):
+    """Routes that need the token."""
+
+    def test_with_and_without(self) -> None:
+        """Only who has the token gets in."""
+        self.assertEqual(self.ask(b"POST /private HTTP/1.1\r\n%b\r\n" % BEARER)[0], 200)
+        status, headers, _ = self.ask(b"POST /private HTTP/1.1\r\nAuthorization: Bearer x\r\n\r\n")
+        self.assertEqual((status, headers["WWW-Authenticate"]), (401, "Bearer"))
+        self.assertEqual(len(self.calls), 1)
+
+    def test_large_bodies(self) -> None:
+        """Who has the token may send more; who has not is refused before the body comes."""
+        head = b"POST /private HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n"
+        self.assertEqual(self.ask(head % (BEARER, LARGE) + b"x" * LARGE)[0], 200)
+        self.assertEqual(self.error(head % (b"", LARGE)), (413, "TOO_LARGE"))
+
+    def test_more_than_large(self) -> None:
+        """There is an end to it with the token, too."""
+        head = b"POST /private HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n"
+        self.assertEqual(self.error(head % (BEARER, LARGE + 1)), (413, "TOO_LARGE"))
+
+
+class LimitTests(ServerTests):
+    """What one client may cost."""
+
+    def test_dripping_request(self) -> None:
+        """A request that comes byte by byte is given up in time, however busy its sender is."""
+        self.line.channel.dataReceived(b"GET /hello HTTP/1.1\r\nX: ")
+        for _ in range(int(REQUEST_SECONDS)):
+            self.assertFalse(self.line.transport.value())
+            self.clock.advance(1)
+            self.line.channel.dataReceived(b"x")
+        self.assertEqual(self.line.answer()[0], 408)
+        self.clock.advance(CLOSE_SECONDS)
+        self.assertTrue(self.line.aborted)
+
+    def test_dripping_body(self) -> None:
+        """The same time holds for headers and body together."""
+        self.line.channel.dataReceived(b"POST /hello HTTP/1.1\r\nContent-Length: 99\r\n\r\n")
+        self.clock.advance(REQUEST_SECONDS - 1)
+        self.line.channel.dataReceived(b"x" * 50)
+        self.clock.advance(1)
+        self.assertEqual(self.line.answer()[0], 408)
+        self.assertEqual(self.calls, [])
+
+    def test_silent_client(self) -> None:
+        """Who connects and says nothing is closed."""
+        self.clock.advance(REQUEST_SECONDS)
+        self.assertTrue(self.line.transport.disconnecting)
+        self.assertEqual(self.line.transport.value(), b"")
+
+    def test_idle_client(self) -> None:
+        """Between requests a connection may rest for a while; each request has its full time."""
+        self.ask(b"GET /hello HTTP/1.1\r\n\r\n")
+        self.clock.advance(IDLE_SECONDS - 1)
+        self.line.channel.dataReceived(b"GET /hello ")
+        self.clock.advance(REQUEST_SECONDS - 1)
+        self.assertEqual(self.ask(b"HTTP/1.1\r\n\r\n")[0], 200)
+        self.clock.advance(IDLE_SECONDS)
+        self.assertTrue(self.line.transport.disconnecting)
+
+    def test_body_too_large(self) -> None:
+        """A body that is announced too large is refused at once, and what follows thrown away."""
+        head = b"POST /hello HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        self.assertEqual(self.error(head % (MAX_BODY_BYTES + 1)), (413, "TOO_LARGE"))
+        self.line.channel.dataReceived(b"GET /hello HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.assertEqual((self.calls, self.line.transport.value()), ([], b""))
+
+    def test_chunked_body_too_large(self) -> None:
+        """One that is not announced is refused as soon as it is too large."""
+        self.line.channel.dataReceived(
+            b"POST /hello HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+        self.line.channel.dataReceived(chunk * 2)
+        self.assertEqual(self.line.transport.value(), b"")
+        self.assertEqual(self.error(chunk + b"0\r\n\r\n"), (413, "TOO_LARGE"))
+        self.assertEqual(self.calls, [])
+
+    def test_sender_who_does_not_stop(self) -> None:
+        """Who goes on sending behind a refusal is cut off."""
+        self.ask(b"POST /hello HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+        self.line.channel.dataReceived(b"x" * MAX_DISCARDED_BYTES)
+        self.assertFalse(self.line.aborted)
+        self.line.channel.dataReceived(b"x")
+        self.assertTrue(self.line.aborted)
+
+    def test_headers(self) -> None:
+        """Too many headers, too long ones and nonsense are refused."""
+        for data, status in (
+            (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n", 400),
+            (b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 20_000, 431),
+            (b"GET / HTTP/1.1\r\n" + (b"a: " + b"b" * 8000 + b"\r\n") * 3, 400),
+            (b"GET / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+            (b"GET /\r\n\r\n", 400),
+            (b"\x16\x03\x01\x02\x00\r\n", 400),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        ):
+            self.line = self.connect()
+            self.assertEqual(self.error(data)[0], status, data[:60])
+            self.assertTrue(self.line.transport.disconnecting)
+
+    def test_slow_function(self) -> None:
+        """An answer that does not come is given up, and the client is told."""
+        self.line.channel.dataReceived(b"GET /pending HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.clock.advance(ANSWER_SECONDS)
+        self.assertEqual(self.line.answer()[0], 504)
+        self.assertEqual(len(self.cancelled), 1)
+
+    def test_pipelining(self) -> None:
+        """However many requests one read brings, one is answered in a turn, and in order."""
+        self.line.channel.dataReceived(b"GET /hello HTTP/1.1\r\n\r\n" * 3)
+        for done in (0, 1, 2, 3, 3):
+            self.assertEqual(len(self.calls), done)
+            self.turn()
+
+    def test_reading_stops_while_one_is_answered(self) -> None:
+        """What is pipelined behind a slow one is not piled up."""
+        self.line.channel.dataReceived(b"GET /pending HTTP/1.1\r\n\r\n")
+        self.line.channel.dataReceived(b"GET /hello HTTP/1.1\r\n\r\n" * 300)
+        self.assertEqual(self.line.transport.producerState, "paused")
+
+    def test_client_that_does_not_read(self) -> None:
+        """While answers pile up no more are made; who never reads them is cut off."""
+        self.line.channel.pauseProducing()
+        self.line.channel.dataReceived(b"GET /large HTTP/1.1\r\n\r\n" * 2)
+        self.clock.advance(WRITE_SECONDS - 1)
+        self.assertEqual(self.line.transport.value(), b"")
+        self.line.channel.resumeProducing()
+        self.clock.advance(0)
+        self.assertEqual(self.line.answer()[0], 200)
+        self.line.channel.pauseProducing()
+        self.clock.advance(WRITE_SECONDS)
+        self.assertTrue(self.line.aborted)
+
+    def test_connections(self) -> None:
+        """There are no more than so many connections; one that ends makes room."""
+        for _ in range(MAX_CONNECTIONS - 1):
+            self.connect()
+        self.assertIsNone(self.site.buildProtocol(None))
+        self.assertEqual(self.metrics.http_refused.value, 1)
+        self.line.channel.connectionLost(Failure(ConnectionError()))
+        self.assertIsNotNone(self.site.buildProtocol(None))
+
+    def test_close(self) -> None:
+        """At the end idle connections close at once, others when they have been answered."""
+        idle = self.connect()
+        self.line.channel.dataReceived(b"GET /pending HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.site.close()
+        self.assertTrue(idle.transport.disconnecting)
+        self.assertFalse(self.line.transport.disconnecting)
+        self.pending.callback(None)
+        self.assertEqual(self.line.answer()[0], 204)
+        self.assertTrue(self.line.transport.disconnecting)
