@@ -1,0 +1,57 @@
+"""
+Session tokens: what they look like, and which of them are good.
+
+A device has at most two: the newest, and the one that was used to get it.
+docs/protocol.md, "Sessions".
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from typing import Final, NamedTuple
+
+#: Randomness in a token, in bytes.  Source: docs/protocol.md, "Sessions".
+TOKEN_BYTES: Final = 32
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\Z", re.ASCII)
+
+
+def new_token() -> str:
+    """A token that nobody can guess: 43 URL-safe characters."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def token_hash(token: object) -> str | None:
+    """What is kept of a token; L{None} for what cannot be one.  Costs no more than its type."""
+    if not isinstance(token, str) or not _TOKEN.match(token):
+        return None
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class TokenPair(NamedTuple):
+    """
+    The tokens of one device, hashed.
+
+    @ivar older: the one that was used to get C{newest}; L{None} where that was a signature.
+    @ivar expires: when both end, in seconds since 1970.
+    """
+
+    newest: str
+    older: str | None
+    expires: float
+
+    def is_good(self, used: str, now: float) -> bool:
+        """Whether the token hashed to C{used} is one of the two, in time."""
+        newest = hmac.compare_digest(self.newest, used)
+        older = self.older is not None and hmac.compare_digest(self.older, used)
+        return (newest or older) and now < self.expires
+
+    def after(self, used: str, fresh: str, expires: float) -> "TokenPair":
+        """The pair once C{used}, which L{is_good}, has brought C{fresh}: all others die."""
+        return TokenPair(fresh, used, expires)
+
+    @property
+    def size(self) -> int:
+        """How many tokens these are."""
+        return 1 if self.older is None else 2

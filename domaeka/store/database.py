@@ -1,0 +1,538 @@
+"""
+The database: its engine, its own threads, its migrations, and whether it is well.
+
+The reactor never waits for it.  One thread writes and one reads, each call in a transaction of
+its own; what waits for them is bounded.
+"""
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from domaeka.errors import StoreError
+
+#: Most calls that wait for a thread.  Above what all parts have out at once (one batch each) and
+#: what an operator can ask for; the store is stuck when it is reached.
+MAX_WAITING_CALLS: Final = 1000
+#: A call that has been out this long, in seconds, shows in the health.
+SLOW_CALL_SECONDS: Final = 5.0
+#: How often a store that failed is tried, in seconds.
+PROBE_SECONDS: Final = 10.0
+#: How long L{Database.stop} waits for calls, in seconds.
+STOP_SECONDS: Final = 10.0
+#: How long SQLite waits for another process's lock, in seconds.
+_BUSY_SECONDS: Final = 5.0
+#: How large SQLite's journal may stay on disk, in bytes.
+_JOURNAL_BYTES: Final = 67_108_864
+#: Longest description of a failure, in characters.
+_MAX_REASON_CHARS: Final = 200
+
+_MIGRATIONS: Final = Path(__file__).with_name("migrations")
+#: Alembic's C{context} is one for the whole process.
+_MIGRATING: Final = Lock()
+#: A server that has gone is noticed: time-outs by driver, in seconds (C{tcp_user_timeout}: ms).
+_TIMEOUTS: Final[Mapping[str, Mapping[str, int]]] = {
+    "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
+    "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+}
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class DelayedCall(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """It is not to come."""
+
+    def active(self) -> bool:
+        """Whether it is still to come."""
+
+    def reset(self, delay: float, /) -> None:
+        """It is to come in C{delay} seconds."""
+
+
+class Scheduler(Protocol):
+    """The part of a reactor that keeps time."""
+
+    def seconds(self) -> float:
+        """The time now."""
+
+    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> DelayedCall:
+        """Call C{callable} in C{delay} seconds."""
+
+
+class Worker(Protocol):
+    """Where calls are carried out, off the reactor."""
+
+    def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
+        """Carry out C{call}; one is given at a time."""
+
+    def close(self) -> None:
+        """Nothing is running, and nothing will come."""
+
+
+class StoreClosed(StoreError):
+    """The store has been stopped, or could never be opened: no use in trying again."""
+
+
+class _DatabaseFailed(StoreError):
+    """What the database itself said."""
+
+
+class ThreadWorker:
+    """A thread of its own."""
+
+    def __init__(self, name: str, reactor: Any) -> None:
+        """@param reactor: where results are handed over."""
+        self._reactor = reactor
+        self._pool = ThreadPool(1, 1, name)
+        # One that hangs in a database's socket must not keep the process from ending.
+        self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+        self._pool.start()
+
+    def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
+        """Carry out C{call} in the thread."""
+        return deferToThreadPool(self._reactor, self._pool, call)
+
+    def close(self) -> None:
+        """End the thread, which is idle: this does not wait."""
+        self._pool.stop()
+
+
+class _Lane:
+    """One thread: what waits for it, and how it fared."""
+
+    def __init__(self, worker: Worker, seconds: Callable[[], float]) -> None:
+        self.failure: str | None = None
+        self.running_since: float | None = None
+        self._worker = worker
+        self._seconds = seconds
+        self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (self.running_since is not None)
+
+    def submit(self, call: Callable[[], _T]) -> "Deferred[_T]":
+        if len(self._waiting) >= MAX_WAITING_CALLS:
+            return fail(StoreError(f"{MAX_WAITING_CALLS} calls wait for the store"))
+        return self.finish(call)
+
+    def finish(self, call: Callable[[], _T]) -> "Deferred[_T]":
+        """Carry out C{call} behind all that waits, however much that is."""
+        result: Deferred[_T] = Deferred()
+        self._waiting.append((call, result))
+        self._next()
+        return result
+
+    def _next(self) -> None:
+        if self.running_since is not None or not self._waiting:
+            return
+        call, result = self._waiting.popleft()
+        self.running_since = self._seconds()
+        self._worker.run(call).addBoth(self._done, result)
+
+    def _done(self, outcome: Any, result: "Deferred[Any]") -> None:
+        self.running_since = None
+        failed = isinstance(outcome, Failure)
+        if not failed:
+            self.failure = None
+        elif isinstance(outcome.value, _DatabaseFailed):
+            self.failure = outcome.getErrorMessage()
+        result.errback(outcome) if failed else result.callback(outcome)
+        self._next()
+
+    def give_up(self) -> None:
+        """Refuse what waits; end the thread, if it is not stuck."""
+        waiting, self._waiting = self._waiting, deque()
+        for _, result in waiting:
+            result.errback(StoreClosed("the store was stopped"))
+        if self.running_since is None:
+            self._worker.close()
+
+
+class Database:
+    """
+    A database of which the reactor never has to wait.
+
+    Calls fail with L{StoreError}, soon, while it is not open.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        url: str,
+        reactor: Any,
+        *,
+        observe_write: Callable[[float], object] = lambda seconds: None,
+        make_worker: Callable[[str, Any], Worker] = ThreadWorker,
+        retry_delay: Callable[[int], float] | None = None,
+    ) -> None:
+        """
+        @param url: SQLAlchemy address.
+        @param reactor: keeps the time, and is where results are handed over.
+        @param observe_write: told how long each call of L{run_write} took, in seconds; called in
+            the writing thread.
+        @param make_worker: given a name and C{reactor}, a thread.
+        @param retry_delay: given how many attempts to open it failed, the seconds to the next.
+        @raise StoreError: the address is none that could work; one line.
+        """
+        try:
+            address = make_url(url)
+            self._writes = _make_engine(address, writes=True)
+            self._in_memory = isinstance(self._writes.pool, StaticPool)
+            self._reads = self._writes if self._in_memory else _make_engine(address, writes=False)
+        except ArgumentError:  # its text may hold the password
+            raise StoreError("storage.url: not an address that SQLAlchemy knows") from None
+        except ImportError as error:
+            raise StoreError(f"storage.url: the driver is not installed: {error}") from None
+        except (SQLAlchemyError, TypeError, ValueError):
+            raise StoreError("storage.url: cannot be used") from None
+        #: The address, without its password.
+        self.name = address.render_as_string(hide_password=True)
+        self._is_sqlite = address.get_backend_name() == "sqlite"
+        self._reactor = reactor
+        self._observe_write = observe_write
+        self._make_worker = make_worker
+        self._retry_delay = retry_delay or backoffPolicy()
+        self._loads: list[tuple[Callable[[Connection], Any], Callable[[Any], None]]] = []
+        self._waiting_for_open: list[Deferred[None]] = []
+        self._lanes: list[_Lane] = []
+        self._open = False
+        self._ended: StoreError | None = None
+        self._trouble = "it has not been started"
+        self._attempts = 0
+        self._timer: DelayedCall | None = None
+
+    # Opening
+
+    def load_at_start(self, read: Callable[[Connection], _T], loaded: Callable[[_T], None]) -> None:
+        """
+        Have something read as part of the opening, in the order in which this is called.
+
+        @param read: called in the writing thread, perhaps again and again.
+        @param loaded: called once, with what was read, before anybody learns that it is open.
+        """
+        self._loads.append((read, loaded))
+
+    def start(self) -> "Deferred[None]":
+        """
+        Open the database: bring its tables up to date, read what was asked for.
+
+        @return: as of L{when_open}.
+        """
+        writer = _Lane(self._make_worker("store-writer", self._reactor), self._reactor.seconds)
+        self._lanes = [writer]
+        if not self._in_memory:
+            reader = self._make_worker("store-reader", self._reactor)
+            self._lanes.append(_Lane(reader, self._reactor.seconds))
+        self._trouble = "it is being opened"
+        opened = self.when_open()
+        self._attempt()
+        return opened
+
+    def when_open(self) -> "Deferred[None]":
+        """
+        @return: fires once the database is open; fails with L{StoreClosed}, in one line, when it
+            never will be: it is SQLite and cannot be used, it is newer than this program, or it
+            was stopped.  A server that is down is tried until it is there.
+        """
+        if self._ended is not None:
+            return fail(self._ended)
+        if self._open:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._waiting_for_open.append(waiter)
+        return waiter
+
+    def _attempt(self) -> None:
+        self._timer = None
+        opening = self._lanes[0].submit(partial(self._translated, self._open_now))
+        opening.addCallback(self._opened).addErrback(self._not_opened)
+
+    def _open_now(self) -> list[Any]:
+        """In the writing thread."""
+        with self._writes.begin() as connection:
+            _migrate(connection)
+            results = [read(connection) for read, _ in self._loads]
+        if not self._in_memory:
+            with self._reads.connect():
+                pass  # stays in the pool
+        return results
+
+    def _opened(self, results: list[Any]) -> None:
+        if self._ended is not None:
+            return
+        self._open = True
+        for (_, loaded), result in zip(self._loads, results, strict=True):
+            loaded(result)
+        if self._attempts:
+            self._log.info("the store {name} is open", name=self.name)
+        waiting, self._waiting_for_open = self._waiting_for_open, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+    def _not_opened(self, failure: Failure) -> None:
+        if self._ended is not None:
+            return
+        self._open = False
+        self._trouble = failure.getErrorMessage()
+        hopeless = not isinstance(failure.value, StoreError) or isinstance(
+            failure.value, StoreClosed
+        )
+        if hopeless or (self._is_sqlite and "locked" not in self._trouble):
+            if not isinstance(failure.value, StoreError):
+                self._log.failure("the store {name}: our own mistake", failure, name=self.name)
+            self._end(StoreClosed(f"cannot open the store {self.name}: {self._trouble}"))
+            return
+        delay = self._retry_delay(self._attempts)
+        self._attempts += 1
+        self._log.warn(
+            "cannot open the store {name}, next try in {delay:.1f} s: {reason}",
+            name=self.name,
+            delay=delay,
+            reason=self._trouble,
+        )
+        self._timer = self._reactor.callLater(delay, self._attempt)
+
+    def _end(self, reason: StoreError) -> None:
+        self._ended = reason
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting_for_open = self._waiting_for_open, []
+        for waiter in waiting:
+            waiter.errback(reason)
+
+    # Calls
+
+    def run_write(
+        self, f: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> "Deferred[_T]":
+        """
+        Call C{f} with a connection in the writing thread, in a transaction that is committed if
+        it returns.  Calls are carried out one after the other, in order.
+
+        @return: what C{f} returned, once it is stored; L{StoreError} when it could not be.
+        """
+        return self._run(0, self._write, f, args, kwargs)
+
+    def run_read(
+        self, f: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> "Deferred[_T]":
+        """Likewise, in the reading thread, for what writes nothing."""
+        return self._run(-1, self._read, f, args, kwargs)
+
+    def _run(self, lane: int, call: Callable[..., Any], *args: object) -> "Deferred[Any]":
+        if self._ended is not None:
+            return fail(self._ended)
+        if not self._open:
+            return fail(StoreError(f"the store is not open: {self._trouble}"))
+        result = self._lanes[lane].submit(partial(self._translated, call, *args))
+        result.addErrback(self._failed)
+        return result
+
+    def _write(self, f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with self._writes.begin() as connection:
+            return f(connection, *args, **kwargs)
+
+    def _read(self, f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with self._reads.begin() as connection:
+            return f(connection, *args, **kwargs)
+
+    def _translated(self, call: Callable[..., _T], *args: object) -> _T:
+        """In a thread: carry out C{call} and measure it; what the database says is one line."""
+        started = self._reactor.seconds()
+        try:
+            return call(*args)
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            raise _DatabaseFailed(_reason(error)) from None
+        finally:
+            if call == self._write:
+                # Wall time may step back.
+                self._observe_write(max(0.0, self._reactor.seconds() - started))
+
+    def _failed(self, failure: Failure) -> Failure:
+        if self._timer is None and self._ended is None and self.health() is not None:
+            self._timer = self._reactor.callLater(PROBE_SECONDS, self._probe)
+        return failure
+
+    def _probe(self) -> None:
+        """See whether what failed works again, if nobody has tried."""
+        self._timer = None
+        for lane, f in ((0, _touch), (-1, _look)):
+            if self._lanes[lane].failure is not None:
+                call = self.run_write if lane == 0 else self.run_read
+                call(f).addErrback(_expected)
+
+    # How it fares
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait or are being carried out."""
+        return sum(map(len, self._lanes))
+
+    def health(self) -> str | None:
+        """L{None} when well, else one line that says what is wrong."""
+        if self._ended is not None:
+            return str(self._ended)
+        if not self._open:
+            return f"the store is not open: {self._trouble}"
+        now = self._reactor.seconds()
+        for lane in self._lanes:
+            if lane.failure is not None:
+                return f"the store failed: {lane.failure}"
+            if lane.running_since is not None and now - lane.running_since > SLOW_CALL_SECONDS:
+                return f"the store has not answered for {now - lane.running_since:.0f} s"
+        return None
+
+    # The end
+
+    def stop(self) -> "Deferred[None]":
+        """
+        Take no more calls; finish those that wait, within L{STOP_SECONDS}; close.
+
+        @return: fires when that is done, and never fails.
+        """
+        if self._ended is None:
+            self._end(StoreClosed("the store was stopped"))
+        finished: Deferred[None] = Deferred()
+        deadline = self._reactor.callLater(STOP_SECONDS, self._close, finished)
+        left = len(self._lanes)
+
+        def closed(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0 and deadline.active():
+                deadline.reset(0)
+
+        for lane, engine in zip(self._lanes, (self._writes, self._reads), strict=False):
+            lane.finish(engine.dispose).addBoth(closed)
+        if not self._lanes:
+            deadline.reset(0)
+        return finished
+
+    def _close(self, finished: "Deferred[None]") -> None:
+        if self.waiting:
+            self._log.warn("the store {name} did not finish in time", name=self.name)
+        for lane in self._lanes:
+            lane.give_up()
+        self._lanes = []
+        finished.callback(None)
+
+
+def sqlite_address(path: Path) -> str:
+    """The address of a SQLite database in the file C{path}."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _make_engine(address: URL, writes: bool) -> Engine:
+    options: dict[str, Any] = {"hide_parameters": True}  # they may be chat
+    if address.get_backend_name() != "sqlite":
+        timeouts = _TIMEOUTS.get(address.get_driver_name(), {})
+        return create_engine(
+            address,
+            connect_args={k: v for k, v in timeouts.items() if k not in address.query},
+            isolation_level="READ COMMITTED",  # no gap locks
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_pre_ping=True,
+            **options,
+        )
+    if address.database in (None, "", ":memory:"):
+        options["poolclass"] = StaticPool  # one connection: another would see another database
+    else:
+        options.update(poolclass=QueuePool, pool_size=1, max_overflow=0)
+    engine = create_engine(
+        address,
+        # Each thread has its own engine; only the closing is done from another one.
+        connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS},
+        **options,
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            "journal_mode=WAL",
+            f"journal_size_limit={_JOURNAL_BYTES}",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            f"query_only={'OFF' if writes else 'ON'}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        # A transaction that turns from reading to writing cannot wait for another's lock.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _migrate(connection: Connection) -> None:
+    """
+    Bring the tables up to date.
+
+    @raise StoreClosed: they are newer than this program.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    heads = MigrationContext.configure(connection).get_current_heads()
+    for head in heads:
+        try:
+            scripts.get_revision(head)
+        except CommandError:
+            raise StoreClosed(
+                f"it was made by a newer version of domaeka (revision {head!r:.40})"
+            ) from None
+    if set(heads) != set(scripts.get_heads()):
+        config.attributes["connection"] = connection
+        with _MIGRATING:
+            command.upgrade(config, "head")
+
+
+def _expected(failure: Failure) -> None:
+    failure.trap(StoreError)  # type: ignore[no-untyped-call]
+
+
+def _touch(connection: Connection) -> None:
+    """Write something that changes nothing."""
+    connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+
+
+def _look(connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
+
+
+def _reason(error: Exception) -> str:
+    """What a database said, in one line, without what it was given."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error_text = str(error.orig)
+    else:
+        error_text = str(error)
+    lines = error_text.strip().splitlines() or [type(error).__name__]
+    return lines[0][:_MAX_REASON_CHARS]

@@ -1,0 +1,350 @@
+"""
+Session tokens in the store, as hashes.
+
+One row a device, so never more than two tokens; what holds of them is in
+L{domaeka.policies.tokens}.  While a connection holds a token its row is leased: moved on by the
+sweep, so that a server that dies leaves no token that lives for ever.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Column, Connection, Table, bindparam, func, select
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from domaeka.errors import StoreError
+from domaeka.interfaces import DeviceKey, Resumption
+from domaeka.policies.tokens import TokenPair, new_token, token_hash
+from domaeka.store.columns import (
+    KEY,
+    METADATA,
+    NAME,
+    TABLE_OPTIONS,
+    TIME,
+    key_hash,
+    milliseconds,
+    upsert,
+)
+from domaeka.store.database import Database, DelayedCall, Scheduler
+
+#: Most requests carried out in one transaction: those of a whole herd share one commit.
+BATCH_REQUESTS: Final = 100
+#: Most requests that wait; each is a connection's.
+MAX_WAITING_REQUESTS: Final = 5000
+#: How long a phone waits for its token, in seconds; then it goes on without.
+ANSWER_SECONDS: Final = 5.0
+#: How often leases are renewed and dead tokens removed, in seconds.
+SWEEP_SECONDS: Final = 60.0
+#: How many sweeps may fail before a lease is shorter than the lifetime.
+_SPARE_SWEEPS: Final = 2
+
+SESSIONS: Final = Table(
+    "sessions",
+    METADATA,
+    Column("device_key", KEY, primary_key=True),
+    Column("bot_name", NAME, nullable=False),
+    Column("device_id", NAME, nullable=False),
+    Column("newest_hash", KEY, nullable=False),
+    Column("older_hash", KEY),
+    Column("expires", TIME, nullable=False),
+    **TABLE_OPTIONS,
+)
+
+
+class ResumeResult(NamedTuple):
+    """@ivar token: the fresh one; L{None}: what was shown is not valid."""
+
+    token: str | None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the device is authenticated."""
+        return self.token is not None
+
+
+class _Request(NamedTuple):
+    """
+    @ivar used: the token shown; L{None}: a signature held.
+    @ivar fresh: the hash of the one to be given; L{None}: the connection that holds C{used} ended.
+    """
+
+    key: DeviceKey
+    used: str | None
+    fresh: str | None
+    answer: "Deferred[bool]"
+
+
+class StoredSessions:
+    """
+    The session tokens of all devices, shared by all servers on one store
+    (L{domaeka.interfaces.Sessions}).
+    """
+
+    _log = Logger()
+
+    def __init__(self, database: Database, reactor: Scheduler, lifetime: float = 3600.0) -> None:
+        """
+        @param database: not started yet.
+        @param lifetime: of a token, from the end of the connection that holds it, in seconds.
+        """
+        #: C{session.lifetime}; may be changed at any time.
+        self.lifetime = lifetime
+        self._database = database
+        self._reactor = reactor
+        self._waiting: deque[_Request] = deque()
+        self._out: list[_Request] | None = None
+        self._stuck = False
+        self._deadline: DelayedCall | None = None
+        self._held: dict[DeviceKey, str] = {}
+        self._live = 0
+        self._sweep_call: DelayedCall | None = None
+        self._emptied: Deferred[None] | None = None
+        self._stopped = False
+        database.load_at_start(
+            lambda connection: _count(connection, reactor.seconds()), self._loaded
+        )
+
+    # What connections ask
+
+    def issue(self, key: DeviceKey) -> "Deferred[str]":
+        """
+        A device proved itself by a signature.
+
+        @return: its token, once it is stored; all older ones are dead.  L{StoreError} within
+            L{ANSWER_SECONDS} where that fails.
+        """
+        token = new_token()
+        return self._ask(key, None, token).addCallback(lambda _: token)
+
+    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
+        """
+        A device showed a token.
+
+        @param token: as it came, of whatever type.
+        @return: a fresh one, once it is stored, if C{token} is good; fails as L{issue} does.
+        """
+        used = token_hash(token)
+        if used is None:
+            return succeed(ResumeResult(None))
+        fresh = new_token()
+        return self._ask(key, used, fresh).addCallback(
+            lambda good: ResumeResult(fresh if good else None)
+        )
+
+    def connection_ended(self, key: DeviceKey, token: str) -> None:
+        """
+        The connection to which C{token} was given has ended: its lifetime begins.  Also to be
+        called for a token that came too late for its connection.
+        """
+        used = token_hash(token)
+        if used is None:
+            return
+        if self._held.get(key) == used:
+            del self._held[key]
+        # Where this is lost, the lease ends it a little later.
+        self._submit(_Request(key, used, None, Deferred())).addErrback(_expected)
+
+    def revoke(self, key: DeviceKey) -> "Deferred[None]":
+        """All tokens of a device die.  Fires once that is stored."""
+        self._held.pop(key, None)
+        return self._database.run_write(forget, key)
+
+    def live(self) -> int:
+        """How many tokens are good, by the last sweep and what this server did since."""
+        return self._live
+
+    def stop(self) -> "Deferred[None]":
+        """Store what waits.  @return: fires in any case, within L{ANSWER_SECONDS} and a little."""
+        self._stopped = True
+        if self._sweep_call is not None:
+            self._sweep_call.cancel()
+            self._sweep_call = None
+        if self._out is None or self._stuck:
+            return succeed(None)
+        self._emptied = Deferred()
+        return self._emptied
+
+    # One transaction for all that came while the last one ran
+
+    def _ask(self, key: DeviceKey, used: str | None, token: str) -> "Deferred[bool]":
+        fresh = token_hash(token)
+        assert fresh is not None
+        return self._submit(_Request(key, used, fresh, Deferred()))
+
+    def _submit(self, request: _Request) -> "Deferred[bool]":
+        if self._stuck or len(self._waiting) >= MAX_WAITING_REQUESTS:
+            return fail(StoreError("the store does not answer"))
+        self._waiting.append(request)
+        if self._out is None:
+            self._send()
+        return request.answer
+
+    def _send(self) -> None:
+        waiting = self._waiting
+        batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH_REQUESTS))]
+        self._out = batch
+        now = self._reactor.seconds()
+        self._deadline = self._reactor.callLater(ANSWER_SECONDS, self._give_up)
+        self._database.run_write(_carry_out, batch, now, self.lifetime, self._lease()).addCallbacks(
+            self._carried_out, self._lost, callbackArgs=(batch,), errbackArgs=(batch,)
+        ).addBoth(self._next)
+
+    def _carried_out(self, outcome: tuple[list[bool], int], batch: list[_Request]) -> None:
+        results, change = outcome
+        self._live = max(0, self._live + change)
+        if self._stuck:
+            return  # nobody waits any more
+        for request, good in zip(batch, results, strict=True):
+            if good and request.fresh is not None:
+                self._held[request.key] = request.fresh
+            request.answer.callback(good)
+
+    def _lost(self, failure: Failure, batch: list[_Request]) -> None:
+        if not isinstance(failure.value, StoreError):
+            self._log.failure("sessions: our own mistake", failure)
+        if not self._stuck:
+            self._refuse(batch, "the store could not be written")
+
+    def _next(self, outcome: object) -> None:
+        if isinstance(outcome, Failure):
+            self._log.failure("sessions: our own mistake", outcome)
+        self._out = None
+        self._stuck = False
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
+        if self._waiting:
+            self._send()
+        elif self._emptied is not None:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def _give_up(self) -> None:
+        """The store is stuck: nobody waits for it until it is back."""
+        self._stuck = True
+        waiting, self._waiting = self._waiting, deque()
+        self._refuse([*(self._out or ()), *waiting], "the store does not answer")
+        if self._emptied is not None:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def _refuse(self, requests: Sequence[_Request], reason: str) -> None:
+        for request in requests:
+            request.answer.errback(StoreError(reason))
+
+    # The sweep
+
+    def _period(self) -> float:
+        return min(SWEEP_SECONDS, self.lifetime / 2)
+
+    def _lease(self) -> float:
+        return self.lifetime + _SPARE_SWEEPS * self._period()
+
+    def _loaded(self, live: int) -> None:
+        self._live = live
+        if not self._stopped:
+            self._sweep_call = self._reactor.callLater(self._period(), self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_call = None
+        now = self._reactor.seconds()
+        held = list(self._held.items())
+        sweeping = self._database.run_write(_sweep, held, now, now + self._lease())
+        sweeping.addCallback(self._loaded).addErrback(self._not_swept)
+
+    def _not_swept(self, failure: Failure) -> None:
+        if not isinstance(failure.value, StoreError):
+            self._log.failure("sessions: our own mistake", failure)
+        self._loaded(self._live)
+
+
+def _expected(failure: Failure) -> bool:
+    failure.trap(StoreError)  # type: ignore[no-untyped-call]
+    return False
+
+
+def forget(connection: Connection, key: DeviceKey) -> None:
+    """Have the tokens of a device die within a transaction."""
+    connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key == _key_hash(key)))
+
+
+def _key_hash(key: DeviceKey) -> str:
+    return key_hash(key.bot_name, key.device_id)
+
+
+def _carry_out(
+    connection: Connection, batch: list[_Request], now: float, lifetime: float, lease: float
+) -> tuple[list[bool], int]:
+    """@return: whether each request was granted; how many more tokens there are."""
+    granted = [False] * len(batch)
+    more = 0
+    hashes = [_key_hash(request.key) for request in batch]
+    # In the order of the rows, so that two servers never wait for each other; the requests of
+    # one device stay in theirs.
+    for index in sorted(range(len(batch)), key=hashes.__getitem__):
+        request, device_key = batch[index], hashes[index]
+        mine = SESSIONS.c.device_key == device_key
+        if request.fresh is None:
+            connection.execute(
+                SESSIONS.update()
+                .where(mine, SESSIONS.c.newest_hash == request.used)
+                .values(expires=milliseconds(now + lifetime))
+            )
+            granted[index] = True
+            continue
+        row = connection.execute(
+            select(SESSIONS.c.newest_hash, SESSIONS.c.older_hash, SESSIONS.c.expires)
+            .where(mine)
+            .with_for_update()
+        ).one_or_none()
+        pair = row and TokenPair(row.newest_hash, row.older_hash, row.expires / 1000)
+        if request.used is None:
+            after = TokenPair(request.fresh, None, now + lease)
+        elif pair is not None and pair.is_good(request.used, now):
+            after = pair.after(request.used, request.fresh, now + lease)
+        else:
+            continue
+        granted[index] = True
+        more += after.size - (0 if pair is None else pair.size)
+        values = {
+            "device_key": device_key,
+            "bot_name": request.key.bot_name,
+            "device_id": request.key.device_id,
+            "newest_hash": after.newest,
+            "older_hash": after.older,
+            "expires": milliseconds(after.expires),
+        }
+        upsert(connection, SESSIONS, [values], fixed=("bot_name", "device_id"))
+    return granted, more
+
+
+def _sweep(
+    connection: Connection, held: list[tuple[DeviceKey, str]], now: float, lease_ends: float
+) -> int:
+    """Renew leases and remove the dead.  @return: how many tokens are good."""
+    if held:
+        leases = [
+            {"row_key": _key_hash(key), "held": newest, "until": milliseconds(lease_ends)}
+            for key, newest in held
+        ]
+        connection.execute(
+            SESSIONS.update()
+            .where(SESSIONS.c.device_key == bindparam("row_key"))
+            .where(SESSIONS.c.newest_hash == bindparam("held"))
+            .values(expires=bindparam("until")),
+            sorted(leases, key=lambda lease: str(lease["row_key"])),
+        )
+    connection.execute(SESSIONS.delete().where(SESSIONS.c.expires <= milliseconds(now)))
+    return _count(connection, now)
+
+
+def _count(connection: Connection, now: float) -> int:
+    newest, older = connection.execute(
+        select(func.count(SESSIONS.c.newest_hash), func.count(SESSIONS.c.older_hash)).where(
+            SESSIONS.c.expires > milliseconds(now)
+        )
+    ).one()
+    return int(newest + older)
