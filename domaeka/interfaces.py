@@ -79,6 +79,27 @@ class Rooms(Protocol):
         """An operator's decision.  Fires once it is in the store and in force."""
 
 
+class Resumption(Protocol):
+    """What a session token was worth."""
+
+    @property
+    def token(self) -> str | None:
+        """The fresh one; L{None}: the one shown is not valid."""
+
+
+class Sessions(Protocol):
+    """Session tokens.  What they give fails with L{StoreError}, within seconds."""
+
+    def issue(self, key: DeviceKey) -> "Deferred[str]":
+        """A device proved itself by a signature.  @return: its token, once it is stored."""
+
+    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
+        """A device showed a token, of whatever type."""
+
+    def connection_ended(self, key: DeviceKey, token: str) -> None:
+        """The connection to which a token was given has ended: its lifetime begins."""
+
+
 class ChatLine(NamedTuple):
     """One line of the chat log."""
 

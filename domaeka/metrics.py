@@ -272,6 +272,9 @@ class Metrics(Collector):
         self.handler_failures = self._counters(
             "handler_failures", "Commands that failed or took too long", "command"
         )
+        self.refused_messages = self._counter(
+            "refused_messages", "Commands for which there was no room to wait"
+        )
         self.breaker_state = self._gauges(
             "breaker_state", "Circuit breakers: 0 closed, 1 half open, 2 open", "name"
         )

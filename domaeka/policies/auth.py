@@ -35,6 +35,7 @@ class AuthFault(StrEnum):
     WRONG_DEVICE = "wrong device"
     REPLAY = "replay"
     STALE = "stale"
+    BAD_TOKEN = "bad token"
 
 
 class _Key:

@@ -1,0 +1,105 @@
+"""
+Load for the benchmarks: phones as lean as can be, in one thread, over real sockets.
+"""
+
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from domaeka.phonewire import Identity, PhoneWriter, Said
+from domaeka.policies.auth import Signer
+
+#: Texts as people write them: 20 to 60 characters, Hangul for the most part.
+TEXTS = (
+    "# echo 오늘 공동구매 상품 언제 마감되나요? 두 개 주문하고 싶어요",
+    "# echo 네 알겠습니다 감사합니다 ㅎㅎ 내일 뵙겠습니다!",
+    "# echo 회의는 3시에 2층 회의실에서 시작합니다. 자료 꼭 챙겨 오세요",
+    "# echo 👋 안녕하세요",
+)
+
+
+@dataclass
+class Phone:
+    """One connection, with the lines it is going to say."""
+
+    sock: socket.socket
+    writer: PhoneWriter
+    lines: Iterator[bytes]
+    answers: int = 0
+    rest: bytes = b""
+    sent_at: list[float] = field(default_factory=list)
+
+
+def make_phone(port: int, number: int, key: str, salt: str) -> Phone:
+    """Connect a phone and have it say its handshake."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    identity = Identity(bot_name=f"봇{number}", device_id=f"{number:016x}")
+    signer = Signer([key], salt, 300.0, time.time)
+    writer = PhoneWriter(identity, signer.sign, time.time)
+    sock.sendall(writer.handshake())
+    return Phone(sock, writer, iter(()))
+
+
+def chat_lines(phone: Phone, count: int) -> list[bytes]:
+    """As many lines of chat, signed, all different."""
+    return [
+        phone.writer.chat(
+            Said(
+                room=f"공동구매방 {index % 3}",
+                sender="김하늘",
+                text=f"{TEXTS[index % len(TEXTS)]} {index}",
+                channel_id=f"1839833882993361{index % 3}",
+                is_group=True,
+                log_id=str(3412345678901234567 + index),
+                user_hash="5017384920174",
+            )
+        )
+        for index in range(count)
+    ]
+
+
+def exchange(phones: list[Phone], outstanding: int, count: int, limit: float = 120.0) -> float:
+    """
+    Have each phone say C{count} lines, C{outstanding} at a time, and wait for every answer.
+
+    @return: how long it took, in seconds.
+    @raise TimeoutError: after C{limit} seconds.
+    """
+    selector = selectors.DefaultSelector()
+    for phone in phones:
+        phone.lines = iter(chat_lines(phone, count))
+        phone.answers = 0
+        selector.register(phone.sock, selectors.EVENT_READ, phone)
+    started = time.perf_counter()
+    for phone in phones:
+        phone.sock.sendall(b"".join(next(phone.lines) for _ in range(min(outstanding, count))))
+    waiting = len(phones)
+    while waiting:
+        events = selector.select(5.0)
+        if time.perf_counter() - started > limit or not events:
+            raise TimeoutError(f"{waiting} phones still wait for answers")
+        for key, _ in events:
+            phone = key.data
+            data = phone.sock.recv(262_144)
+            if not data:
+                raise ConnectionError("the server closed a connection")
+            answers = data.count(b"\n")
+            if b'"event":"messageResponse"' not in data and b'"messageResponse"' not in data:
+                # Only greetings and pings: a ping is answered, for it may be the first one.
+                answers = 0
+            elif b'"event":"ping"' in data or b'"event":"handshakeComplete"' in data:
+                answers = data.count(b'"messageResponse"')
+            phone.answers += answers
+            if phone.answers >= count:
+                waiting -= 1
+                selector.unregister(phone.sock)
+                continue
+            more = b"".join(line for _, line in zip(range(answers), phone.lines, strict=False))
+            if more:
+                phone.sock.sendall(more)
+    took = time.perf_counter() - started
+    selector.close()
+    return took

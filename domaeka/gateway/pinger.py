@@ -1,0 +1,61 @@
+"""
+Pings of one connection, and what their answers say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from domaeka.messages import Pong, encode_ping, timestamp_text
+from domaeka.policies.liveness import Liveness
+
+if TYPE_CHECKING:
+    from domaeka.gateway.registry import Parts
+    from domaeka.gateway.sender import Sender
+
+
+class Pinger:
+    """
+    Send pings, and match their answers.
+
+    @ivar liveness: when to ping, and whether the phone is still there.
+    """
+
+    __slots__ = ("_bot_name", "_left_at", "_parts", "_sender", "_text", "_waits", "liveness")
+
+    def __init__(self, liveness: Liveness, sender: Sender, bot_name: str, parts: Parts) -> None:
+        self.liveness = liveness
+        self._sender = sender
+        self._bot_name = bot_name
+        self._parts = parts
+        self._text: str | None = None  # of the ping that is out
+        self._waits = False  # it has not left yet
+        self._left_at = 0.0  # by the wall clock
+
+    def ping(self) -> None:
+        """Have a ping go out next."""
+        self._text = timestamp_text(self._parts.seconds())
+        self._waits = True
+        self._sender.urge(encode_ping(self._bot_name, self._text))
+
+    def pumped(self, now: float) -> bool:
+        """
+        What was urgent may have left: a ping's time runs from then, not from when it queued.
+
+        @return: whether a ping has.
+        """
+        if not self._waits or self._sender.urgent_waits:
+            return False
+        self._waits = False
+        self._left_at = self._parts.seconds()
+        self.liveness.ping_left(now)
+        return True
+
+    def pong_received(self, pong: Pong, now: float) -> None:
+        """A pong came.  Only the echo of the ping that is out says anything."""
+        if self._text is None or self._waits or pong.server_timestamp != self._text:
+            return
+        self._text = None
+        round_trip = max(0.0, self._parts.seconds() - self._left_at)
+        if self.liveness.pong(now, round_trip):
+            self._parts.metrics.rtt.observe(round_trip)

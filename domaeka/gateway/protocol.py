@@ -1,0 +1,290 @@
+"""
+Twisted's side of a phone's connection: bytes in, bytes out, nothing decided.
+"""
+
+import contextlib
+import socket
+import sys
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPullProducer
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from domaeka.config import SocketSettings
+from domaeka.errors import CloseReason, WireError
+from domaeka.gateway.registry import Registry
+from domaeka.gateway.session import Session
+from domaeka.wire import LineDecoder
+
+#: Bytes that the kernel holds unsent before a socket stops being writable: what a ping may have
+#: to wait behind.  Source: tcp(7), TCP_NOTSENT_LOWAT; as much as L{Session} writes at once.
+NOTSENT_LOWAT_BYTES = 16_384
+#: Connections that the kernel holds until they are accepted.  Source: a fleet of some hundred
+#: phones returns within one second after a restart.
+BACKLOG = 1024
+#: Options that Python does not name.  Source: linux/tcp.h.
+_LINUX_OPTIONS = {"TCP_NOTSENT_LOWAT": 25} if sys.platform == "linux" else {}
+
+
+@implementer(IHalfCloseableProtocol, IPullProducer)
+class GatewayProtocol(Protocol):
+    """
+    Carry one phone's connection.
+
+    It is registered with its transport as a pull producer, for only that says when the kernel
+    has taken all that was written.
+    """
+
+    log = Logger()
+
+    def __init__(self, registry: Registry, proxied: bool = False) -> None:
+        """
+        @param registry: what all connections share.
+        @param proxied: whether a balancer says, ahead of the first byte, who the peer is.
+        """
+        self._registry = registry
+        self._proxied = proxied
+        self._decoder = LineDecoder(registry.parts.settings.server.max_frame_bytes)
+        self._reading = True
+        self._session: Session | None = None
+
+    # IProtocol
+
+    transport: Any  # ITransport and more: typed in part only
+
+    def connectionMade(self) -> None:
+        transport = self.transport
+        while isinstance(transport, ProtocolWrapper):
+            transport = transport.transport
+        self._lowest = transport
+        if not self._proxied:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._session = Session(self._registry, self, peer_address(self.transport.getPeer()))
+        self._lowest.registerProducer(self, False)
+        self._session.connection_made()
+
+    def dataReceived(self, data: bytes) -> None:
+        session = self._session
+        if session is None:
+            # Only behind a balancer: the peer is known from the first byte on.
+            self._begin()
+            session = self._session
+            assert session is not None
+        session.bytes_arrived(len(data))
+        if session.closing:
+            return
+        self._decoder.feed(data)
+        self._read_lines(session)
+
+    def _read_lines(self, session: Session) -> None:
+        next_line = self._decoder.next_line
+        line_received = session.line_received
+        session.corked = True
+        # One line may end the session, or stop its reading: what follows it waits.
+        while self._reading and not session.closing:
+            try:
+                line = next_line()
+                if line is None:
+                    break
+                line_received(line)
+            except WireError as error:
+                session.refuse(error)
+            except Exception:
+                self.log.failure("{session}: our own mistake", session=session)
+                session.fail()
+        session.uncork()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._session is not None:
+            clean = reason.type is ConnectionDone
+            self._session.connection_lost(
+                CloseReason.PEER_CLOSED if clean else CloseReason.CONNECTION_LOST,
+                self.unsent_bytes,
+            )
+
+    # IHalfCloseableProtocol
+
+    def readConnectionLost(self) -> None:
+        if self._session is None:
+            self.abort()
+        else:
+            self._session.peer_finished()
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN has left; the peer's is still to come."""
+
+    # IPullProducer
+
+    def resumeProducing(self) -> None:
+        if self._session is not None:
+            self._session.drained()
+
+    def stopProducing(self) -> None:
+        """The connection is lost: L{connectionLost} says so, too."""
+
+    # What the session asks for
+
+    def write(self, data: bytes) -> None:
+        """Send, in order.  L{Session.drained} follows once the kernel has it all."""
+        self.transport.write(data)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of what was written the kernel has not taken, in bytes."""
+        lowest = self._lowest
+        return (
+            len(getattr(lowest, "dataBuffer", b""))
+            - getattr(lowest, "offset", 0)
+            + int(getattr(lowest, "_tempDataLen", 0))
+        )
+
+    def pause_reading(self) -> None:
+        """Take no more lines, and no more bytes from the kernel, until L{resume_reading}."""
+        self._reading = False
+        self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Take lines again: those that wait first, perhaps before this returns."""
+        self._reading = True
+        self.transport.resumeProducing()
+        session = self._session
+        if session is not None and not session.corked and not session.closing:
+            self._read_lines(session)
+
+    def finish(self) -> None:
+        """
+        Close in order: send what is written, then a FIN, and read on until the peer's.
+
+        Whoever asks for it sees to a deadline, for a peer that reads nothing never ends.
+        """
+        self._unregister()
+        if not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
+        if self.transport is self._lowest and hasattr(self.transport, "loseWriteConnection"):
+            self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
+
+    def disconnect(self) -> None:
+        """Both sides have said all: close once what is written has left."""
+        self._unregister()
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close at once, whatever is lost."""
+        self._unregister()
+        self.transport.abortConnection()
+
+    def _unregister(self) -> None:
+        # A transport with a pull producer never comes to its own end.
+        self._lowest.unregisterProducer()
+
+
+def peer_address(peer: Any) -> str:
+    """The peer's address in text; one of IPv4 that came over IPv6 as IPv4."""
+    host = getattr(peer, "host", None)
+    if host is None:
+        return "local"
+    return str(host).removeprefix("::ffff:") if "." in str(host) else str(host)
+
+
+class GatewayFactory(Factory):
+    """Make a L{GatewayProtocol} for each phone that is let in."""
+
+    noisy = False
+
+    def __init__(self, registry: Registry, proxied: bool = False) -> None:
+        """
+        @param registry: what all connections share.
+        @param proxied: whether its listener is behind a balancer that says who the peer is.
+        """
+        self._registry = registry
+        self._proxied = proxied
+
+    def buildProtocol(self, addr: IAddress | None) -> GatewayProtocol | None:
+        protocol = GatewayProtocol(self._registry, self._proxied)
+        protocol.factory = self
+        return protocol
+
+
+def set_socket_options(listener: socket.socket, settings: SocketSettings) -> None:
+    """
+    Set what connections inherit on a listening socket.
+
+    Lingering is no socket option here: SO_LINGER would block the whole reactor.
+    """
+    if settings.buffer_bytes:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.buffer_bytes)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.buffer_bytes)
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.nodelay))
+    for name, value in (
+        ("TCP_KEEPIDLE", settings.keepalive_idle),
+        ("TCP_KEEPINTVL", settings.keepalive_interval),
+        ("TCP_KEEPCNT", settings.keepalive_count),
+        ("TCP_USER_TIMEOUT", settings.user_timeout_ms),
+        ("TCP_NOTSENT_LOWAT", NOTSENT_LOWAT_BYTES),
+    ):
+        option = getattr(socket, name, _LINUX_OPTIONS.get(name))
+        if option is not None:
+            with contextlib.suppress(OSError):  # a platform that has the name only
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def open_listener(interface: str, port: int, options: SocketSettings) -> socket.socket:
+    """
+    A listening socket with every option set before it is bound.
+
+    @param interface: an address; empty: all, of IPv6 and IPv4 where the machine has both.
+    @param port: 0: any free one.
+    @raise OSError: the port is taken, or not ours to take.
+    """
+    if interface:
+        family, _, _, _, address = socket.getaddrinfo(
+            interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return _listen(family, address, options)
+    if _has_ipv6():
+        return _listen(socket.AF_INET6, ("::", port), options)
+    return _listen(socket.AF_INET, ("0.0.0.0", port), options)
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine can listen on IPv6 and IPv4 with one socket."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _listen(family: int, address: Any, options: SocketSettings) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        if options.reuse_address:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6 and address[0] == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        set_socket_options(listener, options)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

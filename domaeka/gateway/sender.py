@@ -1,0 +1,170 @@
+"""
+What goes out on one connection, and when.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from domaeka.messages import Dialect, encode_reply, timestamp_text
+from domaeka.policies.outbox import Outbox, Outgoing
+
+if TYPE_CHECKING:
+    from domaeka.gateway.registry import Parts
+
+#: Most that is handed to the transport at once, in bytes, where it is more than one frame: what
+#: a ping waits behind.
+BATCH_BYTES = 16_384
+
+
+class Carrier(Protocol):
+    """What a conversation asks of the connection under it.  L{GatewayProtocol} is one."""
+
+    def write(self, data: bytes) -> None:
+        """Send, in order; L{Sender.drained} follows once the kernel has it all."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of what was written the kernel has not taken, in bytes."""
+
+    def pause_reading(self) -> None:
+        """Bring no more lines."""
+
+    def resume_reading(self) -> None:
+        """Bring lines again."""
+
+    def finish(self) -> None:
+        """Send what is written, then a FIN; read on until the peer's."""
+
+    def disconnect(self) -> None:
+        """Close once what is written has left."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Sender:
+    """
+    Feed a connection, one batch at a time.
+
+    The connection's own frames (pings, notices, errors) go first; then what waits in the
+    device's outbox.  A batch is written only when the kernel has taken the one before, so that
+    an urgent frame waits for one batch, or one frame longer than that.
+
+    @ivar dialect: which form replies take.
+    @ivar outbox: the device's, once the connection has authenticated.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_batch_bytes",
+        "_carrier",
+        "_idle",
+        "_parts",
+        "_urgent",
+        "bytes_sent",
+        "dialect",
+        "messages_sent",
+        "outbox",
+    )
+
+    def __init__(self, carrier: Carrier, parts: Parts) -> None:
+        self._carrier = carrier
+        self._parts = parts
+        self._urgent: deque[bytes] | None = None
+        self._idle = True
+        #: What is on its way: each reply with where it ends in the batch.
+        self._batch: list[tuple[Outgoing, int]] | None = None
+        self._batch_bytes = 0
+        self.dialect = Dialect.V33
+        self.outbox: Outbox | None = None
+        self.bytes_sent = 0
+        self.messages_sent = 0
+
+    def urge(self, frame: bytes) -> None:
+        """Have a frame of the connection's own go out next; L{pump} sends it."""
+        if self._urgent is None:
+            self._urgent = deque()
+        self._urgent.append(frame)
+
+    def pump(self) -> None:
+        """Write the next batch, if the one before has left and something waits."""
+        if not self._idle:
+            return
+        frames: list[bytes] = []
+        length = 0
+        while self._urgent and length < BATCH_BYTES:
+            frames.append(self._urgent.popleft())
+            length += len(frames[-1])
+        outbox = self.outbox
+        if outbox is not None and length < BATCH_BYTES:
+            batch: list[tuple[Outgoing, int]] = []
+            timestamp = ""
+            while length < BATCH_BYTES:
+                outgoing = outbox.take()
+                if outgoing is None:
+                    break
+                if not timestamp:
+                    timestamp = timestamp_text(self._parts.seconds())
+                frame = encode_reply(outgoing.reply, self.dialect, timestamp, outgoing.message_id)
+                frames.append(frame)
+                length += len(frame)
+                batch.append((outgoing, length))
+            self._batch = batch
+            self.messages_sent += len(batch)
+            self._parts.metrics.messages_sent.value += len(batch)
+        if frames:
+            self._write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def drained(self) -> list[tuple[Outgoing, int]]:
+        """
+        The kernel has all that was written.
+
+        @return: the replies among it.
+        """
+        self._idle = True
+        left = self._batch or []
+        self._batch = None
+        self._batch_bytes = 0
+        if left and self.outbox is not None:
+            self.outbox.sent(left[-1][0])
+        return left
+
+    def last_words(self) -> None:
+        """Write what is urgent now, whatever is on its way; nothing will follow."""
+        if self._urgent:
+            urgent = b"".join(self._urgent)
+            self._urgent = None
+            self._write(urgent)
+
+    def release(self, unsent_bytes: int) -> None:
+        """
+        Give the outbox back: what never left waits again.
+
+        @param unsent_bytes: how much of what was written the kernel has not taken.
+        """
+        outbox, self.outbox = self.outbox, None
+        if outbox is None:
+            return
+        sent_bytes = self._batch_bytes - unsent_bytes
+        unsent = [outgoing for outgoing, end in self._batch or () if end > sent_bytes]
+        self._batch = None
+        outbox.connection_lost(unsent)
+
+    @property
+    def urgent_waits(self) -> bool:
+        """Whether a frame of the connection's own has not been written yet."""
+        return bool(self._urgent)
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether all that was given has left, the outbox apart."""
+        return self._idle and not self._urgent
+
+    def _write(self, data: bytes) -> None:
+        self._idle = False
+        self._batch_bytes += len(data)
+        self.bytes_sent += len(data)
+        self._parts.metrics.bytes_sent.value += len(data)
+        self._carrier.write(data)

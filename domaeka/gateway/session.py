@@ -1,0 +1,603 @@
+"""
+One phone's conversation: what it said, what that means, and what it is told.
+
+docs/protocol.md says what happens on the wire; L{NEXT} says what may follow what.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from twisted.logger import Logger
+
+from domaeka.errors import CloseReason, ErrorCode, WireError
+from domaeka.gateway.greeting import Greeting
+from domaeka.gateway.pinger import Pinger
+from domaeka.gateway.sender import Carrier, Sender
+from domaeka.gateway.valve import Valve
+from domaeka.gateway.verifier import AuthRefused
+from domaeka.interfaces import ChatLine, DeviceFacts, DeviceKey
+from domaeka.messages import (
+    Ack,
+    Auth,
+    Chat,
+    Handshake,
+    Inbound,
+    Migrated,
+    Monitoring,
+    Pong,
+    encode_ack,
+    encode_error,
+)
+from domaeka.policies.auth import AuthFault
+from domaeka.policies.liveness import Liveness
+
+if TYPE_CHECKING:
+    from domaeka.gateway.registry import Device, Registry
+
+#: Bad frames within this many seconds that end a connection.  Source: docs/protocol.md, "Errors".
+ERRORS_ALLOWED: Final = 10
+ERRORS_SECONDS: Final = 60.0
+#: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
+#: docs/protocol.md, "Handshake".
+NO_HANDSHAKE_SECONDS: Final = 5.0
+#: How long answers still go out to a phone that has finished sending, in seconds.
+HALF_CLOSED_SECONDS: Final = 1.0
+
+
+class State(Enum):
+    """How far a conversation has come."""
+
+    NEW = "new"
+    GREETED = "greeted"  # a handshake, no proof
+    KNOWN = "known"  # proof by a message, no handshake
+    READY = "ready"  # both
+    CLOSING = "closing"
+
+
+#: What may come when, and where it leads.  A chat and a pong lead there once their signature
+#: held; L{Auth} is the proof in a handshake.
+NEXT: Final[dict[tuple[State, type], State]] = {
+    (State.NEW, Handshake): State.GREETED,
+    (State.NEW, Chat): State.KNOWN,
+    (State.GREETED, Handshake): State.GREETED,
+    (State.GREETED, Auth): State.READY,
+    (State.GREETED, Chat): State.READY,
+    (State.GREETED, Pong): State.READY,
+    (State.KNOWN, Handshake): State.READY,
+    (State.KNOWN, Chat): State.KNOWN,
+    (State.READY, Handshake): State.READY,
+    (State.READY, Chat): State.READY,
+    (State.READY, Pong): State.READY,
+    (State.READY, Ack): State.READY,
+    (State.READY, Migrated): State.READY,
+}
+
+_FATAL_REASONS: Final = {
+    ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
+    ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
+}
+
+
+class Session:
+    """
+    One phone's conversation.
+
+    Times are those of the registry's steady clock, in seconds, where not said otherwise.
+
+    @ivar number: no other connection has it.
+    @ivar key: who it says it is; only with a C{device} is it known to be true.
+    @ivar due: when L{attend} must look at it next.
+    @ivar corked: whether lines are being read: their answers wait, to go out together.
+    """
+
+    log = Logger()
+
+    __slots__ = (
+        "_carrier",
+        "_clock_fault_told",
+        "_deadline",
+        "_error_times",
+        "_finished_at",
+        "_greeting",
+        "_parts",
+        "_pinger",
+        "_registry",
+        "_valve",
+        "_work_refused",
+        "address",
+        "bytes_received",
+        "capabilities",
+        "corked",
+        "device",
+        "due",
+        "facts",
+        "key",
+        "made_at",
+        "messages_received",
+        "monitoring",
+        "number",
+        "reason",
+        "sender",
+        "state",
+    )
+
+    def __init__(self, registry: Registry, carrier: Carrier, address: str) -> None:
+        """
+        @param registry: where it is entered.
+        @param carrier: the connection under it.
+        @param address: where the peer is.
+        """
+        self._registry = registry
+        self._parts = registry.parts
+        self._carrier = carrier
+        self.address = address
+        self.number = registry.next_number()
+        self.state = State.NEW
+        self.key: DeviceKey | None = None
+        self.facts: DeviceFacts | None = None
+        self.capabilities: frozenset[str] = frozenset()
+        self.device: Device | None = None
+        self.monitoring: Monitoring | None = None
+        self.reason: CloseReason | None = None
+        self.sender = Sender(carrier, registry.parts)
+        self.corked = False
+        self.bytes_received = 0
+        self.messages_received = 0
+        self.made_at = registry.steady.now
+        self._deadline = self.made_at + registry.parts.settings.server.handshake_timeout
+        self.due = self._deadline
+        self._pinger: Pinger | None = None
+        self._valve: Valve | None = None
+        self._greeting: Greeting | None = None
+        self._finished_at: float | None = None
+        self._error_times: deque[float] | None = None
+        self._clock_fault_told = False
+        self._work_refused = False
+
+    def __str__(self) -> str:
+        name = f" {self.key.bot_name!r} {self.key.device_id!r}" if self.key else ""
+        return f"#{self.number} {self.address}{name}"
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing that arrives matters any more."""
+        return self.state is State.CLOSING
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether a proof has held."""
+        return self.device is not None
+
+    @property
+    def liveness(self) -> Liveness | None:
+        """When it is pinged and how well it answers, once it has shaken hands."""
+        return self._pinger.liveness if self._pinger is not None else None
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether everything accepted is answered, and every answer has left."""
+        device = self.device
+        return self.sender.owes_nothing and (device is None or device.owes_nothing)
+
+    # What happens to it
+
+    def connection_made(self) -> None:
+        """The connection is there."""
+        if not self._registry.admit(self):
+            self.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, "the server is full")
+
+    def bytes_arrived(self, count: int) -> None:
+        """Bytes came, whatever they say: proof of life."""
+        self.bytes_received += count
+        self._parts.metrics.bytes_received.value += count
+        if self._pinger is not None:
+            self._pinger.liveness.last_heard = self._registry.steady.now
+
+    def line_received(self, line: bytes) -> None:
+        """
+        A line came.
+
+        @raise WireError: what is wrong with it; L{refuse} is to be told.
+        """
+        message = self._parts.reader.read(line)
+        target = NEXT.get((self.state, type(message)))
+        if target is None:
+            raise WireError(ErrorCode.AUTH_REQUIRED, "a handshake or signed chat must come first")
+        if type(message) is Chat:
+            self._chat_received(message, line)
+        else:
+            self._other_received(message, line, target)
+
+    def refuse(self, error: WireError) -> None:
+        """Answer a bad frame; end the conversation if it is fatal, or one too many."""
+        self._parts.metrics.errors.labels(error.code).inc()
+        if error.fatal:
+            self.close(_FATAL_REASONS[error.code], error.code, error.text)
+            return
+        if isinstance(error, AuthRefused) and error.fault is AuthFault.WRONG_TIME:
+            self._tell_clock_fault(error)
+            return
+        times = self._error_times
+        if times is None:
+            times = self._error_times = deque(maxlen=ERRORS_ALLOWED)
+        now = self._registry.steady.now
+        times.append(now)
+        if len(times) == ERRORS_ALLOWED and now - times[0] <= ERRORS_SECONDS:
+            self.close(CloseReason.TOO_MANY_ERRORS, error.code, error.text)
+        else:
+            self.send(encode_error(error.code, error.text))
+
+    def fail(self) -> None:
+        """A mistake of our own: it costs this conversation only."""
+        self._parts.metrics.errors.labels(ErrorCode.INTERNAL).inc()
+        self.close(CloseReason.INTERNAL, ErrorCode.INTERNAL, "an error of the server")
+
+    def drained(self) -> None:
+        """The kernel has all that was written."""
+        now = self._registry.steady.now
+        for outgoing, _ in self.sender.drained():
+            if self._pinger is not None and type(outgoing.reply.content) is not str:
+                assert self.facts is not None
+                self._pinger.liveness.deafened(now, outgoing.reply.deaf_seconds(self.facts.version))
+        if self.state is State.CLOSING:
+            return
+        self._pump()
+        self._judge_reading()
+        if self._finished_at is not None:
+            self._close_if_finished()
+
+    def outbox_filled(self) -> None:
+        """Something waits in the device's outbox."""
+        if not self.corked and self.state is not State.CLOSING:
+            self._pump()
+            self._judge_reading()
+
+    def uncork(self) -> None:
+        """The lines that came together are all read: answer them together."""
+        self.corked = False
+        if self.state is not State.CLOSING:
+            self._pump()
+            self._judge_reading()
+
+    def message_done(self) -> None:
+        """One message fewer owes an answer."""
+        if not self.corked and self.state is not State.CLOSING:
+            self._judge_reading()
+            if self._finished_at is not None:
+                self._close_if_finished()
+
+    def peer_finished(self) -> None:
+        """The peer's FIN came: it may still read."""
+        if self.state is State.CLOSING:
+            self._carrier.disconnect()
+            return
+        self._finished_at = self.due = self._registry.steady.now
+        self._close_if_finished()
+
+    def replaced(self) -> None:
+        """A newer connection of the same device takes over what waits for it."""
+        unsent_bytes = self._carrier.unsent_bytes
+        self.sender.release(unsent_bytes)
+        self.close(CloseReason.TAKEN_OVER, ErrorCode.TAKEN_OVER, "a newer connection came")
+        if unsent_bytes:
+            self._carrier.abort()  # it must not arrive twice
+
+    def connection_lost(self, reason: CloseReason, unsent_bytes: int) -> None:
+        """
+        The connection is gone.
+
+        @param reason: why, where nothing of ours ended it.
+        @param unsent_bytes: how much of what was written the kernel never took.
+        """
+        self.sender.release(unsent_bytes)
+        if self.reason is None:
+            self.reason = reason
+        self._registry.remove(self)
+        self.state = State.CLOSING
+        if self._greeting is not None:
+            self._greeting.connection_lost()
+        self._parts.metrics.closes.labels(self.reason).inc()
+        self._log_life()
+
+    # What it is told
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame of the connection's own, ahead of what waits in the outbox."""
+        self.sender.urge(frame)
+        if not self.corked:
+            self._pump()
+
+    def close(self, reason: CloseReason, code: ErrorCode | None = None, text: str = "") -> None:
+        """
+        End the conversation: say why, hand over what is written, finish; the sweep cuts it off
+        at the deadline.
+
+        @param code: what the peer is told, with C{text}; L{None}: nothing.
+        """
+        if self.state is State.CLOSING:
+            return
+        self.state = State.CLOSING
+        self.reason = reason
+        may_linger = self._registry.closing(self)
+        if reason is CloseReason.GAVE_WAY or not may_linger:
+            self._carrier.abort()
+            return
+        if code is not None:
+            self.sender.urge(encode_error(code, text))
+        self.sender.last_words()
+        self._deadline = self._registry.steady.now + self._parts.settings.socket.linger_seconds
+        self.due = self._deadline
+        if self._finished_at is None:
+            self._carrier.finish()
+        else:
+            self._carrier.disconnect()
+
+    def cut(self) -> None:
+        """End the conversation at once, whatever is lost."""
+        self.close(CloseReason.SHUTDOWN)
+        self._carrier.abort()
+
+    # Time
+
+    def attend(self, now: float, judging: bool) -> None:
+        """
+        Do what is due.
+
+        @param now: the steady time.
+        @param judging: whether nobody was held up, so that silence counts.
+        """
+        state = self.state
+        if state is State.CLOSING:
+            if now >= self._deadline:
+                self._carrier.abort()
+            return
+        if self._finished_at is not None and now >= self._finished_at + HALF_CLOSED_SECONDS:
+            self.close(CloseReason.PEER_CLOSED)
+            return
+        self._judge_reading()
+        if state is State.READY:
+            pinger = self._pinger
+            assert pinger is not None
+            if judging and pinger.liveness.is_stale(now):
+                self._parts.metrics.ping_timeouts.inc()
+                self.close(CloseReason.PING_TIMEOUT)
+                return
+            if pinger.liveness.ping_due(now):
+                pinger.ping()
+                self._pump()
+            self.due = pinger.liveness.due
+        else:
+            self._attend_unready(now, judging)
+        if self._finished_at is not None or (self._valve is not None and not self._valve.open):
+            self.due = now
+
+    def _attend_unready(self, now: float, judging: bool) -> None:
+        if judging and now >= self._deadline and not self._greeting_waits:
+            if self.state is State.GREETED:
+                self.close(
+                    CloseReason.AUTHENTICATION_TIMEOUT,
+                    ErrorCode.AUTH_REQUIRED,
+                    "no signature came in time",
+                )
+            elif self.state is State.NEW:
+                self.close(CloseReason.HANDSHAKE_TIMEOUT)
+            else:
+                self.close(CloseReason.NO_HANDSHAKE)
+            return
+        self.due = self._deadline
+        if self.state is State.KNOWN:
+            self.due = now
+            if now >= self.made_at + NO_HANDSHAKE_SECONDS and self.owes_nothing:
+                self.close(CloseReason.NO_HANDSHAKE)
+
+    # Handshake
+
+    def _handshake_received(self, handshake: Handshake, line: bytes, target: State) -> None:
+        self._parts.metrics.frames_received.labels("handshake").inc()
+        if self.key is not None and self.key != (handshake.bot_name, handshake.device_id):
+            self.close(
+                CloseReason.OTHER_DEVICE,
+                ErrorCode.BAD_HANDSHAKE,
+                "a second handshake named another device",
+            )
+        elif self._greeting is None:
+            self._greeting = Greeting(self, self._parts, self._carrier)
+            self._greeting.handshake_received(handshake, line, target)
+        else:
+            self._greeting.handshake_repeated()
+
+    def introduced(self, key: DeviceKey, facts: DeviceFacts, target: State) -> None:
+        """A handshake said who this is."""
+        self.key = key
+        self.facts = facts
+        self.state = target
+        self._pinger = Pinger(self._registry.new_liveness(), self.sender, key.bot_name, self._parts)
+
+    def authenticate(self, proof: type) -> None:
+        """A proof has held: the connection is its device's from now on."""
+        assert self.key is not None and self.facts is not None
+        self.state = NEXT[self.state, proof]
+        self.device = self._registry.attach(self, self.key, self.facts)
+        self._valve = Valve(self.device, self._parts)
+        self.due = self._registry.steady.now
+        if not self._greeting_waits:
+            self._open_outbox()
+
+    def welcomed(self) -> None:
+        """The first handshake has been answered: what waits for the device may follow."""
+        now = self.due = self._registry.steady.now
+        if self.authenticated:
+            self._open_outbox()
+        else:
+            self._deadline = now + self._parts.settings.server.authentication_timeout
+            assert self._pinger is not None
+            self._pinger.ping()
+        if not self.corked:
+            self._pump()
+
+    def _open_outbox(self) -> None:
+        assert self.device is not None
+        self.sender.outbox = self.device.outbox
+        self.device.outbox.connected("ack" in self.capabilities)
+
+    @property
+    def _greeting_waits(self) -> bool:
+        return self._greeting is not None and self._greeting.waits
+
+    # Pong, chat, acknowledgement
+
+    def _other_received(self, message: Inbound, line: bytes, target: State) -> None:
+        if type(message) is Pong:
+            self._pong_received(message, line)
+        elif type(message) is Handshake:
+            self._handshake_received(message, line, target)
+        elif type(message) is Ack:
+            self._parts.metrics.frames_received.labels("ack").inc()
+            assert self.device is not None
+            self.device.outbox.ack(message.message_id)
+
+    def _pong_received(self, pong: Pong, line: bytes) -> None:
+        self._parts.metrics.frames_received.labels("pong").inc()
+        if not self._parts.verifier.is_new(pong.auth, self.key, self.number, line):
+            self._parts.metrics.repeats_dropped.inc()
+            return
+        if self.device is None:
+            self.authenticate(Pong)
+        if pong.monitoring is not None:
+            self.monitoring = pong.monitoring
+        assert self._pinger is not None
+        self._pinger.pong_received(pong, self._registry.steady.now)
+
+    def _chat_received(self, chat: Chat, line: bytes) -> None:
+        parts = self._parts
+        parts.metrics.messages_received.value += 1
+        acknowledges = chat.client_id is not None and "ack" in self.capabilities
+        if not parts.verifier.is_new(chat.auth, self.key, self.number, line):
+            parts.metrics.repeats_dropped.inc()
+            if acknowledges and self.device is not None:
+                self._acknowledge(chat)
+            return
+        device = self.device
+        if device is None:
+            device = self._known_by(chat)
+        self.messages_received += 1
+        self.sender.dialect = chat.dialect
+        assert self._valve is not None
+        self._valve.message_came()
+        if chat.packed is not None:
+            parts.reader.inflate(chat)
+        if self._registry.draining:
+            self._refuse_work()
+            return
+        if acknowledges and not self._acknowledge(chat):
+            return
+        if not chat.text:
+            return
+        answered = self._registry.enter_room(device, chat)
+        if parts.chat_log is not None:
+            parts.chat_log.append(
+                ChatLine(
+                    parts.seconds(),
+                    "in",
+                    device.key.bot_name,
+                    device.key.device_id,
+                    chat.room_id,
+                    chat.room,
+                    chat.sender,
+                    chat.user_hash,
+                    chat.log_id,
+                    chat.text,
+                )
+            )
+        if answered:
+            device.submit(chat)
+        self._judge_reading()
+
+    def _known_by(self, chat: Chat) -> Device:
+        """The first chat whose signature held: it says who this is, if nothing else has."""
+        if self.key is None:
+            auth = chat.auth
+            assert auth is not None
+            self.key = DeviceKey(auth.bot_name, auth.device_id)
+            self.facts = DeviceFacts(
+                auth.version or "", auth.client_type or "MessengerBotR", address=self.address
+            )
+        self.authenticate(Chat)
+        assert self.device is not None
+        return self.device
+
+    def _acknowledge(self, chat: Chat) -> bool:
+        """Tell a client that its message is taken.  @return: whether it is new."""
+        assert self.device is not None and chat.client_id is not None
+        self.sender.urge(encode_ack(chat.client_id))
+        return not self.device.client_ids.seen(chat.client_id)
+
+    def _refuse_work(self) -> None:
+        """The server stops: say so, once."""
+        if not self._work_refused:
+            self._work_refused = True
+            self.send(encode_error(ErrorCode.SHUTTING_DOWN, "the server takes no more messages"))
+
+    def _tell_clock_fault(self, error: WireError) -> None:
+        """The phone's clock is off, which is no attack: say so, once."""
+        if not self._clock_fault_told:
+            self._clock_fault_told = True
+            self.log.warn(
+                "{session}: right signature, wrong time: the phone's clock is off", session=self
+            )
+            self.send(encode_error(error.code, error.text))
+
+    # Reading and writing
+
+    def _pump(self) -> None:
+        self.sender.pump()
+        pinger = self._pinger
+        if pinger is not None and pinger.pumped(self._registry.steady.now):
+            self.due = min(self.due, pinger.liveness.due)
+
+    def _judge_reading(self) -> None:
+        """Stop reading a phone that is given more than it takes; go on once half has gone."""
+        valve = self._valve
+        if valve is None or self._greeting_waits or not valve.changed():
+            return
+        now = self._registry.steady.now
+        liveness = self.liveness
+        if valve.open:
+            if liveness is not None:
+                liveness.reading_resumed(now)
+            self._carrier.resume_reading()
+        else:
+            if liveness is not None:
+                liveness.reading_paused(now)
+            self.due = now
+            self._carrier.pause_reading()
+
+    def _close_if_finished(self) -> None:
+        """The peer reads only what it is owed: close once it has it."""
+        if self.state is not State.CLOSING and self.owes_nothing:
+            self.close(CloseReason.PEER_CLOSED)
+
+    # What is known of it
+
+    @property
+    def age(self) -> float:
+        """How long it has been connected, in seconds."""
+        return self._registry.steady.now - self.made_at
+
+    def _log_life(self) -> None:
+        """One line a connection: those of strangers only for debugging, they may be many."""
+        log = self.log.info if self.device is not None else self.log.debug
+        log(
+            "{session} ended: {reason}; {age:.0f} s, bytes {received} in {sent} out, messages "
+            "{messages_in} in {messages_out} out",
+            session=self,
+            reason=self.reason,
+            age=self.age,
+            received=self.bytes_received,
+            sent=self.sender.bytes_sent,
+            messages_in=self.messages_received,
+            messages_out=self.sender.messages_sent,
+        )
