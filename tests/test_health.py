@@ -14,7 +14,7 @@ from domaeka.interfaces import HealthCheck
 from domaeka.metrics import SAMPLE_SECONDS, Metrics
 from domaeka.web.health import (
     LAG_SECONDS,
-    SAMPLES_PER_TURN,
+    LINES_PER_TURN,
     Exposition,
     HealthPages,
     LagProbe,
@@ -135,12 +135,15 @@ class ExpositionTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        for number in range(2 * SAMPLES_PER_TURN // 13):
-            self.metrics.handler.register(f"# command {number}")
+        for number in range(2 * LINES_PER_TURN // 13):
+            self.metrics.handler.register(f"# command {number}").observe(number)
         self.exposition = Exposition(self.metrics, self.clock)
 
     def test_is_what_the_library_renders(self) -> None:
-        """In parts or at once, the text is the same, and it can be read."""
+        """In parts or at once, the text is the same, whatever is in it, and it can be read."""
+        self.metrics.handler_failures.register('# "방"\n\\n{a="b"}').inc(1.5)
+        self.metrics.bans.set(float("nan"))
+        self.metrics.bytes_sent.inc(2**60)
         asked = self.exposition.render()
         self.clock.advance(0)
         text = self.successResultOf(asked)
@@ -157,8 +160,8 @@ class ExpositionTests(SynchronousTestCase):
             call.cancel()
             step()
             turns += 1
-        series = self.successResultOf(asked).count(b"\n")
-        self.assertLess(series / turns, 2 * SAMPLES_PER_TURN)
+        lines = self.successResultOf(asked).count(b"\n")
+        self.assertLess(lines / turns, LINES_PER_TURN)
         self.assertGreater(turns, 2)
 
     def test_shared(self) -> None:

@@ -5,15 +5,17 @@ A scrape is rendered a part at a time, so that it never holds the reactor up, an
 the same moment share one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Final
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -26,13 +28,13 @@ from domaeka.metrics import SAMPLE_SECONDS, Metrics
 from domaeka.web.routes import JSON, Answer, Call, Route, as_json
 from domaeka.web.server import Timer
 
-#: Series after which a turn of the reactor ends.  Source: one takes some 14 µs, a turn has less
-#: than twice as many, and none should take 10 ms.
-SAMPLES_PER_TURN: Final = 200
+#: Lines rendered in one turn of the reactor, of which none should take 10 ms.  Source: a line takes
+#: some 8 µs, its share of reading the instruments included.
+LINES_PER_TURN: Final = 500
 #: The content type of what L{generate_latest} makes when nothing is asked of it.
 _TEXT_TYPE: Final = choose_encoder("")[1]
 #: How often the reactor's lag is measured, in seconds: each turn that is longer than this is
-#: noticed, at a cost of 0.05 % of a core.
+#: noticed, at a cost of 0.2 % of a core.
 LAG_SECONDS: Final = 0.1
 
 _PAGE: Final = """<!DOCTYPE html>
@@ -44,23 +46,36 @@ _PAGE: Final = """<!DOCTYPE html>
 """
 
 
-class _Part(Collector):
-    """Some of the series of a metric, for L{generate_latest}."""
+class _Introduction(Collector):
+    """A metric without its series, for L{generate_latest}."""
 
-    def __init__(self, metric: Metric, first: int) -> None:
+    def __init__(self, metric: Metric) -> None:
         self._metric = Metric(metric.name, metric.documentation, metric.type)
-        self._metric.samples = metric.samples[first : first + SAMPLES_PER_TURN]
-        self._continued = first > 0
 
     def collect(self) -> Iterable[Metric]:
         return (self._metric,)
 
-    def render(self) -> bytes:
-        text = generate_latest(self)
-        while self._continued and text.startswith(b"#"):
-            # A metric is introduced once.
-            text = text.partition(b"\n")[2]
-        return text
+
+def _lines(registry: Collector) -> Iterator[str]:
+    """
+    What L{generate_latest} makes of C{registry}, in pieces.
+
+    A line costs that function 12 µs, for it examines each name again; here it is 5.
+    """
+    for metric in registry.collect():
+        yield generate_latest(_Introduction(metric)).decode()
+        for sample in metric.samples:
+            value = floatToGoString(sample.value)  # type: ignore[no-untyped-call]
+            labels = sample.labels
+            if labels:
+                pairs = [f'{name}="{_escape(labels[name])}"' for name in sorted(labels)]
+                yield f"{sample.name}{{{','.join(pairs)}}} {value}\n"
+            else:
+                yield f"{sample.name} {value}\n"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 class Exposition:
@@ -80,47 +95,38 @@ class Exposition:
         """@return: fires with the text; no value in it is older than this call."""
         asked: Deferred[bytes] = Deferred()
         self._asking.append(asked)
-        if not self._busy:
+        self._begin_soon()
+        return asked
+
+    def _begin_soon(self) -> None:
+        if self._asking and not self._busy:
             self._busy = True
             self._timer.callLater(0, self._begin)
-        return asked
 
     def _begin(self) -> None:
         asked, self._asking = self._asking, []
-        parts = (
-            _Part(metric, first)
-            for metric in self._registry.collect()
-            for first in range(0, max(1, len(metric.samples)), SAMPLES_PER_TURN)
-        )
-        self._go_on(asked, parts, [])
+        self._go_on(asked, _lines(self._registry), [])
 
-    def _go_on(
-        self, asked: list[Deferred[bytes]], parts: Iterable[_Part], done: list[bytes]
-    ) -> None:
-        """Render until this turn has done its share."""
-        share = 0
+    def _go_on(self, asked: list[Deferred[bytes]], lines: Iterator[str], done: list[str]) -> None:
+        """Render what one turn may."""
         try:
-            for part in parts:
-                done.append(part.render())
-                share += done[-1].count(b"\n")
-                if share >= SAMPLES_PER_TURN:
-                    self._timer.callLater(0, lambda: self._go_on(asked, parts, done))
-                    return
+            turn = list(islice(lines, LINES_PER_TURN))
         except Exception:
             failure = Failure()  # type: ignore[no-untyped-call]
-            self._end()
-            for deferred in asked:
-                deferred.errback(failure)
+            self._end(lambda deferred: deferred.errback(failure), asked)
             return
-        self._end()
-        text = b"".join(done)
-        for deferred in asked:
-            deferred.callback(text)
+        done += turn
+        if len(turn) == LINES_PER_TURN:
+            self._timer.callLater(0, lambda: self._go_on(asked, lines, done))
+            return
+        text = "".join(done).encode()
+        self._end(lambda deferred: deferred.callback(text), asked)
 
-    def _end(self) -> None:
-        self._busy = bool(self._asking)
-        if self._busy:
-            self._timer.callLater(0, self._begin)
+    def _end(self, fire: Callable[[Deferred[bytes]], None], asked: list[Deferred[bytes]]) -> None:
+        self._busy = False
+        self._begin_soon()
+        for deferred in asked:
+            fire(deferred)
 
 
 class HealthPages:
