@@ -193,7 +193,7 @@ class VirtualTransport:
 
     def _move(self) -> None:
         self._scheduled = False
-        if isinstance(self._reset, ConnectionAborted):
+        if isinstance(self._reset, ConnectionAborted) and not self._lost:
             self._lose(self._reset)
         if not self._lost:
             self._read()

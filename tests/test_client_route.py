@@ -1,0 +1,90 @@
+"""Tests for L{domaeka.client.route}."""
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.client.route import Route, Server
+
+ONE, TWO, THREE = (Server(host) for host in ("one", "two", "three"))
+
+
+class ServerTests(SynchronousTestCase):
+    """Tests for L{Server}."""
+
+    def test_for_people(self) -> None:
+        """It reads as people write addresses."""
+        self.assertEqual(str(Server("::1", 9, tls=True)), "[::1]:9 (TLS)")
+        self.assertEqual(str(ONE), "one:9000")
+
+    def test_plausible(self) -> None:
+        """What cannot be a host or a port is known."""
+        for host in ("", "a b", "a/b", "a\nb", "x" * 254, "\ud800"):
+            self.assertFalse(Server(host).plausible, host)
+        for port in (0, -1, 65_536):
+            self.assertFalse(Server("a", port).plausible)
+        for host in ("::1", "10.0.0.1", "chat.example", "한글.example"):
+            self.assertTrue(Server(host).plausible)
+
+
+class RouteTests(SynchronousTestCase):
+    """Tests for L{Route}."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.chance = 0.0
+        self.route = Route([ONE, TWO], self.clock.seconds, lambda: self.chance)
+
+    def test_next_when_it_fails(self) -> None:
+        """A server that cannot be reached makes room for the next, and round again."""
+        tried = []
+        for _ in range(3):
+            tried.append(self.route.server)
+            self.route.failed()
+        self.assertEqual(tried, [ONE, TWO, ONE])
+
+    def test_preferred_first_when_lost(self) -> None:
+        """After a server that greeted us is gone, the preferred one is tried first."""
+        self.route.failed()
+        self.route.greeted()
+        self.assertFalse(self.route.is_preferred)
+        self.route.lost()
+        self.assertEqual(self.route.server, ONE)
+
+    def test_pauses_grow(self) -> None:
+        """Tries are spread more and more, and begin anew after a connection that lasted."""
+        self.chance = 0.999
+        delays = [round(self.route.next_delay()) for _ in range(8)]
+        self.assertEqual(delays, [1, 2, 4, 8, 16, 32, 60, 60])
+        self.route.greeted()
+        self.clock.advance(29.0)
+        self.route.lost()
+        self.assertEqual(round(self.route.next_delay()), 60)
+        self.route.greeted()
+        self.clock.advance(30.0)
+        self.route.lost()
+        self.assertEqual(round(self.route.next_delay()), 1)
+
+    def test_stays_away(self) -> None:
+        """A server that says when to come back is taken at its word, within reason, once."""
+        self.assertEqual(self.route.stay_away(71.5), 71.5)
+        self.clock.advance(1.5)
+        self.assertEqual(self.route.next_delay(), 70.0)
+        self.assertLess(self.route.next_delay(), 2.0)
+        self.assertEqual(self.route.stay_away(1e300) - 1.5, 3600.0)
+        self.assertEqual(self.route.stay_away(-5.0), 1.5)
+
+    def test_unwanted(self) -> None:
+        """Where we are not wanted we come back much later, until we are greeted."""
+        self.route.unwanted()
+        self.assertEqual(self.route.next_delay(), 150.0)
+        self.route.greeted()
+        self.assertLess(self.route.next_delay(), 3.0)
+
+    def test_moved(self) -> None:
+        """A server that we were sent to is preferred from then on; the others stay known."""
+        self.route.failed()
+        self.route.moved(THREE, at=40.0)
+        self.assertEqual(self.route.servers, (THREE, ONE, TWO))
+        self.assertEqual((self.route.server, self.route.next_delay()), (THREE, 40.0))
+        self.route.add([TWO, Server("four")])
+        self.assertEqual(self.route.servers, (THREE, ONE, TWO, Server("four")))

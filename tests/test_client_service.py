@@ -1,0 +1,372 @@
+"""Tests for L{domaeka.client}: the service, in virtual time against servers that behave."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.client import (
+    Client,
+    ClientEvent,
+    Connected,
+    Credentials,
+    Failed,
+    Fate,
+    Greeting,
+    Identity,
+    Lost,
+    Media,
+    Moved,
+    Reply,
+    Said,
+    Server,
+    Stopped,
+    Waiting,
+)
+from domaeka.errors import CloseReason, ErrorCode
+from domaeka.testing import VirtualServer, run_clock
+from domaeka.testing_server import FakeServer, FakeStore
+
+KEY, SALT = "k" * 16, "salt"
+NOW = 1_790_000_000.0
+ONE, TWO = Server("one"), Server("two")
+
+
+class ClientCase(SynchronousTestCase):
+    """A client, and servers by name that share one store."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(NOW)
+        self.store = FakeStore()
+        self.servers: dict[Server, FakeServer] = {}
+        self.ports: dict[Server, VirtualServer] = {}
+        for server in (ONE, TWO):
+            self.start(server)
+        self.replies: list[str | Media] = []
+        self.events: list[ClientEvent] = []
+
+    def start(self, server: Server) -> None:
+        """A process of C{server}, new or again."""
+        self.servers[server] = FakeServer(self.clock.seconds, KEY, SALT, store=self.store)
+        self.ports[server] = VirtualServer(self.clock, self.servers[server])
+
+    def client(self, servers: Sequence[Server] = (ONE,), **options: Any) -> Client:
+        def take(reply: Reply) -> None:
+            self.replies.append(reply.content)
+
+        client = Client(
+            self.clock,
+            servers,
+            Identity(bot_name="가게봇", device_id="a1b2"),
+            options.pop("credentials", Credentials(KEY, SALT)),
+            take,
+            self.events.append,
+            endpoint=self.ports.__getitem__,  # type: ignore[arg-type]
+            random=lambda: 0.5,
+            **options,
+        )
+        client.startService()
+        self.addCleanup(self.stop, client)
+        return client
+
+    def stop(self, client: Client) -> None:
+        if client.running:
+            stopped = client.stopService()
+            run_clock(self.clock, 10.0)
+            self.successResultOf(stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def say(self, client: Client, text: str) -> "Deferred[Fate]":
+        return client.say(Said(room="방", sender="나", text=text))
+
+    def run_for(self, seconds: float) -> None:
+        run_clock(self.clock, seconds)
+
+    def run_for_long(self, seconds: float) -> None:
+        """Run with the pings that keep a connection."""
+        for _ in range(int(seconds / 30.0)):
+            for server in self.servers.values():
+                server.ping()
+            self.run_for(30.0)
+
+    def seen(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class ExchangeTests(ClientCase):
+    """The ordinary case."""
+
+    def test_says_and_is_answered(self) -> None:
+        """What is said before there is a connection is said once there is one."""
+        client = self.client()
+        fate = self.say(client, "안녕")
+        self.run_for(1.0)
+        self.assertEqual(self.replies, ["안녕"])
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+        self.assertEqual(client.granted, {"session", "ack", "deflate"})
+        self.assertEqual([type(event) for event in self.events], [Connected, Greeting])
+
+    def test_two_thousand_at_once(self) -> None:
+        """A full queue is handed over as fast as the line takes it, in order."""
+        client = self.client(capabilities=())
+        fates = [self.say(client, f"{number} " + "가" * 500) for number in range(2000)]
+        self.run_for(5.0)
+        self.assertEqual([str(text).split()[0] for text in self.replies], [*map(str, range(2000))])
+        self.assertEqual({self.successResultOf(fate) for fate in fates}, {Fate.WRITTEN})
+
+    def test_nobody_there(self) -> None:
+        """Without a server, a message is told to have expired after its time."""
+        self.ports[ONE].open = False
+        fate = self.say(self.client(), "안녕")
+        self.run_for(29.0)
+        self.assertNoResult(fate)
+        self.run_for(2.0)
+        self.assertEqual(self.successResultOf(fate), Fate.EXPIRED)
+        self.assertGreater(len(self.seen(Failed)), 3)
+
+    def test_listener_that_fails(self) -> None:
+        """A mistake of the owner costs a line in the log, not the connection."""
+        client = self.client()
+        client._on_reply = client._on_event = lambda event: 1 / 0  # type: ignore[assignment]
+        fate = self.say(client, "안녕")
+        self.run_for(1.0)
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
+
+
+class ReturnTests(ClientCase):
+    """Connections that end."""
+
+    def test_comes_back(self) -> None:
+        """After a cut, what had not arrived arrives, and nothing comes twice."""
+        client = self.client()
+        self.say(client, "하나")
+        self.run_for(40.0)
+        self.say(client, "둘")
+        self.ports[ONE].accepted[-1].abortConnection()
+        self.run_for(2.0)
+        self.say(client, "셋")
+        self.run_for(2.0)
+        self.assertEqual(self.replies, ["하나", "둘", "셋"])
+        self.assertEqual(len(self.servers[ONE].chats), 3)
+        self.assertEqual(self.seen(Waiting), [Waiting(ONE, 0.75)])
+        self.assertTrue(self.seen(Greeting)[1].resumed)
+
+    def test_silent_server(self) -> None:
+        """A server that takes connections and never greets is given up after ten seconds."""
+        self.servers[ONE].greet = False
+        self.client([ONE, TWO])
+        self.run_for(12.0)
+        self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.HANDSHAKE_TIMEOUT)])
+        self.assertEqual(self.seen(Connected)[-1].server, TWO)
+
+    def test_dead_server(self) -> None:
+        """A server that falls silent is noticed, and left."""
+        self.client()
+        self.run_for(1.0)
+        self.servers[ONE].ping()
+        self.run_for(74.0)
+        self.assertEqual(self.seen(Lost), [])
+        self.run_for(3.0)
+        self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.PING_TIMEOUT)])
+
+    def test_held_up(self) -> None:
+        """A process that was held up does not take its own silence for the server's."""
+        self.client()
+        self.run_for(1.0)
+        self.clock.advance(500.0)
+        self.run_for(5.0)
+        self.assertEqual(self.seen(Lost), [])
+
+    def test_next_server_and_back(self) -> None:
+        """The next server serves while the preferred one is away, and is left for it."""
+        self.ports[ONE].open = False
+        client = self.client([ONE, TWO])
+        self.run_for(2.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
+        self.run_for_long(300.0)
+        self.assertEqual(client.server, TWO)
+        self.ports[ONE].open = True
+        self.run_for_long(300.0)
+        self.assertEqual((client.server, client.greeted), (ONE, True))
+        self.assertEqual(len(self.servers[TWO].migrated), 1)
+        self.assertEqual(self.seen(Lost), [])
+
+    def test_stops_in_order(self) -> None:
+        """A client that is stopped says so to whoever waits, and ends even if nobody reads."""
+        client = self.client()
+        self.run_for(1.0)
+        self.ports[ONE].accepted[0].pauseProducing()
+        fate = self.say(client, "가" * 60_000)
+        self.stop(client)
+        self.assertEqual(self.successResultOf(fate), Fate.STOPPED)
+
+    def test_starts_again(self) -> None:
+        """A client that was stopped can be started again."""
+        client = self.client()
+        self.run_for(1.0)
+        self.stop(client)
+        client.startService()
+        self.say(client, "다시")
+        self.run_for(1.0)
+        self.assertEqual(self.replies, ["다시"])
+
+
+class AnswerTests(ClientCase):
+    """What servers say for good."""
+
+    def test_taken_over(self) -> None:
+        """A client whose place was taken does not take it back: the two would never end."""
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].end(ErrorCode.TAKEN_OVER)
+        self.run_for(600.0)
+        self.assertEqual(self.seen(Stopped), [Stopped(ErrorCode.TAKEN_OVER)])
+        self.assertEqual(len(self.seen(Connected)), 1)
+        self.stop(client)
+
+    def test_unwanted(self) -> None:
+        """Banned, not approved, not believed: it comes back, but much later."""
+        for code in (ErrorCode.BANNED, ErrorCode.NOT_APPROVED, ErrorCode.AUTH_FAILED):
+            self.setUp()
+            self.servers[ONE].refuse_with = code
+            client = self.client()
+            self.run_for(1.0)
+            self.assertEqual(self.seen(Waiting), [Waiting(ONE, 225.0)])
+            self.run_for(223.0)
+            self.assertEqual(len(self.seen(Connected)), 1)
+            self.servers[ONE].refuse_with = None
+            self.run_for(3.0)
+            self.assertTrue(client.greeted)
+            self.stop(client)
+
+    def test_wrong_key(self) -> None:
+        """A client with another key is refused, and does not try on as if it were an attack."""
+        self.client(credentials=Credentials("x" * 16, SALT))
+        self.run_for(100.0)
+        self.assertEqual(len(self.servers[ONE].handshakes), 1)
+
+    def test_old_complaint(self) -> None:
+        """What a server complained of long ago does not explain why a connection ends."""
+        self.client()
+        self.run_for(1.0)
+        self.servers[ONE].end(ErrorCode.AUTH_FAILED, close=False)
+        self.run_for(60.0)
+        self.ports[ONE].accepted[-1].abortConnection()
+        self.run_for(2.0)
+        self.assertEqual(len(self.seen(Greeting)), 2)
+
+    def test_shutdown(self) -> None:
+        """Told to stay away, it does, and what is said meanwhile waits for its return."""
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].shut_down(80.0)
+        fate = self.say(client, "기다림")
+        self.run_for(79.0)
+        self.assertNoResult(fate)
+        self.assertEqual(len(self.seen(Connected)), 1)
+        self.run_for(3.0)
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+
+    def test_shutdown_called_off(self) -> None:
+        """A server that says it closes, and does not, is spoken to again after that time."""
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].shut_down(10.0, close=False)
+        self.run_for(0.1)
+        fate = self.say(client, "기다림")
+        self.run_for(5.0)
+        self.assertNoResult(fate)
+        self.run_for(7.0)
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+
+
+class MigrationTests(ClientCase):
+    """Moves to another server."""
+
+    def test_make_before_break(self) -> None:
+        """It leaves the old server once the new one has greeted it, and says so."""
+        client = self.client()
+        self.say(client, "하나")
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000, after=30.0)
+        self.run_for(29.0)
+        self.assertEqual(self.seen(Moved), [])
+        for number in range(30):
+            self.say(client, f"둘 {number}")
+            self.run_for(0.1)
+        self.assertEqual(self.seen(Moved), [Moved(TWO)])
+        self.assertEqual(self.servers[ONE].migrated[0].new_host, "two")
+        self.assertEqual(self.servers[ONE].conversations, [])
+        self.assertEqual(self.replies, ["하나", *(f"둘 {number}" for number in range(30))])
+        self.assertEqual(self.seen(Lost), [])
+        self.assertTrue(self.seen(Greeting)[1].resumed)
+
+    def test_follows_only_what_it_may(self) -> None:
+        """Without a signature, or after its time, a notice is not followed; a trusted host is."""
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000, signed=False)
+        self.servers[ONE].migrate("two", 9000, expires_in=-1.0)
+        self.servers[ONE].migrate("two two", 9000)
+        self.servers[ONE].migrate("two", 70_000)
+        self.run_for(10.0)
+        self.assertEqual(client.server, ONE)
+        self.stop(client)
+        trusting = self.client(trusted_hosts=["two"])
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000, signed=False)
+        self.run_for(10.0)
+        self.assertEqual(trusting.server, TWO)
+
+    def test_no_way_out_of_tls(self) -> None:
+        """A notice that is not signed leads from a server with TLS only to one with TLS."""
+        safe, elsewhere = Server("safe", 9000, tls=True), Server("two", 9000, tls=True)
+        for server in (safe, elsewhere):
+            self.start(server)
+        client = self.client([safe], trusted_hosts=["two"])
+        self.run_for(1.0)
+        self.servers[safe].migrate("two", 9000, signed=False)
+        self.run_for(5.0)
+        self.assertEqual(client.server, elsewhere)
+
+    def test_new_server_not_there(self) -> None:
+        """While the new server does not answer, the old one serves; in the end it stays."""
+        self.ports[TWO].open = False
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000, expires_in=60.0)
+        for number in range(5):
+            self.run_for(30.0)
+            self.servers[ONE].ping()
+            self.say(client, str(number))
+            self.run_for(1.0)
+        self.assertEqual(self.replies, ["0", "1", "2", "3", "4"])
+        self.assertEqual((client.server, self.seen(Lost)), (ONE, []))
+
+    def test_old_server_gone_first(self) -> None:
+        """When the old server ends before the new one has greeted, the new one is kept to."""
+        self.servers[TWO].greet = False
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000)
+        self.run_for(5.0)
+        self.ports[ONE].open = False
+        self.ports[ONE].accepted[0].abortConnection()
+        self.run_for(1.0)
+        self.servers[TWO].greet = True
+        self.run_for(20.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
+
+    def test_sent_on_at_the_door(self) -> None:
+        """A server that greets, sends on and closes is left at once for the one that it named."""
+        self.servers[ONE].answer = lambda chat: None
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000)
+        self.servers[ONE].shut_down(0.0)
+        self.run_for(2.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
