@@ -1,0 +1,441 @@
+"""
+Who may connect how often, and who not at all.
+"""
+
+import socket
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from domaeka.config import LimitsSettings, parse_networks
+
+#: Longest ban that is not an operator's, in seconds, unless C{limits.ban_seconds} is above it.
+MAX_BAN_SECONDS: Final = 86_400.0
+#: How long a ban that is over makes the next one longer, in seconds.
+REPEAT_SECONDS: Final = 86_400.0
+#: Within how many seconds offences count together, and how long a verified phone protects its
+#: address from a ban.  Source: docs/settings.md, C{limits.ban_after}.
+MINUTE: Final = 60.0
+#: Most times of offences that are kept, of all addresses together: 8 MiB.
+_MAX_OFFENCES: Final = 1_048_576
+#: Which part of a full table is freed at once, so that looking for it costs little an address.
+_FREED_PART: Final = 8
+#: How long, in seconds, after a search that freed nothing the next one is made.
+_SEARCH_PAUSE: Final = 1.0
+
+#: What tells the number of a /64 from that of an IPv4 address.
+_IPV6_KEY: Final = 1 << 64
+#: The first of the IPv4 addresses mapped into IPv6, C{::ffff:0:0}.  Source: RFC 4291, 2.5.5.2.
+_MAPPED: Final = 0xFFFF << 32
+
+Network: TypeAlias = IPv4Network | IPv6Network
+_Value = TypeVar("_Value")
+
+
+class TokenBucket:
+    """
+    Allow bursts, bound the average.
+
+    The level is worked out on demand: no timer per peer.
+    """
+
+    __slots__ = ("_burst", "_filled_at", "_level", "_rate", "_seconds")
+
+    def __init__(self, rate: float, burst: float, seconds: Callable[[], float]) -> None:
+        """
+        @param rate: tokens gained per second, above 0.
+        @param burst: most tokens held; a new bucket is full.
+        @param seconds: the time now, in seconds.
+        """
+        self._rate = rate
+        self._burst = burst
+        self._seconds = seconds
+        self._level = burst
+        self._filled_at = seconds()
+
+    def take(self, cost: float = 1.0) -> float:
+        """
+        Pay C{cost}, at most the burst, if the tokens are there.
+
+        @return: 0.0 when paid; else the seconds to wait, unpaid.
+        """
+        now = self._seconds()
+        elapsed = max(0.0, now - self._filled_at)  # wall time may step back
+        self._level = min(self._burst, self._level + elapsed * self._rate)
+        self._filled_at = now
+        wait = (cost - self._level) / self._rate
+        if wait > 1e-6:  # a float of today's time steps by 2.4e-7 s
+            return wait
+        self._level -= cost
+        return 0.0
+
+
+class Admission(StrEnum):
+    """Whether a connection is let in."""
+
+    ADMITTED = "admitted"
+    RATE_LIMITED = "rate limited"
+    BANNED = "banned"
+    DENIED = "denied"
+
+
+class Ban(msgspec.Struct, frozen=True):
+    """
+    A network that is not let in.
+
+    @ivar network: as C{str()} of C{ipaddress.ip_network}.
+    @ivar made_at: in seconds since 1970.
+    @ivar expires: likewise; L{None}: never.
+    @ivar times: how many bans of it there were of late, this one included.
+    @ivar made_by: who did it, for people; empty: the server itself.
+    """
+
+    network: str
+    reason: str
+    made_at: float
+    expires: float | None
+    times: int = 1
+    made_by: str = ""
+
+    def in_force(self, now: float) -> bool:
+        """Whether it is not over."""
+        return self.expires is None or now < self.expires
+
+
+class _Networks(Generic[_Value]):
+    """
+    Values of networks.
+
+    A look-up costs one table look-up for each length of prefix in use, however many networks.
+    """
+
+    def __init__(self) -> None:
+        # By bits of the address (32 or 128): lengths, longest first, and their prefixes.
+        self._tables: dict[int, dict[int, dict[int, _Value]]] = {32: {}, 128: {}}
+
+    def put(self, network: Network, value: _Value) -> None:
+        """Enter a network, in the place of what it had."""
+        tables = self._tables[network.max_prefixlen]
+        length = network.prefixlen
+        if length not in tables:
+            tables[length] = {}
+            self._tables[network.max_prefixlen] = dict(sorted(tables.items(), reverse=True))
+        self._tables[network.max_prefixlen][length][_prefix(network)] = value
+
+    def get(self, network: Network) -> _Value | None:
+        """What exactly this network has."""
+        return self._tables[network.max_prefixlen].get(network.prefixlen, {}).get(_prefix(network))
+
+    def remove(self, network: Network) -> None:
+        """Forget a network."""
+        tables = self._tables[network.max_prefixlen]
+        prefixes = tables.get(network.prefixlen, {})
+        prefixes.pop(_prefix(network), None)
+        if not prefixes:
+            tables.pop(network.prefixlen, None)
+
+    def matches(self, bits: int, number: int) -> Iterator[tuple[int, _Value]]:
+        """The networks that an address is in, longest prefix first: its length and the value."""
+        for length, prefixes in self._tables[bits].items():
+            value = prefixes.get(number >> (bits - length))
+            if value is not None:
+                yield length, value
+
+    def values(self) -> Iterator[_Value]:
+        """All values."""
+        for tables in self._tables.values():
+            for prefixes in tables.values():
+                yield from prefixes.values()
+
+    def __len__(self) -> int:
+        return sum(
+            len(prefixes) for tables in self._tables.values() for prefixes in tables.values()
+        )
+
+
+class AddressLimits:
+    """
+    Limit the attempts of each address, and ban those who go on regardless.
+
+    An IPv6 address counts as its /64; what is no IP address (a local socket) is not limited.
+    Addresses that need no remembering are forgotten first, then those that still have attempts
+    left; never those that are being refused.  Where all are, a new address is let in uncounted:
+    honest phones are not to be shut out by a crowd, and the limit of connections still holds.
+    """
+
+    def __init__(
+        self,
+        settings: LimitsSettings,
+        seconds: Callable[[], float],
+        trusted: Iterable[Network] = (),
+    ) -> None:
+        """
+        @param seconds: the time now, in seconds since 1970.
+        @param trusted: proxies, behind which are many: neither limited nor banned.
+        """
+        self._seconds = seconds
+        self._trusted = tuple(trusted)
+        # When the bucket of an address will be full again: all there is to remember of it.
+        self._full_at: dict[int, float] = {}
+        self._search_at = 0.0
+        self._offences: dict[int, array[float]] = {}
+        self._suspects: set[int] = set()
+        self._verified_at: dict[int, float] = {}
+        self._bans: _Networks[Ban] = _Networks()
+        #: How many bans were in force at the last sweep or change.
+        self.banned = 0
+        self.apply(settings)
+
+    def apply(self, settings: LimitsSettings) -> None:
+        """Take over settings, at the start or when they have changed."""
+        self._pause = MINUTE / settings.connections_per_minute
+        self._ban_after = settings.ban_after
+        self._ban_seconds = settings.ban_seconds
+        self._max_tracked = settings.max_tracked_addresses
+        self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // self._ban_after))
+        self._listed: _Networks[Admission] = _Networks()
+        for network in self._trusted:
+            self._listed.put(_plain(network), Admission.ADMITTED)
+        for network in parse_networks("limits.allow", settings.allow):
+            self._listed.put(_plain(network), Admission.ADMITTED)
+        for network in parse_networks("limits.deny", settings.deny):
+            self._listed.put(_plain(network), Admission.DENIED)
+
+    def admit(self, address: str) -> Admission:
+        """
+        An attempt to connect.
+
+        @return: what becomes of it.  One over the rate counts as an offence.
+        """
+        place = _place(address)
+        if place is None:
+            return Admission.ADMITTED
+        bits, number, key = place
+        for _, listed in self._listed.matches(bits, number):
+            return listed
+        now = self._seconds()
+        for _, ban in self._bans.matches(bits, number):
+            if ban.in_force(now):
+                return Admission.BANNED
+        full_at = self._full_at.get(key)
+        if full_at is None:
+            if len(self._full_at) < self._max_tracked or self._forget_some(now):
+                self._full_at[key] = now + self._pause
+            return Admission.ADMITTED
+        # Wall time may step back: an empty bucket is the worst that can be.
+        full_at = min(max(full_at, now), now + MINUTE) + self._pause
+        if full_at > now + MINUTE + 1e-6:
+            self._offended(key, now)
+            return Admission.RATE_LIMITED
+        self._full_at[key] = full_at
+        return Admission.ADMITTED
+
+    def give_back(self, address: str) -> None:
+        """An attempt that was admitted does not count: it authenticated, or we refused it."""
+        place = _place(address)
+        if place is not None and place[2] in self._full_at:
+            self._full_at[place[2]] -= self._pause
+
+    def verified(self, address: str) -> None:
+        """A signature held: for a minute the address is not banned."""
+        place = _place(address)
+        if place is None:
+            return
+        key = place[2]
+        verified_at = self._verified_at
+        if verified_at.pop(key, None) is None and len(verified_at) >= self._max_tracked:
+            del verified_at[next(iter(verified_at))]
+        verified_at[key] = self._seconds()
+
+    def failed_signature(self, address: str) -> None:
+        """A signature was wrong: an offence."""
+        place = _place(address)
+        if place is not None:
+            self._offended(place[2], self._seconds())
+
+    def sweep(self) -> list[Ban]:
+        """
+        Ban those that have earned it, and forget what is over.  To be called every 10 s.
+
+        @return: the bans made, to be stored.
+        """
+        now = self._seconds()
+        self._verified_at = {
+            key: at for key, at in self._verified_at.items() if abs(now - at) < MINUTE
+        }
+        made: list[Ban] = []
+        for key in self._suspects:
+            if key in self._verified_at:
+                continue
+            ban = self._earned(key, now)
+            if ban is not None:
+                made.append(ban)
+                self._offences.pop(key, None)
+        self._suspects.clear()
+        self._full_at = {key: at for key, at in self._full_at.items() if at > now}
+        self._offences = {
+            key: times for key, times in self._offences.items() if abs(now - times[-1]) < MINUTE
+        }
+        self._forget_bans(now)
+        return made
+
+    # Bans
+
+    def ban(
+        self, network: str, reason: str, seconds: float | None = None, made_by: str = ""
+    ) -> Ban | None:
+        """
+        An operator's ban, in the place of one of the same network.  Where there is no room, the
+        one that ends first is lifted.
+
+        @param network: an address, or a network in CIDR form.
+        @param seconds: how long; L{None}: until it is lifted.
+        @return: L{None} where there is no room: all bans are without end.
+        @raise ValueError: C{network} is none.
+        """
+        now = self._seconds()
+        place = _plain(ip_network(network, strict=False))
+        if len(self._bans) >= self._max_tracked and self._bans.get(place) is None:
+            ending = [ban for ban in self._bans.values() if ban.expires is not None]
+            if not ending:
+                return None
+            self.lift(min(ending, key=lambda ban: ban.expires or 0.0).network)
+        self.lift(network)
+        ban = Ban(
+            str(place), reason, now, None if seconds is None else now + seconds, made_by=made_by
+        )
+        self._bans.put(place, ban)
+        self.banned += 1
+        return ban
+
+    def lift(self, network: str) -> Ban | None:
+        """
+        End a ban, and forget it.
+
+        @return: it, if there was one.
+        @raise ValueError: C{network} is none.
+        """
+        place = _plain(ip_network(network, strict=False))
+        ban = self._bans.get(place)
+        if ban is not None:
+            self._bans.remove(place)
+            self.banned -= ban.in_force(self._seconds())
+        return ban
+
+    def load(self, bans: Iterable[Ban]) -> None:
+        """Take over what was stored; what is over too: it makes the next ones longer."""
+        for ban in bans:
+            if len(self._bans) >= self._max_tracked:
+                break
+            self._bans.put(_plain(ip_network(ban.network)), ban)
+        self._forget_bans(self._seconds())
+
+    def bans(self) -> list[Ban]:
+        """Those in force."""
+        now = self._seconds()
+        return [ban for ban in self._bans.values() if ban.in_force(now)]
+
+    # Inside
+
+    def _offended(self, key: int, now: float) -> None:
+        times = self._offences.get(key)
+        if times is None:
+            if len(self._offences) >= self._max_offenders:
+                return  # those that are known are being dealt with
+            times = self._offences[key] = array("d")
+        times.append(now)
+        while len(times) > self._ban_after:
+            del times[0]
+        if len(times) == self._ban_after and now - times[0] < MINUTE:
+            self._suspects.add(key)
+
+    def _earned(self, key: int, now: float) -> Ban | None:
+        """The ban of an address that has offended too often, entered."""
+        network = _network(key)
+        bits, number = network.max_prefixlen, int(network.network_address)
+        if any(True for _ in self._listed.matches(bits, number)):
+            return None
+        if any(ban.in_force(now) for _, ban in self._bans.matches(bits, number)):
+            return None
+        last = self._bans.get(network)
+        if last is None and len(self._bans) >= self._max_tracked:
+            return None  # it is still limited
+        times = 1 if last is None else last.times + 1
+        seconds = min(
+            self._ban_seconds * 2.0 ** min(times - 1, 32), max(MAX_BAN_SECONDS, self._ban_seconds)
+        )
+        reason = f"{self._ban_after} attempts over the rate, or wrong signatures, in a minute"
+        ban = Ban(str(network), reason, now, now + seconds, times)
+        self._bans.put(network, ban)
+        return ban
+
+    def _forget_some(self, now: float) -> bool:
+        """Find room for one more address.  @return: whether there is any."""
+        if 0.0 < self._search_at - now <= _SEARCH_PAUSE:
+            return False
+        kept = {key: at for key, at in self._full_at.items() if at > now}
+        wanted = max(1, self._max_tracked // _FREED_PART) - (len(self._full_at) - len(kept))
+        if wanted > 0:
+            least = now + MINUTE - self._pause
+            standing_well = [key for key, at in kept.items() if at <= least]
+            for key in standing_well[:wanted]:
+                del kept[key]
+        self._full_at = kept
+        if len(kept) < self._max_tracked:
+            return True
+        self._search_at = now + _SEARCH_PAUSE
+        return False
+
+    def _forget_bans(self, now: float) -> None:
+        """Forget those that have long been over, and count those in force."""
+        over = []
+        self.banned = 0
+        for ban in self._bans.values():
+            if ban.in_force(now):
+                self.banned += 1
+            elif ban.expires is not None and now >= ban.expires + REPEAT_SECONDS:
+                over.append(ban)
+        for ban in over:
+            self._bans.remove(ip_network(ban.network))
+
+
+def _place(address: str) -> tuple[int, int, int] | None:
+    """
+    Where an address is: its bits, the address as a number, and what it counts as.
+
+    @return: L{None} where it is no IP address.
+    """
+    try:
+        if ":" not in address:
+            number = int.from_bytes(socket.inet_pton(socket.AF_INET, address))
+            return 32, number, number
+        number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address.partition("%")[0]))
+    except (OSError, ValueError):
+        return None
+    if number >> 32 == _MAPPED >> 32:
+        number &= 0xFFFFFFFF
+        return 32, number, number
+    return 128, number, number >> 64 | _IPV6_KEY
+
+
+def _network(key: int) -> Network:
+    """What counts as C{key}."""
+    if key < _IPV6_KEY:
+        return IPv4Network((key, 32))
+    return IPv6Network(((key ^ _IPV6_KEY) << 64, 64))
+
+
+def _plain(network: Network) -> Network:
+    """C{network}, as one of IPv4 where it is one of IPv4 addresses mapped into IPv6."""
+    number = int(network.network_address)
+    if network.max_prefixlen == 128 and network.prefixlen >= 96 and number >> 32 == _MAPPED >> 32:
+        return IPv4Network((number & 0xFFFFFFFF, network.prefixlen - 96))
+    return network
+
+
+def _prefix(network: Network) -> int:
+    return int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
