@@ -18,7 +18,7 @@ import platform
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import (
@@ -89,6 +89,10 @@ class Counter:
         """Count C{n} more, 0 or above."""
         self.value += n
 
+    def exposed(self) -> tuple[float]:
+        """What C{add_metric} takes."""
+        return (self.value,)
+
 
 class Gauge:
     """What goes up and down: set, or else read at the scrape."""
@@ -111,6 +115,10 @@ class Gauge:
     def watch(self, read: Callable[[], float]) -> None:
         """Ask C{read}, at each scrape, what it is.  It must be cheap and must not raise."""
         self._read = read
+
+    def exposed(self) -> tuple[float]:
+        """What C{add_metric} takes."""
+        return (self.value,)
 
 
 class Histogram:
@@ -142,6 +150,10 @@ class Histogram:
             total += count
             pairs.append((str(bound), total))
         return pairs
+
+    def exposed(self) -> tuple[list[tuple[str, int]], float]:
+        """What C{add_metric} takes."""
+        return self.buckets(), self.sum
 
 
 _Instrument = TypeVar("_Instrument", bound=Counter | Gauge | Histogram)
@@ -360,62 +372,52 @@ class Metrics(Collector):
     # Declarations
 
     def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter()
-        self._declared.append(
-            lambda: CounterMetricFamily(f"domaeka_{name}", text, value=counter.value)
-        )
-        return counter
+        return self._single(CounterMetricFamily, name, text, Counter())
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return self._single(GaugeMetricFamily, name, text, Gauge())
+
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
+        return self._single(HistogramMetricFamily, name, text, Histogram(bounds))
 
     def _counters(
         self, name: str, text: str, label: str, values: Iterable[str] = ()
     ) -> Family[Counter]:
-        family = Family(Counter, values)
-
-        def collect() -> Metric:
-            metric = CounterMetricFamily(f"domaeka_{name}", text, labels=(label,))
-            for value, counter in family.items():
-                metric.add_metric((value,), counter.value)
-            return metric
-
-        self._declared.append(collect)
-        return family
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        gauge = Gauge()
-        self._declared.append(lambda: GaugeMetricFamily(f"domaeka_{name}", text, value=gauge.value))
-        return gauge
+        return self._labelled(CounterMetricFamily, name, text, label, Family(Counter, values))
 
     def _gauges(self, name: str, text: str, label: str) -> Family[Gauge]:
-        family = Family(Gauge)
-
-        def collect() -> Metric:
-            metric = GaugeMetricFamily(f"domaeka_{name}", text, labels=(label,))
-            for value, gauge in family.items():
-                metric.add_metric((value,), gauge.value)
-            return metric
-
-        self._declared.append(collect)
-        return family
-
-    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(bounds)
-        self._declared.append(
-            lambda: HistogramMetricFamily(
-                f"domaeka_{name}", text, buckets=histogram.buckets(), sum_value=histogram.sum
-            )
-        )
-        return histogram
+        return self._labelled(GaugeMetricFamily, name, text, label, Family(Gauge))
 
     def _histograms(
         self, name: str, text: str, label: str, bounds: tuple[float, ...]
     ) -> Family[Histogram]:
         family = Family(lambda: Histogram(bounds))
+        return self._labelled(HistogramMetricFamily, name, text, label, family)
 
+    def _single(
+        self, kind: Callable[..., Any], name: str, text: str, instrument: _Instrument
+    ) -> _Instrument:
         def collect() -> Metric:
-            metric = HistogramMetricFamily(f"domaeka_{name}", text, labels=(label,))
-            for value, histogram in family.items():
-                metric.add_metric((value,), histogram.buckets(), histogram.sum)
-            return metric
+            metric = kind(f"domaeka_{name}", text, labels=())
+            metric.add_metric((), *instrument.exposed())
+            return cast(Metric, metric)
+
+        self._declared.append(collect)
+        return instrument
+
+    def _labelled(
+        self,
+        kind: Callable[..., Any],
+        name: str,
+        text: str,
+        label: str,
+        family: Family[_Instrument],
+    ) -> Family[_Instrument]:
+        def collect() -> Metric:
+            metric = kind(f"domaeka_{name}", text, labels=(label,))
+            for value, instrument in family.items():
+                metric.add_metric((value,), *instrument.exposed())
+            return cast(Metric, metric)
 
         self._declared.append(collect)
         return family
