@@ -1,0 +1,31 @@
+"""What both directions share: the dialects, and what may be a name."""
+
+import re
+from enum import Enum
+from typing import Final
+
+#: Longest bot, version or device name, and longest id, in characters.  Source:
+#: docs/protocol.md, "Handshake".
+MAX_NAME_CHARS: Final = 128
+#: Longest room or sender name, in characters.  Source: docs/protocol.md, "Handshake".
+MAX_TITLE_CHARS: Final = 1000
+
+#: Finds a control character (Unicode category Cc).
+CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+class Dialect(Enum):
+    """Which form of chat a connection understands."""
+
+    V32 = "3.2"
+    V33 = "3.3"
+
+
+def is_name(text: object) -> bool:
+    """Whether C{text} can name a bot, a version or a device."""
+    return (
+        isinstance(text, str)
+        and 0 < len(text) <= MAX_NAME_CHARS
+        and not text.isspace()
+        and (text.isprintable() or not CONTROL.search(text))
+    )

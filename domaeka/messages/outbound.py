@@ -1,0 +1,294 @@
+"""What goes to a phone: whole lines."""
+
+import binascii
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeAlias
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from domaeka.errors import ErrorCode
+from domaeka.messages.names import CONTROL, Dialect
+
+#: How long a phone stays deaf beyond the wait time of a media frame, in seconds, and how long
+#: the wait is where none is given.  Source: docs/protocol.md, "Media".
+MEDIA_SETTLE_SECONDS: Final = 1.2
+MEDIA_DEFAULT_WAIT_SECONDS: Final = 15.0
+
+#: What begins a text that a 3.2 phone takes for an order.  Source: docs/protocol.md, "Replies".
+_IMAGE_ORDER: Final = "IMAGE_BASE64:"
+_ADDRESS_ORDER: Final = "MEDIA_URL:"
+#: What may stand in an address.  No brace: the header ends at the line's last one.  No bar: 3.2
+#: cuts at three.
+_ADDRESS_SAFE: Final = "%/:?#[]@!$&'()*+,;=~-._"
+
+MediaType: TypeAlias = Literal["image", "audio", "video", "document"]
+ReplyEvent: TypeAlias = Literal["messageResponse", "scheduleMessage", "broadcastMessage"]
+
+
+class Media(msgspec.Struct, frozen=True):
+    """
+    Files for a room: C{pieces} are all bytes or all addresses, and at least one.
+
+    @ivar wait_ms: how long the phone stays in the chat app, in milliseconds, above 0, or L{None}.
+    """
+
+    pieces: tuple[bytes, ...] | tuple[str, ...]
+    kind: MediaType = "image"
+    format: str = "png"
+    wait_ms: int | None = None
+
+
+class Reply(msgspec.Struct):
+    """
+    Something for a room, in no dialect yet.
+
+    @ivar channel_id: a string of digits, or L{None}.
+    @ivar content: a text, or files.
+    """
+
+    room: str
+    channel_id: str | None
+    bot_name: str
+    content: str | Media
+    event: ReplyEvent = "messageResponse"
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes on the wire; never less than half of it."""
+        if isinstance(self.content, str):
+            return 400 + 4 * len(self.content)
+        return 400 + sum(len(piece) * 4 // 3 for piece in self.content.pieces)
+
+    def deaf_seconds(self, version: str) -> float:
+        """
+        How long a phone that gets this reads nothing, in seconds.
+
+        @param version: of the phone's script.
+        """
+        if isinstance(self.content, str):
+            return 0.0
+        wait_ms = self.content.wait_ms
+        if wait_ms is None or version == "3.2.0":
+            return MEDIA_DEFAULT_WAIT_SECONDS + MEDIA_SETTLE_SECONDS
+        return wait_ms / 1000 + MEDIA_SETTLE_SECONDS
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def encode_frame(event: str, data: object) -> bytes:
+    """A line without a tail."""
+    return _encode({"event": event, "data": data}) + b"\n"
+
+
+class _ReplyData(msgspec.Struct, omit_defaults=True, gc=False):
+    room: str
+    channel_id: str | None
+    bot_name: str
+    message_type: str
+    message_positions: Sequence[int]
+    timestamp: str
+    timezone: str
+    content_encoding: str | None = None
+    content_length: int | None = None
+    message_id: int | None = None
+    message_format: str | None = None
+    media_wait_time: int | None = None
+
+
+class _OldReplyData(msgspec.Struct, omit_defaults=True, gc=False):
+    room: str
+    channel_id: str | None
+    bot_name: str
+    text: str
+    message_id: int | None = None
+    media_wait_time: int | None = None
+
+
+#: How the frames of each event begin.
+_HEADS: Final[dict[ReplyEvent, bytes]] = {
+    "messageResponse": b'{"event":"messageResponse","data":',
+    "scheduleMessage": b'{"event":"scheduleMessage","data":',
+    "broadcastMessage": b'{"event":"broadcastMessage","data":',
+}
+
+#: Compresses a tail: given the text's bytes and their base64, the base64 of their gzip stream, or
+#: L{None} where that saves too little.
+Pack: TypeAlias = Callable[[bytes, bytes], bytes | None]
+
+
+def encode_reply(
+    reply: Reply,
+    dialect: Dialect,
+    timestamp: str,
+    message_id: int | None = None,
+    pack: Pack | None = None,
+) -> bytes:
+    """
+    A whole line in the phone's own dialect.
+
+    What UTF-8 cannot say (lone surrogates) is replaced.
+
+    @param timestamp: the time now, as L{timestamp_text} gives it.
+    @param message_id: for a connection that acknowledges.
+    @param pack: for a connection that takes C{gzip}.
+    """
+    room, bot_name = reply.room, reply.bot_name
+    try:
+        return _reply_line(reply, room, bot_name, dialect, timestamp, message_id, pack)
+    except UnicodeEncodeError:
+        room, bot_name = _clean(room), _clean(bot_name)
+        return _reply_line(reply, room, bot_name, dialect, timestamp, message_id, pack)
+
+
+def _reply_line(
+    reply: Reply,
+    room: str,
+    bot_name: str,
+    dialect: Dialect,
+    timestamp: str,
+    message_id: int | None,
+    pack: Pack | None,
+) -> bytes:
+    content = reply.content
+    if dialect is Dialect.V32:
+        # 3.2 knows one event only.
+        old = _OldReplyData(room, reply.channel_id, bot_name, _old_text(content), message_id)
+        if isinstance(content, Media):
+            old.media_wait_time = content.wait_ms
+        return b"".join((_HEADS["messageResponse"], _encode(old), b"}\n"))
+    encoding: str | None = None
+    length: int | None = None
+    positions: Sequence[int]
+    if isinstance(content, str):
+        kind: str = "text"
+        encoding = "base64"
+        raw = content.encode("utf-8", "replace")
+        tail = binascii.b2a_base64(raw, newline=False)
+        if pack is not None and (packed := pack(raw, tail)) is not None:
+            tail = packed
+            encoding = "gzip+base64"
+            length = len(raw)
+        positions = (0, len(tail))
+    else:
+        kind = content.kind
+        pieces = [_piece(piece) for piece in content.pieces]
+        positions = [0]
+        for piece in pieces:
+            positions.append(positions[-1] + len(piece))
+        tail = b"".join(pieces)
+    data = _ReplyData(
+        room,
+        reply.channel_id,
+        bot_name,
+        kind,
+        positions,
+        timestamp,
+        "Asia/Seoul",
+        encoding,
+        length,
+        message_id,
+    )
+    if isinstance(content, Media):
+        data.message_format = content.format
+        data.media_wait_time = content.wait_ms
+    return b"".join((_HEADS[reply.event], _encode(data), b"}", tail, b"\n"))
+
+
+def _piece(piece: bytes | str) -> bytes:
+    if isinstance(piece, bytes):
+        return binascii.b2a_base64(piece, newline=False)
+    return quote(piece, safe=_ADDRESS_SAFE, errors="replace").encode()
+
+
+def _old_text(content: str | Media) -> str:
+    if isinstance(content, str):
+        text = _clean(content)
+        # What a stranger typed must not become an order.
+        return "\u200b" + text if text.startswith((_IMAGE_ORDER, _ADDRESS_ORDER)) else text
+    order = _IMAGE_ORDER if isinstance(content.pieces[0], bytes) else _ADDRESS_ORDER
+    return order + "|||".join(_piece(piece).decode() for piece in content.pieces)
+
+
+def _clean(text: str) -> str:
+    """C{text} with what UTF-8 cannot say replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "replace").decode()
+
+
+def media_address(url: str) -> str:
+    """
+    C{url} in the form in which a phone can be given it.
+
+    @raise ValueError: not an address that begins with C{http://} or C{https://}.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or CONTROL.search(url):
+        raise ValueError("an address must begin with http:// or https://")
+    return quote(url, safe=_ADDRESS_SAFE)
+
+
+#: The second for which a time was last written, and its text: most come many to a second.
+_last_second: tuple[int, str] = (0, "1970-01-01T00:00:00")
+
+
+def timestamp_text(seconds: float) -> str:
+    """C{seconds} since 1970 as the wire writes times: ISO 8601, UTC, milliseconds."""
+    global _last_second
+    # Whole microseconds first: 0.001 s times 1000 may fall short of 1.
+    second, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    known, text = _last_second
+    if second != known:
+        text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+        _last_second = (second, text)
+    return f"{text}.{microseconds // 1000:03d}Z"
+
+
+def encode_handshake_complete(
+    *, approved: bool, message: str, server_version: str, timestamp: str, **more: object
+) -> bytes:
+    """
+    The answer to a handshake.
+
+    @param more: what is said to clients with capabilities only.
+    """
+    data: dict[str, object] = {
+        "success": True,
+        "approved": approved,
+        "message": message,
+        "server_version": server_version,
+        "timestamp": timestamp,
+        "timezone": "Asia/Seoul",
+        "message_positions": (0, 0),
+    }
+    data.update(more)
+    return encode_frame("handshakeComplete", data)
+
+
+def encode_error(code: ErrorCode, text: str) -> bytes:
+    """A notice of what went wrong."""
+    return encode_frame("error", {"code": code, "message": text})
+
+
+def encode_ping(bot_name: str, server_timestamp: str) -> bytes:
+    """A ping; the pong echoes C{server_timestamp} exactly."""
+    return encode_frame("ping", {"bot_name": bot_name, "server_timestamp": server_timestamp})
+
+
+def encode_shutdown(reason: str, reconnect_after: float) -> bytes:
+    """
+    A notice that the server closes soon.
+
+    @param reconnect_after: in seconds.
+    """
+    return encode_frame(
+        "serverShutdown", {"reason": reason, "reconnect_after": round(reconnect_after, 3)}
+    )
+
+
+def encode_ack(client_id: str) -> bytes:
+    """The message that the client called C{client_id} has been taken."""
+    return encode_frame("ack", {"client_id": client_id})
