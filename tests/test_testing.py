@@ -24,6 +24,7 @@ from domaeka.testing import (
     VirtualTransport,
     run_clock,
 )
+from domaeka.wire import LineDecoder
 
 NOW = 1_790_000_000.0
 SECRET = "a secret of enough bytes"
@@ -53,6 +54,7 @@ class _ServerProtocol(Protocol):
     transport: Any
 
     def __init__(self) -> None:
+        self._lines = LineDecoder()
         self.texts: list[str] = []
         self.pongs = 0
         self.lost = False
@@ -60,7 +62,8 @@ class _ServerProtocol(Protocol):
     # IProtocol
 
     def dataReceived(self, data: bytes) -> None:
-        for line in data.splitlines():
+        self._lines.feed(data)
+        while (line := self._lines.next_line()) is not None:
             message: Any = FrameReader().read(line)
             text = getattr(message, "text", None)
             if text is None:
