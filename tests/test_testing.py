@@ -145,6 +145,16 @@ class FakePhoneTests(SynchronousTestCase):
         self.assertEqual(self.connect_times(self.phone), [0.0, 4.0, 9.0])
         self.assertEqual(self.factory.connections[-1].texts, ["meanwhile"])
 
+    def test_one_connection(self) -> None:
+        """What is said before it has started waits, and makes no connection of its own."""
+        phone = self.make(self.server)
+        phone.say("early")
+        self.run_for(5.0)
+        phone.start()
+        self.run_for(5.0)
+        self.assertEqual(len(phone.record.connects), 1)
+        self.assertEqual(phone.texts(), ["early"])
+
     def test_closed_port(self) -> None:
         """With the port closed it tries after 4, 8, 16, 32, 60, 60 s."""
         comeback = Comeback(1)

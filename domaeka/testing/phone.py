@@ -106,6 +106,7 @@ class _Run:
         self._factory = _PhoneFactory(self)
         self._stopped = False
         self._paused = False
+        self._lost = False  # until the script knows it, which may be deaf
         self._attempt: Deferred[Any] | None = None
         self._transport: Any = None
         self._comeback_call: Any = None
@@ -158,7 +159,8 @@ class _Run:
                 transport.loseConnection()
         if script.deaf_until is not None:
             self._sleep(script.deaf_until)
-        elif transport is None and not script.online and not self._stopped:
+        elif self._lost and not script.online:
+            self._lost = False
             self._stay_away()
         self._changed()
 
@@ -184,6 +186,7 @@ class _Run:
         if self._stopped:
             self._finish()
             return
+        self._lost = True
         self.script.connection_lost()
         self.carry()
 
@@ -195,10 +198,8 @@ class _Run:
             self._changed()
 
     def _stay_away(self) -> None:
-        if self._comeback_call is None:
-            self._comeback_call = self._reactor.callLater(
-                self._comeback.delay() * self._scale, self.connect
-            )
+        delay = self._comeback.delay() * self._scale
+        self._comeback_call = self._reactor.callLater(delay, self.connect)
 
     def _sleep(self, until: float) -> None:
         if self._stopped:
