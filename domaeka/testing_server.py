@@ -13,7 +13,6 @@ from typing import Any, Final
 from twisted.internet import interfaces, protocol
 from twisted.python.failure import Failure
 
-from domaeka.compression import Deflater, Inflater, pack_text
 from domaeka.errors import ErrorCode, WireError
 from domaeka.messages import (
     Ack,
@@ -35,6 +34,7 @@ from domaeka.messages import (
     timestamp_text,
 )
 from domaeka.policies.auth import Seen, SignatureTable, Signer
+from domaeka.policies.compression import Deflater, Inflater, pack_text
 from domaeka.wire import LineDecoder
 
 #: All that a server can do.

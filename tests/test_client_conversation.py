@@ -9,11 +9,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.client.conversation import CAPABILITIES, Conversation, Event, Memory, Unreadable
 from domaeka.client.outgoing import Fate, SendQueue
-from domaeka.compression import Deflater
 from domaeka.errors import CloseReason
 from domaeka.messages import Dialect, Media, encode_frame
 from domaeka.phonewire import Delivered, Greeting, Identity, Said
 from domaeka.policies.auth import Signer
+from domaeka.policies.compression import Deflater
 from domaeka.testing_server import FakeConversation, FakeServer
 
 KEY, SALT = "k" * 16, "salt"

@@ -1,4 +1,4 @@
-"""Tests for L{domaeka.compression}."""
+"""Tests for L{domaeka.policies.compression}."""
 
 import gzip
 from base64 import b64decode, b64encode
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.compression import Deflater, Inflater, pack_text
 from domaeka.errors import WireError
+from domaeka.policies.compression import Deflater, Inflater, pack_text
 
 
 def inflate(inflater: Inflater, data: bytes) -> bytes:

@@ -11,7 +11,6 @@ from typing import Final, TypeAlias
 import msgspec
 
 from domaeka.client.outgoing import SendQueue
-from domaeka.compression import Deflater, Inflater, pack_text
 from domaeka.errors import CloseReason, WireError
 from domaeka.messages import Dialect, Monitoring
 from domaeka.phonewire import (
@@ -30,6 +29,7 @@ from domaeka.phonewire import (
     encode_received,
     read_server_frame,
 )
+from domaeka.policies.compression import Deflater, Inflater, pack_text
 from domaeka.wire import LineDecoder
 
 #: Everything that a client can do beside the protocol of old.
