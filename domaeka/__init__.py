@@ -1,7 +1,34 @@
 """
 Domaeka, a gateway for chat-bot phones.
 
-Bot authors import L{Bot} and L{Context} from here.
+Bot authors import L{Bot}, L{Context}, L{breaker} and L{BreakerOpen} from here.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domaeka.bots.api import Bot, Context
+    from domaeka.bots.services import breaker
+    from domaeka.policies.retry import BreakerOpen
+
+__all__ = ["Bot", "BreakerOpen", "Context", "__version__", "breaker"]
+
 __version__ = "0.1.0"
+
+#: Where the public names are made.  They are imported when first asked for: the floors below the
+#: bots import this package too.
+_HOMES = {
+    "Bot": "domaeka.bots.api",
+    "BreakerOpen": "domaeka.policies.retry",
+    "Context": "domaeka.bots.api",
+    "breaker": "domaeka.bots.services",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

@@ -1,0 +1,236 @@
+"""When to try again: back-off between connections, and circuit breakers around calls."""
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from math import inf
+from typing import Final
+
+from domaeka.errors import DomaekaError
+
+#: How long failures count, in seconds.  Source: docs/bots.md, "Breakers".
+WINDOW_SECONDS: Final = 60.0
+#: First and longest delay between two tries to connect, in seconds.  Source: docs/protocol.md,
+#: "Reconnecting".
+BASE_DELAY_SECONDS: Final = 1.0
+MAX_DELAY_SECONDS: Final = 60.0
+#: A connection that lasts this long ends a row of tries, in seconds.  Source: as above.
+SETTLED_SECONDS: Final = 30.0
+#: Tries that keep half of their delay, so that the first ones are not made at once.
+_EQUAL_JITTER_TRIES: Final = 2
+#: Doublings after which any delay is above any limit; keeps the power finite.
+_MAX_DOUBLINGS: Final = 32
+
+
+class Backoff:
+    """
+    How long to wait before the next try to connect.
+
+    The limit doubles with each try.  The first two tries wait half of it and a random part of
+    the other half; later ones a random part of the whole, so that a crowd spreads out.
+    """
+
+    __slots__ = ("_base", "_connected_at", "_longest", "_random", "_seconds", "_tries")
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        random: Callable[[], float],
+        base: float = BASE_DELAY_SECONDS,
+        longest: float = MAX_DELAY_SECONDS,
+    ) -> None:
+        """
+        @param seconds: the time now, in seconds.
+        @param random: a number from 0 up to, but not including, 1.
+        @param base: limit of the first delay, in seconds.
+        @param longest: limit that is never exceeded, in seconds.
+        """
+        self._seconds = seconds
+        self._random = random
+        self._base = base
+        self._longest = longest
+        self._tries = 0
+        self._connected_at: float | None = None
+
+    def next_delay(self) -> float:
+        """@return: seconds to wait before the next try, which is counted."""
+        tries = self._tries
+        self._tries = tries + 1
+        limit: float = min(self._longest, self._base * 2 ** min(tries, _MAX_DOUBLINGS))
+        if tries < _EQUAL_JITTER_TRIES:
+            return limit / 2 * (1 + self._random())
+        return limit * self._random()
+
+    def connected(self) -> None:
+        """A try led to a connection."""
+        self._connected_at = self._seconds()
+
+    def lost(self) -> None:
+        """The connection ended.  If it had lasted, tries are counted anew."""
+        if self._connected_at is None:
+            return
+        if self._seconds() - self._connected_at >= SETTLED_SECONDS:
+            self._tries = 0
+        self._connected_at = None
+
+
+class BreakerState(IntEnum):
+    """Whether calls are let through; the numbers are those of the metric."""
+
+    CLOSED = 0
+    HALF_OPEN = 1  # one call at a time, to see whether things are well again
+    OPEN = 2
+
+
+# To look up a member of an enumeration costs more than all else that a good call does.
+_CLOSED: Final = BreakerState.CLOSED
+_HALF_OPEN: Final = BreakerState.HALF_OPEN
+_OPEN: Final = BreakerState.OPEN
+
+
+class BreakerOpen(DomaekaError):
+    """
+    A call was not made, because too many before it failed.
+
+    @ivar name: of the breaker.
+    @ivar opening: how often it had opened by then.
+    """
+
+    def __init__(self, name: str, opening: int) -> None:
+        """See the attributes."""
+        super().__init__(f"{name} has failed too often: not called for a while")
+        self.name = name
+        self.opening = opening
+
+
+class Breaker:
+    """
+    Leave alone what keeps failing.
+
+    Closed, it lets every call through.  A failure counts for L{WINDOW_SECONDS}, and each success
+    makes good the oldest one that counts.  It opens when C{failure_threshold} of them count: that
+    many in a row, or that many more than there were successes.  A call that succeeds slowly has
+    failed.
+
+    Open, it refuses every call until C{recovery_timeout} has passed.  Then it is half open: one
+    call, the probe, is let in, and its outcome closes the breaker or opens it again.  A probe
+    that takes longer than C{recovery_timeout} is given up for the next one.
+
+    Each change of state, and each probe, starts a new generation.  The permits of older ones
+    change nothing: a late success closes nothing, a late failure opens nothing.
+
+    Not for use from several threads at once.
+    """
+
+    __slots__ = (
+        "_failures",
+        "_generation",
+        "_recovery_timeout",
+        "_seconds",
+        "_since",
+        "_slow",
+        "_state",
+        "_threshold",
+        "name",
+        "opening",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        seconds: Callable[[], float],
+        failure_threshold: int,
+        recovery_timeout: float,
+        slow: float,
+    ) -> None:
+        """
+        @param name: what is guarded.
+        @param seconds: the time now, in seconds.
+        @param failure_threshold: failures that open it, 1 or more.
+        @param recovery_timeout: how long it stays open, in seconds.
+        @param slow: a call that takes this long has failed, in seconds.
+        """
+        self.name = name
+        self.opening = 0
+        self._seconds = seconds
+        self._threshold = failure_threshold
+        self._recovery_timeout = recovery_timeout
+        self._slow = slow
+        self._state = _CLOSED
+        self._generation = 1
+        self._failures: deque[float] = deque()  # when; fewer than the threshold
+        self._since = 0.0  # when it opened, or when the probe began
+
+    @property
+    def state(self) -> BreakerState:
+        """What the next call would find: half open as soon as the time is over."""
+        if self._state is _OPEN and self._waited():
+            return _HALF_OPEN
+        return self._state
+
+    def begin(self) -> int:
+        """
+        A call is about to be made.
+
+        @return: its permit, for exactly one of L{succeeded}, L{failed} and L{dropped}.
+        @raise BreakerOpen: the call is not to be made.
+        """
+        if self._state is not _CLOSED:
+            if not self._waited():
+                raise BreakerOpen(self.name, self.opening)
+            self._enter(_HALF_OPEN)
+        return self._generation
+
+    def succeeded(self, permit: int, took: float) -> None:
+        """
+        A call came back.
+
+        @param took: how long it was away, in seconds.
+        """
+        if took >= self._slow:
+            self.failed(permit)
+        elif self._state is _CLOSED:
+            if self._failures and permit == self._generation:
+                self._failures.popleft()
+        elif permit == self._generation and not self._waited():
+            self._enter(_CLOSED)
+
+    def failed(self, permit: int) -> None:
+        """A call failed."""
+        if permit != self._generation:
+            return
+        if self._state is _HALF_OPEN:
+            if not self._waited():
+                self._open()
+            return
+        now = self._seconds()
+        failures = self._failures
+        # Wall time may step back: what lies ahead of now is forgotten too.
+        while failures and not now - WINDOW_SECONDS < failures[0] <= now:
+            failures.popleft()
+        failures.append(now)
+        if len(failures) >= self._threshold:
+            self._open()
+
+    def dropped(self, permit: int) -> None:
+        """A call was broken off by its caller: it says nothing.  A probe makes room for another."""
+        if permit == self._generation and self._state is _HALF_OPEN:
+            self._generation += 1
+            self._since = -inf
+
+    def _open(self) -> None:
+        self.opening += 1
+        self._enter(_OPEN)
+
+    def _enter(self, state: BreakerState) -> None:
+        self._state = state
+        self._generation += 1
+        self._failures.clear()
+        self._since = self._seconds()
+
+    def _waited(self) -> bool:
+        """Whether the time of this state is over."""
+        now = self._seconds()
+        if now < self._since:  # wall time stepped back: wait once more, not for the whole step
+            self._since = now
+        return now - self._since >= self._recovery_timeout
