@@ -128,6 +128,7 @@ class _Lane:
         self.running_since: float | None = None
         self._worker = worker
         self._seconds = seconds
+        self._starting = False
         self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
 
     def __len__(self) -> int:
@@ -146,11 +147,14 @@ class _Lane:
         return result
 
     def _next(self) -> None:
-        if self.running_since is not None or not self._waiting:
-            return
-        call, result = self._waiting.popleft()
-        self.running_since = self._seconds()
-        self._worker.run(call).addBoth(self._done, result)
+        if self._starting:
+            return  # the loop below goes on
+        self._starting = True
+        while self._waiting and self.running_since is None:
+            call, result = self._waiting.popleft()
+            self.running_since = self._seconds()
+            self._worker.run(call).addBoth(self._done, result)
+        self._starting = False
 
     def _done(self, outcome: Any, result: "Deferred[Any]") -> None:
         self.running_since = None
@@ -182,7 +186,7 @@ class Database:
 
     def __init__(
         self,
-        url: str,
+        url: str | URL,
         reactor: Any,
         *,
         observe_write: Callable[[float], object] = lambda seconds: None,
@@ -442,9 +446,9 @@ class Database:
         finished.callback(None)
 
 
-def sqlite_address(path: Path) -> str:
-    """The address of a SQLite database in the file C{path}."""
-    return URL.create("sqlite", database=str(path)).render_as_string()
+def sqlite_address(path: Path) -> URL:
+    """The address of a SQLite database in the file C{path}, whatever characters that has."""
+    return URL.create("sqlite", database=str(path))
 
 
 def _make_engine(address: URL, writes: bool) -> Engine:

@@ -1,0 +1,264 @@
+"""The store in a real SQLite file, with real threads."""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from domaeka.errors import StoreError
+from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
+from domaeka.store.background import BATCH_ROWS
+from domaeka.store.chatlog import StoredChatLog
+from domaeka.store.database import Database, StoreClosed, sqlite_address
+from domaeka.store.devices import StoredDevices
+from domaeka.store.rooms import StoredRooms
+from domaeka.store.sessions import StoredSessions
+
+reactor: Any = _reactor
+_Steps = Generator["Deferred[Any]", Any, None]
+
+PHONE = DeviceKey("봇", "a1")
+ROOM = RoomKey("봇", "100")
+
+#: Writes chat as fast as it can, until it is killed.
+_WRITER = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.task import LoopingCall
+from domaeka.interfaces import ChatLine
+from domaeka.store.chatlog import StoredChatLog
+from domaeka.store.database import Database, sqlite_address
+
+database = Database(sqlite_address(sys.argv[1]), reactor)
+log = StoredChatLog(database, reactor)
+
+def write():
+    for number in range(500):
+        log.append(ChatLine(1.0, "in", "bot", "a1", "100", "room", "me", None, None, "x" * 300))
+    if database.write_count > 5:
+        print("written", flush=True)
+
+def observe(seconds):
+    database.write_count += 1
+
+database.write_count = 0
+database._observe_write = observe
+database.start().addCallback(lambda _: LoopingCall(write).start(0.01))
+reactor.run()
+"""
+
+
+def line(text: str) -> ChatLine:
+    """Something that somebody said."""
+    return ChatLine(reactor.seconds(), "in", "봇", "a1", "100", "방", "사람", None, None, text)
+
+
+class _Writer(ProcessProtocol):
+    """Kills a process as soon as it has printed something."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[object] = Deferred()
+
+    # IProcessProtocol
+
+    def outReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        with contextlib.suppress(ProcessExitedAlready):
+            self.transport.signalProcess("KILL")  # type: ignore[call-arg]
+
+    def errReceived(self, data: bytes) -> None:
+        sys.stderr.buffer.write(data)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.ended.callback(reason.value)
+
+
+class StoreTests(TestCase):
+    """Tests of all that is stored, over restarts and accidents."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        self.url: str | URL = sqlite_address(self.path)
+        self.open: list[Database] = []
+
+    def tearDown(self) -> "Deferred[Any]":  # type: ignore[override]
+        return gatherResults([database.stop() for database in self.open])
+
+    def database(self) -> Database:
+        """One more on the same file; stopped at the end."""
+        database = Database(self.url, reactor)
+        self.open.append(database)
+        return database
+
+    def count(self) -> int:
+        """How many lines of chat are in the file, seen from outside."""
+        with sqlite3.connect(self.path) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM chat_lines").fetchone()
+            return int(count)
+
+    @inlineCallbacks
+    def test_all_survives_a_restart(self) -> _Steps:
+        """After an orderly stop everything is there again, and one file is left."""
+        database = self.database()
+        rooms, devices = StoredRooms(database, reactor), StoredDevices(database, reactor)
+        sessions, log = StoredSessions(database, reactor), StoredChatLog(database, reactor)
+        yield database.start()
+        devices.enter(PHONE, DeviceFacts("3.3.3"))
+        rooms.enter(ROOM, PHONE, "방", True)
+        log.append(line("안녕"))
+        token = yield sessions.issue(PHONE)
+        yield devices.set_approval(DeviceKey("봇", "b2"), Approval.BLOCKED)
+        for part in (log, rooms, devices, sessions, database):
+            yield part.stop()
+        self.assertEqual(
+            [path.name for path in self.path.parent.glob(f"{self.path.name}*")], [self.path.name]
+        )
+
+        database = self.database()
+        rooms, devices = StoredRooms(database, reactor), StoredDevices(database, reactor)
+        sessions = StoredSessions(database, reactor)
+        yield database.start()
+        self.assertIs(devices.approval(PHONE), Approval.APPROVED)
+        self.assertIs(devices.approval(DeviceKey("봇", "b2")), Approval.BLOCKED)
+        self.assertEqual(rooms.heard_on(ROOM), PHONE)
+        resumed = yield sessions.resume(token, PHONE)
+        self.assertIsNotNone(resumed.token)
+        self.assertEqual(self.count(), 1)
+        yield sessions.stop()
+
+    @inlineCallbacks
+    def test_killed_writer_harms_nothing(self) -> _Steps:
+        """A process that is killed while it writes leaves whole batches and a sound file."""
+        writer = _Writer()
+        arguments = [sys.executable, "-c", _WRITER, str(self.path)]
+        reactor.spawnProcess(
+            writer,
+            sys.executable,
+            arguments,
+            env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        ended = yield writer.ended
+        self.assertIsInstance(ended, ProcessTerminated)
+        database = self.database()
+        yield database.start()
+        check = yield database.run_read(lambda c: c.exec_driver_sql("PRAGMA quick_check").scalar())
+        self.assertEqual(check, "ok")
+        self.assertGreater(self.count(), 0)
+        self.assertEqual(self.count() % BATCH_ROWS, 0)
+
+    @inlineCallbacks
+    def test_lock_of_another_process_is_waited_for(self) -> _Steps:
+        """While somebody else holds the file the reactor goes on, and then all is written."""
+        database = self.database()
+        log = StoredChatLog(database, reactor)
+        yield database.start()
+        with sqlite3.connect(self.path) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for number in range(BATCH_ROWS):
+                log.append(line(str(number)))
+            before = reactor.seconds()
+            yield deferLater(reactor, 0.2, lambda: None)
+            self.assertLess(reactor.seconds() - before, 1.0)
+            self.assertEqual(log.waiting, BATCH_ROWS)
+        yield log.stop()
+        self.assertEqual((log.waiting, self.count()), (0, BATCH_ROWS))
+        self.assertIsNone(database.health())
+
+    @inlineCallbacks
+    def test_ten_thousand_lines_are_flushed(self) -> _Steps:
+        """A full queue is written at the stop, well within its time."""
+        database = self.database()
+        log = StoredChatLog(database, reactor)
+        yield database.start()
+        for number in range(10_000):
+            log.append(line(str(number)))
+        before = reactor.seconds()
+        yield log.stop()
+        self.assertLess(reactor.seconds() - before, 5.0)
+        self.assertEqual((self.count(), log.dropped), (10_000, 0))
+
+    @inlineCallbacks
+    def test_herd_resumes_in_time(self) -> _Steps:
+        """A hundred phones that come back together have their tokens within 2 s."""
+        database = self.database()
+        sessions = StoredSessions(database, reactor)
+        yield database.start()
+        keys = [DeviceKey("bot", str(number)) for number in range(100)]
+        tokens = yield gatherResults([sessions.issue(key) for key in keys])
+        before = reactor.seconds()
+        results = yield gatherResults(
+            [sessions.resume(token, key) for token, key in zip(tokens, keys, strict=True)]
+        )
+        self.assertLess(reactor.seconds() - before, 2.0)
+        self.assertTrue(all(result.resumed for result in results))
+        yield sessions.stop()
+
+    @inlineCallbacks
+    def test_two_servers_share_a_file(self) -> _Steps:
+        """Two processes' worth of databases, opened at once, write to one file."""
+        first, second = self.database(), self.database()
+        logs = [StoredChatLog(first, reactor), StoredChatLog(second, reactor)]
+        yield gatherResults([first.start(), second.start()])
+        for number in range(2000):
+            logs[number % 2].append(line(str(number)))
+        yield gatherResults([log.stop() for log in logs])
+        self.assertEqual(self.count(), 2000)
+
+    @inlineCallbacks
+    def refused(self, words: str) -> _Steps:
+        """The start fails with one line that says C{words}."""
+        failure = yield self.assertFailure(self.database().start(), StoreClosed)
+        self.assertIn(words, str(failure))
+        self.assertNotIn("\n", str(failure))
+
+    def test_refuses_a_place_that_is_none(self) -> "Deferred[None]":
+        """A directory that is not there stops the start."""
+        self.url = sqlite_address(self.path / "nowhere" / "x.db")
+        return self.refused("unable to open database file")
+
+    def test_refuses_what_cannot_be_written(self) -> "Deferred[None]":
+        """A file that may only be read stops the start."""
+        sqlite3.connect(self.path).close()
+        self.url = f"sqlite:///file:{self.path}?mode=ro&uri=true"
+        return self.refused("readonly")
+
+    def test_refuses_what_is_no_database(self) -> "Deferred[None]":
+        """A file of something else stops the start, and is left as it is."""
+        self.path.write_bytes(b"not a database at all" * 100)
+        return self.refused("not a database")
+
+    @inlineCallbacks
+    def test_refuses_what_is_newer(self) -> _Steps:
+        """A file of a version to come stops the start."""
+        database = self.database()
+        yield database.start()
+        yield database.stop()
+        with sqlite3.connect(self.path) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        yield self.refused("newer version of domaeka")
+
+    @inlineCallbacks
+    def test_damaged_store_stops_nothing(self) -> _Steps:
+        """A store that lost a table shows it, and decides nothing; whoever is known goes on."""
+        database = self.database()
+        devices = StoredDevices(database, reactor)
+        yield database.start()
+        devices.enter(PHONE, DeviceFacts("3.3.3"))
+        yield database.run_write(lambda c: c.exec_driver_sql("DROP TABLE devices") and None)
+        deciding = devices.set_approval(PHONE, Approval.BLOCKED)
+        yield self.assertFailure(deciding, StoreError)
+        self.assertIn("no such table", database.health() or "")
+        self.assertIs(devices.enter(PHONE, DeviceFacts("3.3.3")), Approval.APPROVED)
+        yield devices.stop()

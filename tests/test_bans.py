@@ -1,0 +1,53 @@
+"""Tests for L{domaeka.store.bans}."""
+
+from domaeka.errors import StoreError
+from domaeka.store.bans import BanRecord, StoredBans
+from tests.storing import StoreTestCase
+
+ADDRESS = BanRecord("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep")
+NETWORK = BanRecord("2001:db8::/64", "운영자", 20.5, None, 1, "operator")
+
+
+class StoredBansTests(StoreTestCase):
+    """Tests for L{StoredBans}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.bans = StoredBans(self.database)
+        self.successResultOf(self.bans.put([ADDRESS, NETWORK]))
+
+    def test_survive(self) -> None:
+        """Bans come back as they were, those that end last first."""
+        self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK, ADDRESS])
+
+    def test_newer_takes_the_place_of_the_older(self) -> None:
+        """A network has one ban, the last of those put."""
+        again = BanRecord(ADDRESS.network, "again", 4000.0, 11_200.0, 3, "sweep")
+        self.successResultOf(self.bans.put([ADDRESS, again]))
+        self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK, again])
+
+    def test_lifted(self) -> None:
+        """A ban that is lifted is gone; one that is none is not found."""
+        self.assertTrue(self.successResultOf(self.bans.remove(ADDRESS.network)))
+        self.assertFalse(self.successResultOf(self.bans.remove(ADDRESS.network)))
+        self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK])
+
+    def test_old_ones_are_forgotten(self) -> None:
+        """What was over long ago goes; what never ends stays."""
+        self.assertEqual(self.successResultOf(self.bans.forget(3610.0)), 0)
+        self.assertEqual(self.successResultOf(self.bans.forget(3611.0)), 1)
+        self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK])
+
+    def test_many_at_once(self) -> None:
+        """A sweep may ban thousands in one transaction."""
+        many = [BanRecord(f"10.{n >> 8}.{n & 255}.0/24", "flood", 0.0, 9.0) for n in range(2000)]
+        self.successResultOf(self.bans.put(many))
+        self.assertEqual(len(self.successResultOf(self.bans.load())), 2002)
+        self.assertEqual(len(self.write_times), 2)
+
+    def test_failure_is_told(self) -> None:
+        """A ban that could not be stored is known not to be."""
+        self.break_store()
+        self.failureResultOf(self.bans.put([ADDRESS]), StoreError)
+        self.failureResultOf(self.bans.remove(ADDRESS.network), StoreError)

@@ -1,0 +1,221 @@
+"""Tests for L{domaeka.store.database}."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from domaeka.errors import StoreError
+from domaeka.store import bans, chatlog, devices, mailbox, rooms, sessions
+from domaeka.store.columns import METADATA
+from domaeka.store.database import (
+    MAX_WAITING_CALLS,
+    PROBE_SECONDS,
+    SLOW_CALL_SECONDS,
+    STOP_SECONDS,
+    Database,
+    StoreClosed,
+    sqlite_address,
+)
+from tests.storing import StoreTestCase
+
+#: All that declare tables.
+PARTS = (bans, chatlog, devices, mailbox, rooms, sessions)
+
+
+def fails(text: str, kind: type[OperationalError] | type[DatabaseError] = OperationalError) -> Any:
+    """What raises, as a database does."""
+
+    def fail(*args: object) -> None:
+        raise kind("a statement", {"with": "secret chat"}, Exception(text))
+
+    return fail
+
+
+class OpeningTests(StoreTestCase):
+    """Tests for how a L{Database} is opened."""
+
+    def test_migrations_make_what_the_code_expects(self) -> None:
+        """From nothing, the migrations lead to exactly the tables that the code declares."""
+        self.start()
+        self.assertEqual(len(METADATA.tables), len(PARTS))
+        differences = self.database.run_write(
+            lambda c: compare_metadata(MigrationContext.configure(c), METADATA)
+        )
+        self.assertEqual(self.successResultOf(differences), [])
+
+    def test_all_is_read_before_it_is_open(self) -> None:
+        """What is read at the start is handed over in order, before anybody hears of it."""
+        seen: list[str] = []
+        self.database.load_at_start(lambda c: "first", seen.append)
+        self.database.load_at_start(lambda c: "second", seen.append)
+        opened = self.database.when_open().addCallback(lambda _: seen.append("open"))
+        self.start()
+        self.successResultOf(opened)
+        self.assertEqual(seen, ["first", "second", "open"])
+
+    def test_calls_fail_until_it_is_open(self) -> None:
+        """A call before the opening fails at once; the health says why."""
+        failure = self.failureResultOf(self.database.run_write(lambda c: None), StoreError)
+        self.assertIn("has not been started", failure.getErrorMessage())
+        self.assertIn("not open", self.database.health() or "")
+        self.start()
+        self.assertIsNone(self.database.health())
+
+    def test_tries_again_until_it_is_there(self) -> None:
+        """A database that is busy or down is tried with growing pauses, for ever."""
+        attempts: list[float] = []
+
+        def read(connection: Connection) -> None:
+            attempts.append(self.clock.seconds() - 1_000_000.0)
+            if len(attempts) < 4:
+                fails("database is locked")()
+
+        self.database.load_at_start(read, lambda nothing: None)
+        opened = self.database.start()
+        self.clock.pump([1.0] * 6)
+        self.assertNoResult(opened)
+        self.assertIn("locked", self.database.health() or "")
+        self.clock.advance(1.0)
+        self.successResultOf(opened)
+        self.assertEqual(attempts, [0.0, 1.0, 3.0, 7.0])
+
+    def test_gives_up_where_trying_is_useless(self) -> None:
+        """A file that is no database stops the start with one line."""
+        self.database.load_at_start(fails("file is not a database", DatabaseError), print)
+        failure = self.failureResultOf(self.database.start(), StoreClosed)
+        self.assertEqual(
+            failure.getErrorMessage(), "cannot open the store sqlite://: file is not a database"
+        )
+        self.stopped()
+
+    def test_refuses_what_is_newer(self) -> None:
+        """Tables of a version to come are not touched."""
+        self.start()
+        revision = text("UPDATE alembic_version SET version_num = '9999'")
+        self.successResultOf(self.database.run_write(lambda c: c.execute(revision) and None))
+        self.database._open = False
+        failure = self.failureResultOf(self.database.start(), StoreClosed)
+        self.assertIn("newer version of domaeka (revision '9999')", failure.getErrorMessage())
+
+    def test_stop_ends_the_trying(self) -> None:
+        """A store that is stopped while it is awaited says so, and leaves nothing behind."""
+        self.database.load_at_start(fails("database is locked"), print)
+        opened = self.database.start()
+        self.stopped()
+        self.failureResultOf(opened, StoreClosed)
+        self.failureResultOf(self.database.when_open(), StoreClosed)
+        self.assertTrue(self.thread.closed)
+
+    def test_refuses_bad_addresses(self) -> None:
+        """An address that cannot work is refused in one line without its password."""
+        for url in ("", "nonsense", "nosuch://u:hunter2@h/d", "postgresql+nosuch://u:hunter2@h/d"):
+            error = self.assertRaises(StoreError, Database, url, self.clock)
+            self.assertTrue(str(error).startswith("storage.url: "), str(error))
+            self.assertNotIn("hunter2", str(error))
+
+    def test_any_path_makes_an_address(self) -> None:
+        """A path may hold what means something in an address."""
+        path = Path("/tmp/a ?#%41&b/d.db")
+        self.assertEqual(self.make_database(sqlite_address(path))._writes.url.database, str(path))
+
+
+class CallTests(StoreTestCase):
+    """Tests for the calls of a L{Database}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+
+    def test_failed_call_is_undone(self) -> None:
+        """What raises leaves no trace in the store."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(text("DELETE FROM alembic_version"))
+            raise ZeroDivisionError
+
+        self.failureResultOf(self.database.run_write(write), ZeroDivisionError)
+        count = self.database.run_read(
+            lambda c: c.scalar(text("SELECT count(*) FROM alembic_version"))
+        )
+        self.assertEqual(self.successResultOf(count), 1)
+
+    def test_failure_is_one_line_without_what_was_written(self) -> None:
+        """An error says what the database said, and nothing of chat."""
+        failure = self.failureResultOf(self.database.run_write(fails("disk\nis full")), StoreError)
+        self.assertEqual(failure.getErrorMessage(), "disk")
+        self.assertEqual(self.database.health(), "the store failed: disk")
+
+    def test_recovers_by_itself(self) -> None:
+        """A store that failed is tried until it is well, even if nobody calls."""
+        self.break_store()
+        self.failureResultOf(self.database.run_write(lambda c: None), StoreError)
+        self.clock.advance(PROBE_SECONDS)
+        self.assertIn("readonly", self.database.health() or "")
+        self.break_store(False)
+        self.clock.advance(PROBE_SECONDS)
+        self.assertIsNone(self.database.health())
+        self.stopped()
+
+    def test_own_mistakes_are_not_the_stores(self) -> None:
+        """An exception that the database has no part in leaves it well."""
+        self.failureResultOf(self.database.run_write(lambda c: 1 / 0), ZeroDivisionError)
+        self.assertIsNone(self.database.health())
+
+    def test_slow_call_shows(self) -> None:
+        """A call that does not return shows in the health, and is over when it does."""
+        self.thread.stuck = True
+        result = self.database.run_write(lambda c: "done")
+        self.clock.advance(SLOW_CALL_SECONDS + 1)
+        self.assertEqual(self.database.health(), "the store has not answered for 6 s")
+        self.thread.go_on()
+        self.assertEqual(self.successResultOf(result), "done")
+        self.assertIsNone(self.database.health())
+
+    def test_queue_is_bounded(self) -> None:
+        """Calls for which there is no room are refused, the others done in order."""
+        self.thread.stuck = True
+        seen: list[int] = []
+
+        def see(connection: Connection, number: int) -> None:
+            seen.append(number)
+
+        calls = [self.database.run_write(see, n) for n in range(MAX_WAITING_CALLS + 1)]
+        self.assertEqual(self.database.waiting, MAX_WAITING_CALLS + 1)
+        self.failureResultOf(self.database.run_write(lambda c: None), StoreError)
+        self.thread.go_on()
+        self.successResultOf(calls[-1])
+        self.assertEqual(seen, list(range(MAX_WAITING_CALLS + 1)))
+
+    def test_writes_are_measured(self) -> None:
+        """Each write, and no read, is told with its time."""
+        self.successResultOf(self.database.run_write(lambda c: self.clock.advance(0.25)))
+        self.successResultOf(self.database.run_read(lambda c: None))
+        self.assertEqual(self.write_times, [0.25])
+
+    def test_stop_finishes_what_waits(self) -> None:
+        """What was asked for before the stop is done; what comes later is refused."""
+        self.thread.stuck = True
+        result = self.database.run_write(lambda c: "done")
+        stopping = self.database.stop()
+        self.failureResultOf(self.database.run_write(lambda c: None), StoreClosed)
+        self.thread.go_on()
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(result), "done")
+        self.successResultOf(stopping)
+        self.assertTrue(self.thread.closed)
+
+    def test_stop_does_not_wait_for_ever(self) -> None:
+        """A store that hangs is left behind, and what waited for it is told."""
+        self.thread.stuck = True
+        self.database.run_write(lambda c: None)
+        waiting = self.database.run_write(lambda c: None)
+        stopping = self.database.stop()
+        self.clock.advance(STOP_SECONDS)
+        self.successResultOf(stopping)
+        self.failureResultOf(waiting, StoreClosed)
+        self.assertFalse(self.thread.closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,0 +1,261 @@
+"""Tests for L{domaeka.store.devices}."""
+
+from domaeka.errors import StoreError
+from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
+from domaeka.store import approvals
+from domaeka.store.background import RETRY_SECONDS
+from domaeka.store.devices import (
+    DECIDE_SECONDS,
+    DEVICES,
+    MAX_PENDING,
+    SEEN_SECONDS,
+    WRITE_SECONDS,
+    StoredDevices,
+)
+from domaeka.store.sessions import StoredSessions
+from tests.storing import StoreTestCase
+
+PHONE = DeviceKey("봇", "a1")
+FACTS = DeviceFacts(version="3.3.3", device_ip="10.0.0.1", address="10.0.0.1:5")
+
+
+class DevicesTestCase(StoreTestCase):
+    """Has devices on a store that is not started yet."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.devices = StoredDevices(self.database, self.clock)
+        self.told: list[tuple[DeviceKey, Approval]] = []
+        self.devices.add_listener(lambda key, approval: self.told.append((key, approval)))
+
+    def again(self) -> StoredDevices:
+        """The devices as another start finds them: the same store, nothing in memory."""
+        devices = StoredDevices(self.database, self.clock)
+        devices._table._load(self.successResultOf(self.database.run_read(devices._table._read)))
+        return devices
+
+    def decide(self, key: DeviceKey, approval: Approval) -> None:
+        """An operator says so."""
+        self.successResultOf(self.devices.set_approval(key, approval))
+
+
+class EnterTests(DevicesTestCase):
+    """Tests for L{StoredDevices.enter}."""
+
+    def test_nobody_is_approved_before_the_store_has_spoken(self) -> None:
+        """What comes before the store is read is decided, and told, once it is."""
+        self.assertIsNone(self.devices.enter(PHONE, FACTS))
+        self.assertIsNone(self.devices.approval(PHONE))
+        self.start()
+        self.assertIs(self.devices.approval(PHONE), Approval.APPROVED)
+        self.assertEqual(self.told, [(PHONE, Approval.APPROVED)])
+
+    def test_signature_approves_at_once(self) -> None:
+        """A new device is approved at its first signature, and is after a restart."""
+        self.start()
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.APPROVED)
+        self.clock.advance(WRITE_SECONDS)
+        record = self.again().record(PHONE)
+        assert record is not None
+        self.assertEqual((record.approval, record.facts), (Approval.APPROVED, FACTS))
+        self.assertEqual(record.first_seen, 1_000_000.0)
+
+    def test_manual_devices_wait(self) -> None:
+        """Where an operator approves, a new device is pending, and so many at most."""
+        self.devices.mode = "manual"
+        self.start()
+        for number in range(MAX_PENDING):
+            key = DeviceKey("bot", str(number))
+            self.assertIs(self.devices.enter(key, FACTS), Approval.PENDING)
+        self.assertIsNone(self.devices.enter(PHONE, FACTS))
+        self.decide(DeviceKey("bot", "0"), Approval.DENIED)
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.PENDING)
+
+    def test_signature_approves_what_waited(self) -> None:
+        """After a change to C{signed} a pending device is approved by its next signature."""
+        self.devices.mode = "manual"
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        self.devices.mode = "signed"
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.APPROVED)
+        self.clock.advance(WRITE_SECONDS)
+        self.assertIs(self.again().approval(PHONE), Approval.APPROVED)
+
+    def test_refused_devices_stay_refused(self) -> None:
+        """What an operator refused is approved by no signature, now or after a restart."""
+        self.start()
+        for number, approval in enumerate(approvals.REFUSED):
+            key = DeviceKey("bot", str(number))
+            self.decide(key, approval)
+            self.assertIs(self.devices.enter(key, FACTS), approval)
+            self.clock.advance(WRITE_SECONDS)
+            self.assertIs(self.again().enter(key, FACTS), approval)
+
+    def test_new_devices_wait_for_a_store_in_trouble(self) -> None:
+        """While the store fails, who is known goes on and who is not is not approved."""
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store()
+        self.failureResultOf(self.devices.set_approval(PHONE, Approval.APPROVED), StoreError)
+        stranger = DeviceKey("bot", "new")
+        self.assertIsNone(self.devices.enter(stranger, FACTS))
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.APPROVED)
+        self.break_store(False)
+        self.clock.pump([DECIDE_SECONDS] * 11)
+        self.assertEqual(self.told, [(stranger, Approval.APPROVED)])
+
+    def test_names_that_look_alike_are_two(self) -> None:
+        """Case and blanks tell devices apart, in the store too."""
+        self.start()
+        keys = [DeviceKey("Bot", "x"), DeviceKey("bot", "x"), DeviceKey("bot", "x ")]
+        for key in keys:
+            self.devices.enter(key, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        self.assertEqual([record.key for record in self.again().page(None, 9)], sorted(keys))
+
+    def test_facts_fit_whatever_is_said(self) -> None:
+        """What is too long, or no database takes, is cut and replaced."""
+        self.start()
+        hostile = DeviceFacts("v" * 9999, "\0", "\ud800", "길" * 9999, "a")
+        self.devices.enter(PHONE, hostile)
+        self.clock.advance(WRITE_SECONDS)
+        (row,) = self.rows(DEVICES)
+        self.assertEqual((len(row["version"]), len(row["device_info"])), (128, 1000))
+        self.assertEqual((row["client_type"], row["device_ip"]), ("\ufffd", "?"))
+
+
+class WriteTests(DevicesTestCase):
+    """Tests for what is written of devices, and when."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+
+    def test_unchanged_device_is_written_once_a_minute(self) -> None:
+        """A device that is entered again and again costs the store next to nothing."""
+        for _ in range(10):
+            self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        writes = len(self.write_times)
+        for _ in range(10):
+            self.devices.enter(PHONE, FACTS)
+            self.clock.advance(SEEN_SECONDS / 20)
+        self.assertEqual(len(self.write_times), writes)
+        self.clock.advance(SEEN_SECONDS)
+        self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        (row,) = self.rows(DEVICES)
+        self.assertGreater(row["last_seen"], row["first_seen"])
+
+    def test_failed_write_is_made_up_for(self) -> None:
+        """What could not be written is written once the store is back, the latest only."""
+        self.devices.enter(PHONE, FACTS)
+        self.break_store()
+        self.clock.advance(WRITE_SECONDS)
+        self.devices.enter(PHONE, DeviceFacts(version="3.3.4"))
+        self.break_store(False)
+        self.clock.advance(RETRY_SECONDS)
+        self.assertEqual([row["version"] for row in self.rows(DEVICES)], ["3.3.4"])
+
+    def test_stop_writes_what_waits(self) -> None:
+        """A device that has just been entered survives an orderly stop."""
+        self.devices.enter(PHONE, FACTS)
+        stopping = self.devices.stop()
+        self.clock.advance(0)
+        self.successResultOf(stopping)
+        self.assertEqual(len(self.rows(DEVICES)), 1)
+        self.stopped()
+
+    def test_another_server_knows_better(self) -> None:
+        """Where another server on the store refused a device meanwhile, that holds here too."""
+        other = self.again()
+        self.decide(PHONE, Approval.BLOCKED)
+        self.told.clear()
+        other.add_listener(lambda key, approval: self.told.append((key, approval)))
+        self.assertIs(other.enter(PHONE, FACTS), Approval.APPROVED)
+        self.clock.advance(WRITE_SECONDS)
+        self.assertIs(other.approval(PHONE), Approval.BLOCKED)
+        self.assertEqual(self.told, [(PHONE, Approval.BLOCKED)])
+
+
+class DecisionTests(DevicesTestCase):
+    """Tests for L{StoredDevices.set_approval} and what operators see."""
+
+    def test_decision_is_stored_before_it_is_in_force(self) -> None:
+        """Nothing changes, and nobody is told, until the store has it."""
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        self.thread.stuck = True
+        deciding = self.devices.set_approval(PHONE, Approval.BLOCKED)
+        self.assertIs(self.devices.approval(PHONE), Approval.APPROVED)
+        self.assertEqual(self.told, [])
+        self.thread.go_on()
+        self.successResultOf(deciding)
+        self.assertIs(self.devices.approval(PHONE), Approval.BLOCKED)
+        self.assertEqual(self.told, [(PHONE, Approval.BLOCKED)])
+
+    def test_failed_decision_changes_nothing(self) -> None:
+        """An operator whose decision could not be stored is told so."""
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        self.break_store()
+        self.failureResultOf(self.devices.set_approval(PHONE, Approval.BLOCKED), StoreError)
+        self.assertIs(self.devices.approval(PHONE), Approval.APPROVED)
+        self.assertEqual(self.told, [])
+
+    def test_unseen_device_may_be_decided(self) -> None:
+        """A device that has not come yet can be approved or blocked."""
+        self.start()
+        self.decide(PHONE, Approval.BLOCKED)
+        record = self.again().record(PHONE)
+        assert record is not None
+        self.assertEqual((record.approval, record.first_seen), (Approval.BLOCKED, None))
+        self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        (row,) = self.rows(DEVICES)
+        self.assertEqual((row["approval"], row["version"]), ("blocked", "3.3.3"))
+
+    def test_refused_where_it_cannot_be(self) -> None:
+        """Before the store is read, and for names that no device can have, nothing is decided."""
+        self.failureResultOf(self.devices.set_approval(PHONE, Approval.DENIED), StoreError)
+        self.start()
+        for key in (DeviceKey("", "x"), DeviceKey("bot", "x" * 129), DeviceKey("bot", "\n")):
+            self.failureResultOf(self.devices.set_approval(key, Approval.DENIED), StoreError)
+
+    def test_refused_device_loses_its_session(self) -> None:
+        """The token of a device dies in the very moment in which it is refused."""
+        sessions = StoredSessions(self.database, self.clock)
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        token = self.successResultOf(sessions.issue(PHONE))
+        self.decide(PHONE, Approval.REVOKED)
+        result = self.successResultOf(sessions.resume(token, PHONE))
+        self.assertIsNone(result.token)
+
+    def test_pages(self) -> None:
+        """Devices are listed in order, page by page, by their state if wanted."""
+        self.start()
+        keys = sorted(DeviceKey("bot", str(number)) for number in range(10))
+        for key in reversed(keys):
+            self.devices.enter(key, FACTS)
+        self.decide(keys[7], Approval.BLOCKED)
+        page = self.devices.page(None, 4)
+        self.assertEqual([record.key for record in page], keys[:4])
+        page = self.devices.page(page[-1].key, 99)
+        self.assertEqual([record.key for record in page], keys[4:])
+        blocked = self.devices.page(None, 99, Approval.BLOCKED)
+        self.assertEqual([record.key for record in blocked], [keys[7]])
+
+    def test_bad_listener_harms_nobody(self) -> None:
+        """A listener that raises is logged, and the decision stands."""
+        self.start()
+
+        def listen(key: DeviceKey, approval: Approval) -> None:
+            raise ZeroDivisionError
+
+        self.devices.add_listener(listen)
+        self.decide(PHONE, Approval.DENIED)
+        self.assertIs(self.devices.approval(PHONE), Approval.DENIED)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

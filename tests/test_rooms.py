@@ -1,0 +1,144 @@
+"""Tests for L{domaeka.store.rooms}."""
+
+from domaeka.errors import StoreError
+from domaeka.interfaces import Approval, DeviceKey, RoomKey
+from domaeka.store import rooms as module
+from domaeka.store.background import RETRY_SECONDS
+from domaeka.store.rooms import HEARD_SECONDS, ROOMS, WRITE_SECONDS, StoredRooms
+from tests.storing import StoreTestCase
+
+PHONE = DeviceKey("bot", "a1")
+OTHER_PHONE = DeviceKey("bot", "a2")
+ROOM = RoomKey("bot", "100")
+
+
+class StoredRoomsTests(StoreTestCase):
+    """Tests for L{StoredRooms}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.rooms = StoredRooms(self.database, self.clock)
+        self.start()
+
+    def hear(self, key: RoomKey = ROOM, device: DeviceKey = PHONE, name: str = "방") -> bool:
+        """Somebody wrote something."""
+        return self.rooms.enter(key, device, name, True)
+
+    def again(self) -> StoredRooms:
+        """The rooms as another start finds them: the same store, nothing in memory."""
+        rooms = StoredRooms(self.database, self.clock, self.rooms.mode)
+        rooms._table._load(self.successResultOf(self.database.run_read(rooms._table._read)))
+        return rooms
+
+    def test_nothing_is_answered_before_the_store_has_spoken(self) -> None:
+        """A room that an operator refused must not be answered for want of knowing."""
+        rooms = StoredRooms(self.make_database(), self.clock)
+        self.assertFalse(rooms.enter(ROOM, PHONE, "방", True))
+
+    def test_automatic_rooms_are_answered(self) -> None:
+        """A new room is answered at once and remembered."""
+        self.assertTrue(self.hear())
+        self.clock.advance(WRITE_SECONDS)
+        rooms = self.again()
+        self.assertEqual(rooms.heard_on(ROOM), PHONE)
+        self.assertEqual([room.name for room in rooms.page(None, 9)], ["방"])
+
+    def test_manual_rooms_wait(self) -> None:
+        """Where an operator approves, a new room is not answered until then."""
+        self.rooms.mode = "manual"
+        self.assertFalse(self.hear())
+        self.successResultOf(self.rooms.set_approval(ROOM, Approval.APPROVED))
+        self.assertTrue(self.hear())
+        self.assertTrue(self.again().enter(ROOM, PHONE, "방", True))
+
+    def test_automatic_answers_what_waited(self) -> None:
+        """After a change to C{auto} a room that was pending is answered, also after a restart."""
+        self.rooms.mode = "manual"
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.rooms.mode = "auto"
+        self.assertTrue(self.hear())
+        self.clock.advance(WRITE_SECONDS)
+        self.rooms.mode = "manual"
+        self.assertTrue(self.again().enter(ROOM, PHONE, "방", True))
+
+    def test_refused_room_is_silent(self) -> None:
+        """What an operator refused is not answered, now or after a restart."""
+        self.successResultOf(self.rooms.set_approval(ROOM, Approval.DENIED))
+        self.assertFalse(self.hear())
+        self.assertFalse(self.again().enter(ROOM, PHONE, "방", True))
+
+    def test_decision_is_stored_before_it_is_in_force(self) -> None:
+        """A decision that could not be stored changes nothing."""
+        self.hear()
+        self.break_store()
+        self.failureResultOf(self.rooms.set_approval(ROOM, Approval.BLOCKED), StoreError)
+        self.assertTrue(self.hear())
+
+    def test_knows_where_a_room_was_heard_last(self) -> None:
+        """The phone that heard a room last is the one by which it is reached."""
+        self.hear()
+        self.hear(device=OTHER_PHONE)
+        self.assertEqual(self.rooms.heard_on(ROOM), OTHER_PHONE)
+        self.assertIsNone(self.rooms.heard_on(RoomKey("bot", "unknown")))
+
+    def test_is_found_by_name(self) -> None:
+        """Rooms of one bot that bear a name are found, the one heard last first."""
+        for number, bot in ((1, "bot"), (2, "bot"), (3, "bot2"), (4, "bo")):
+            self.hear(RoomKey(bot, str(number)))
+            self.clock.advance(1)
+        self.hear(RoomKey("bot", "5"), name="other")
+        found = [room.key.room_id for room in self.rooms.named("bot", "방")]
+        self.assertEqual(found, ["2", "1"])
+
+    def test_busy_room_is_written_once_a_minute(self) -> None:
+        """Chat in a known room, on whatever phone, costs the store next to nothing."""
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        writes = len(self.write_times)
+        for turn in range(100):
+            self.hear(device=(PHONE, OTHER_PHONE)[turn % 2])
+            self.clock.advance(HEARD_SECONDS / 110)
+        self.assertEqual(len(self.write_times), writes)
+        self.clock.advance(HEARD_SECONDS)
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.assertEqual(len(self.write_times), writes + 1)
+
+    def test_new_name_is_written(self) -> None:
+        """A room that is renamed is known by its new name, even if the store fails at first."""
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store()
+        self.hear(name="새 이름")
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store(False)
+        self.clock.advance(RETRY_SECONDS)
+        self.assertEqual([row["name"] for row in self.rows(ROOMS)], ["새 이름"])
+
+    def test_number_is_bounded(self) -> None:
+        """A room too many is answered if that is automatic, and never remembered."""
+        self.patch(module, "MAX_BOT_ROOMS", 2)
+        for number in range(3):
+            self.assertTrue(self.hear(RoomKey("bot", str(number))))
+        self.assertEqual(len(self.rooms.page(None, 9)), 2)
+        self.failureResultOf(self.rooms.set_approval(ROOM, Approval.DENIED), StoreError)
+        self.assertTrue(self.hear(RoomKey("other bot", "1")))
+        self.assertEqual(len(self.rooms.page(None, 9)), 3)
+        self.rooms.mode = "manual"
+        self.assertFalse(self.hear(RoomKey("bot", "3")))
+
+    def test_long_names_are_told_apart(self) -> None:
+        """A room without an id is known by its whole name."""
+        keys = [RoomKey("bot", "방" * 999 + end) for end in "abAB"]
+        for key in keys:
+            self.hear(key)
+        self.stopped_after_writing()
+        self.assertEqual([room.key for room in self.again().page(None, 9)], sorted(keys))
+
+    def stopped_after_writing(self) -> None:
+        """Stop the rooms, but not yet the store."""
+        stopping = self.rooms.stop()
+        self.clock.advance(0)
+        self.successResultOf(stopping)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
