@@ -33,13 +33,14 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
     What only the server, its operator and its phones know.
 
+    @ivar admin_token: opens the HTTP API; not needed by phones.
     @ivar previous_secret_key: accepted too, while keys are being changed; empty: none.
     @ivar previous_valid_until: when that ends, in seconds since 1970; 0: not by itself.
     """
 
     secret_key: str
     salt: str
-    admin_token: str
+    admin_token: str = ""
     previous_secret_key: str = ""
     previous_valid_until: float = 0.0
 
@@ -63,13 +64,11 @@ def state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
     """
     Find the state directory, and make it if it is not there.
 
-    It is C{option}, else the first of C{$STATE_DIRECTORY}, else C{$XDG_STATE_HOME/domaeka}, else
-    C{~/.local/state/domaeka}.  A new or an empty one gets mode 0700; one that others may write to
-    is refused.
+    A new or an empty one gets mode 0700; one that others may write to is refused.
 
     @raise ConfigError: it cannot be used: one line that says why.
     """
-    path = _state_path(option, environment)
+    path = state_path(option, environment)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -90,7 +89,13 @@ def state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
     return path
 
 
-def _state_path(option: str | None, environment: Mapping[str, str]) -> Path:
+def state_path(option: str | None, environment: Mapping[str, str]) -> Path:
+    """
+    Where the state directory is, or would be: C{option}, else the first of C{$STATE_DIRECTORY},
+    else C{$XDG_STATE_HOME/domaeka}, else C{~/.local/state/domaeka}.
+
+    @raise ConfigError: there is no home directory.
+    """
     if option:
         return Path(os.path.abspath(os.path.expanduser(option)))
     # systemd separates several by colons.
@@ -133,6 +138,19 @@ def load_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
         says which and why, and never the value.
     """
     path = directory / SECRETS_NAME
+    result = read_secrets(path, auth)
+    if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ConfigError(f"{path}: admin_token must have {MIN_SECRET_KEY_BYTES} bytes or more")
+    return result
+
+
+def read_secrets(path: Path, auth: AuthSettings | None = None) -> Secrets:
+    """
+    Read a file of secrets, as far as a phone needs them.
+
+    @param auth: settings that go before what is in the file, where they are not empty.
+    @raise ConfigError: as for L{load_secrets}.
+    """
     found = _read(path)
     settings = auth or AuthSettings()
     result = msgspec.structs.replace(
@@ -144,16 +162,30 @@ def load_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
         result = msgspec.structs.replace(
             result, previous_secret_key=settings.previous_secret_key, previous_valid_until=0.0
         )
-    _check_key("secret_key", result.secret_key, settings.accept_published_key, path)
-    if result.previous_secret_key:
-        _check_key(
-            "previous_secret_key", result.previous_secret_key, settings.accept_published_key, path
-        )
+    for name in ("secret_key", "previous_secret_key"):
+        key: str = getattr(result, name)
+        where = f"auth.{name}" if getattr(settings, name) else f"{path}: {name}"
+        if key or name == "secret_key":
+            check_key(where, key, settings.accept_published_key)
     if not result.salt:
         raise ConfigError(f"{path}: salt must not be empty")
-    if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{path}: admin_token must have {MIN_SECRET_KEY_BYTES} bytes or more")
     return result
+
+
+def check_key(name: str, key: str, accept_published: bool) -> None:
+    """
+    Refuse a key that is too weak.
+
+    @param name: what it is called, and where it stands.
+    @raise ConfigError: too short, or known to everybody: one line without the key.
+    """
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ConfigError(f"{name} must have {MIN_SECRET_KEY_BYTES} bytes or more")
+    if not accept_published and hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256:
+        raise ConfigError(
+            f"{name} is the key that old scripts were published with, which everybody knows; for "
+            "the days of a move set auth.accept_published_key"
+        )
 
 
 def _create(path: Path) -> None:
@@ -210,16 +242,6 @@ def _read(path: Path) -> Secrets:
         raise ConfigError(f"{where}: not TOML") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def _check_key(name: str, key: str, accept_published: bool, path: Path) -> None:
-    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{path}: {name} must have {MIN_SECRET_KEY_BYTES} bytes or more")
-    if not accept_published and hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256:
-        raise ConfigError(
-            f"{path}: {name} is the key that old scripts were published with, which everybody "
-            "knows; for the days of a move set auth.accept_published_key"
-        )
 
 
 def _why(error: OSError | ValueError) -> str:
