@@ -15,9 +15,10 @@ from domaeka.errors import ErrorCode, WireError
 #: lowest level saves as much as a small one at the highest, in less time.
 _FRAME_LEVEL: Final = 6
 _STREAM_LEVEL: Final = 1
-#: Window and memory level of a connection's compressor.
-_WINDOW_BITS: Final = 15
-_MEMORY_LEVEL: Final = 5
+#: Longest text of a frame that is not tried, in bytes, and least part of the line that must be
+#: saved.  Source: docs/protocol.md, "Compression".
+THRESHOLD_BYTES: Final = 10_240
+MIN_SAVING: Final = 0.10
 #: How much is inflated at a time, in bytes.
 STEP_BYTES = 65_536
 #: What a packed frame's header says more than a plain one's, and about what it says else, in
@@ -38,14 +39,17 @@ class BadStream(WireError):
         return True
 
 
-def pack_tail(raw: bytes, tail: bytes, threshold_bytes: int, min_saving: float) -> bytes | None:
+def pack_text(
+    raw: bytes,
+    tail: bytes,
+    threshold_bytes: int = THRESHOLD_BYTES,
+    min_saving: float = MIN_SAVING,
+) -> bytes | None:
     """
     Compress the text of a frame.
 
     @param raw: the text.
     @param tail: its base64.
-    @param threshold_bytes: texts up to this long are not tried.
-    @param min_saving: least part of the whole line that must be saved.
     @return: the base64 of its gzip stream; L{None} where that does not pay.
     """
     if len(raw) <= threshold_bytes:
@@ -59,22 +63,24 @@ def pack_tail(raw: bytes, tail: bytes, threshold_bytes: int, min_saving: float) 
     return binascii.b2a_base64(packed, newline=False)
 
 
-class DeflateStream:
+class Deflater:
     """What is sent on a compressed connection."""
 
     __slots__ = ("_deflater",)
 
-    def __init__(self) -> None:
-        self._deflater = zlib.compressobj(
-            _STREAM_LEVEL, zlib.DEFLATED, -_WINDOW_BITS, _MEMORY_LEVEL
-        )
+    def __init__(self, window: int = 15, memory_level: int = 5) -> None:
+        """
+        @param window: 9 to 15: the stream looks back 2 to the power of it bytes.
+        @param memory_level: 1 to 9, as of zlib.
+        """
+        self._deflater = zlib.compressobj(_STREAM_LEVEL, zlib.DEFLATED, -window, memory_level)
 
-    def compress(self, data: bytes) -> bytes:
-        """@return: what the peer can read all of C{data} from, at once."""
+    def pack(self, data: bytes) -> bytes:
+        """C{data} in a form that can be read to its end as soon as it has come."""
         return self._deflater.compress(data) + self._deflater.flush(zlib.Z_SYNC_FLUSH)
 
 
-class InflateStream:
+class Inflater:
     """
     What comes on a compressed connection, a step at a time.
 
@@ -86,6 +92,7 @@ class InflateStream:
     __slots__ = ("_inflater", "_more", "_packed")
 
     def __init__(self) -> None:
+        """Whatever window the other side chose will do."""
         self._inflater = zlib.decompressobj(-15)
         self._packed = b""
         self._more = False  # zlib may hold output for which there was no room
@@ -99,20 +106,22 @@ class InflateStream:
         """How many bytes, packed, wait for L{next_piece}."""
         return len(self._packed)
 
-    def next_piece(self) -> bytes | None:
+    def next_piece(self) -> bytes:
         """
-        @return: up to L{STEP_BYTES} inflated bytes; L{None} when more must come first.
-        @raise BadStream: it is none, or has ended.
+        @return: what comes next, L{STEP_BYTES} at most; empty when more must come first.
+        @raise BadStream: it is none, or has an end.
         """
+        inflater = self._inflater
         while self._packed or self._more:
-            if self._inflater.eof:
-                raise BadStream("bytes behind the end of the compressed stream")
+            if inflater.eof:
+                raise BadStream("the compressed stream has an end")
             try:
-                piece = self._inflater.decompress(self._packed, STEP_BYTES)
+                piece = inflater.decompress(self._packed, STEP_BYTES)
             except zlib.error:
-                raise BadStream("not a deflate stream") from None
-            self._packed = self._inflater.unconsumed_tail or self._inflater.unused_data
-            self._more = len(piece) == STEP_BYTES and not self._inflater.eof
+                raise BadStream("the compressed stream is broken") from None
+            self._packed = inflater.unconsumed_tail
+            # An end without data behind it comes out with the next call.
+            self._more = len(piece) == STEP_BYTES or inflater.eof
             if piece:
                 return piece
-        return None
+        return b""

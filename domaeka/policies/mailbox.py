@@ -109,9 +109,9 @@ def load_mail(state: MailboxState, outbox: Outbox, client_ids: ClientIds, now: f
 def _saved(item: Outgoing, now: float) -> SavedMessage:
     reply = item.reply
     saved = SavedMessage(
-        reply.room,
+        _encodable(reply.room),
         reply.channel_id,
-        reply.bot_name,
+        _encodable(reply.bot_name),
         reply.event,
         item.priority,
         item.ttl,
@@ -120,7 +120,7 @@ def _saved(item: Outgoing, now: float) -> SavedMessage:
     )
     content = reply.content
     if isinstance(content, str):
-        saved.text = content
+        saved.text = _encodable(content)
         return saved
     saved.files = tuple(piece for piece in content.pieces if isinstance(piece, bytes))
     saved.addresses = tuple(piece for piece in content.pieces if isinstance(piece, str))
@@ -138,3 +138,8 @@ def _restored(saved: SavedMessage, expires_at: float) -> Outgoing:
         content = Media(saved.files or saved.addresses, saved.kind, saved.format, saved.wait_ms)
     reply = Reply(saved.room, saved.channel_id, saved.bot_name, content, saved.event)
     return Outgoing(reply, saved.priority, reply.size, saved.ttl, expires_at, None, saved.number)
+
+
+def _encodable(text: str) -> str:
+    """C{text} with what UTF-8 cannot say (lone surrogates) replaced, as it would be when sent."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
