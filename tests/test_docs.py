@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.messages import Dialect, FrameReader
+from domaeka.metrics import Metrics
 from domaeka.phonewire import read_server_frame
 from domaeka.policies.auth import sign
 
@@ -76,11 +77,23 @@ class WordsTests(SynchronousTestCase):
         text = (ROOT / "docs/protocol.md").read_text("utf-8")
         self.assertEqual(set(re.findall(r"^\| `([A-Z_]+)` \|", text, re.M)), set(ErrorCode))
 
+    def rows(self, heading: str) -> set[str]:
+        """What the operator's guide has rows for, in its chapter."""
+        text = (ROOT / "docs/operations.md").read_text("utf-8")
+        chapter = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        firsts = re.findall(r"^\|(.+?)\|", chapter, re.M)
+        words = (word for first in firsts for word in re.findall(r"`([^`]+)`", first))
+        return {word.partition("{")[0] for word in words}
+
     def test_close_reasons(self) -> None:
         """The operator's guide has a row for each reason to close, and no other."""
-        text = (ROOT / "docs/operations.md").read_text("utf-8")
-        table = text.partition("## Close reasons")[2].partition("\n## ")[0]
-        self.assertEqual(set(re.findall(r"^\| `([^`]+)` \|", table, re.M)), set(CloseReason))
+        self.assertEqual(self.rows("Close reasons"), set(CloseReason))
+
+    def test_metrics(self) -> None:
+        """The operator's guide has a row for each metric, and no other."""
+        endings = {"counter": "_total", "info": "_info"}
+        names = {metric.name + endings.get(metric.type, "") for metric in Metrics().collect()}
+        self.assertEqual({f"domaeka_{name}" for name in self.rows("Metrics")}, names)
 
 
 class ReadmeTests(SynchronousTestCase):
