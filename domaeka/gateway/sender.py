@@ -5,9 +5,10 @@ What goes out on one connection, and when.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from domaeka.messages import Dialect, encode_reply, timestamp_text
+from domaeka.messages import Dialect, Reply, encode_reply, timestamp_text
 from domaeka.policies.outbox import Outbox, Outgoing
 
 if TYPE_CHECKING:
@@ -21,8 +22,15 @@ BATCH_BYTES = 16_384
 class Carrier(Protocol):
     """What a conversation asks of the connection under it.  L{GatewayProtocol} is one."""
 
-    def write(self, data: bytes) -> None:
-        """Send, in order; L{Sender.drained} follows once the kernel has it all."""
+    def write(self, data: bytes) -> bool:
+        """
+        Send, in order.  Only to be called once all before has been taken.
+
+        @return: whether the kernel has it all; if not, L{Sender.drained} follows.
+        """
+
+    def write_last(self, data: bytes) -> None:
+        """Send behind whatever is on its way; nothing will follow."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -61,6 +69,7 @@ class Sender:
         "_batch_bytes",
         "_carrier",
         "_idle",
+        "_media_left",
         "_parts",
         "_urgent",
         "bytes_sent",
@@ -69,9 +78,11 @@ class Sender:
         "outbox",
     )
 
-    def __init__(self, carrier: Carrier, parts: Parts) -> None:
+    def __init__(self, carrier: Carrier, parts: Parts, media_left: Callable[[Reply], None]) -> None:
+        """@param media_left: told of each reply with media once it has left for the socket."""
         self._carrier = carrier
         self._parts = parts
+        self._media_left = media_left
         self._urgent: deque[bytes] | None = None
         self._idle = True
         #: What is on its way: each reply with where it ends in the batch.
@@ -89,54 +100,66 @@ class Sender:
         self._urgent.append(frame)
 
     def pump(self) -> None:
-        """Write the next batch, if the one before has left and something waits."""
-        if not self._idle:
-            return
-        frames: list[bytes] = []
-        length = 0
-        while self._urgent and length < BATCH_BYTES:
-            frames.append(self._urgent.popleft())
-            length += len(frames[-1])
+        """Write what waits, batch by batch, for as long as the kernel takes it all."""
         outbox = self.outbox
-        if outbox is not None and length < BATCH_BYTES:
-            batch: list[tuple[Outgoing, int]] = []
-            timestamp = ""
-            while length < BATCH_BYTES:
-                outgoing = outbox.take()
-                if outgoing is None:
-                    break
-                if not timestamp:
-                    timestamp = timestamp_text(self._parts.seconds())
-                frame = encode_reply(outgoing.reply, self.dialect, timestamp, outgoing.message_id)
-                frames.append(frame)
-                length += len(frame)
-                batch.append((outgoing, length))
+        while self._idle and (self._urgent or (outbox is not None and outbox.messages)):
+            frames: list[bytes] = []
+            length = 0
+            while self._urgent and length < BATCH_BYTES:
+                frames.append(self._urgent.popleft())
+                length += len(frames[-1])
+            batch = None
+            if outbox is not None and length < BATCH_BYTES:
+                batch = self._take_replies(outbox, frames, length)
+            if not frames:
+                return
+            data = frames[0] if len(frames) == 1 else b"".join(frames)
+            self.bytes_sent += len(data)
+            self._parts.metrics.bytes_sent.value += len(data)
             self._batch = batch
-            self.messages_sent += len(batch)
-            self._parts.metrics.messages_sent.value += len(batch)
-        if frames:
-            self._write(frames[0] if len(frames) == 1 else b"".join(frames))
+            self._batch_bytes = len(data)
+            self._idle = False
+            if self._carrier.write(data):
+                self.drained()
 
-    def drained(self) -> list[tuple[Outgoing, int]]:
-        """
-        The kernel has all that was written.
+    def _take_replies(
+        self, outbox: Outbox, frames: list[bytes], length: int
+    ) -> list[tuple[Outgoing, int]] | None:
+        """Fill C{frames} up to a batch.  @return: each reply with where it ends."""
+        outgoing = outbox.take()
+        if outgoing is None:
+            return None
+        timestamp = timestamp_text(self._parts.seconds())
+        dialect = self.dialect
+        batch = []
+        while outgoing is not None:
+            frame = encode_reply(outgoing.reply, dialect, timestamp, outgoing.message_id)
+            frames.append(frame)
+            length += len(frame)
+            batch.append((outgoing, length))
+            outgoing = outbox.take() if length < BATCH_BYTES else None
+        self.messages_sent += len(batch)
+        self._parts.metrics.messages_sent.value += len(batch)
+        return batch
 
-        @return: the replies among it.
-        """
+    def drained(self) -> None:
+        """The kernel has all that was written."""
         self._idle = True
-        left = self._batch or []
-        self._batch = None
-        self._batch_bytes = 0
-        if left and self.outbox is not None:
-            self.outbox.sent(left[-1][0])
-        return left
+        batch, self._batch = self._batch, None
+        if batch and self.outbox is not None:
+            self.outbox.sent(batch[-1][0])
+            for outgoing, _ in batch:
+                if type(outgoing.reply.content) is not str:
+                    self._media_left(outgoing.reply)
 
     def last_words(self) -> None:
         """Write what is urgent now, whatever is on its way; nothing will follow."""
         if self._urgent:
-            urgent = b"".join(self._urgent)
+            data = b"".join(self._urgent)
             self._urgent = None
-            self._write(urgent)
+            self.bytes_sent += len(data)
+            self._parts.metrics.bytes_sent.value += len(data)
+            self._carrier.write_last(data)
 
     def release(self, unsent_bytes: int) -> None:
         """
@@ -161,10 +184,3 @@ class Sender:
     def owes_nothing(self) -> bool:
         """Whether all that was given has left, the outbox apart."""
         return self._idle and not self._urgent
-
-    def _write(self, data: bytes) -> None:
-        self._idle = False
-        self._batch_bytes += len(data)
-        self.bytes_sent += len(data)
-        self._parts.metrics.bytes_sent.value += len(data)
-        self._carrier.write(data)

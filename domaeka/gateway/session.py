@@ -28,6 +28,7 @@ from domaeka.messages import (
     Migrated,
     Monitoring,
     Pong,
+    Reply,
     encode_ack,
     encode_error,
 )
@@ -142,7 +143,7 @@ class Session:
         self.device: Device | None = None
         self.monitoring: Monitoring | None = None
         self.reason: CloseReason | None = None
-        self.sender = Sender(carrier, registry.parts)
+        self.sender = Sender(carrier, registry.parts, self._media_left)
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
@@ -237,11 +238,7 @@ class Session:
 
     def drained(self) -> None:
         """The kernel has all that was written."""
-        now = self._registry.steady.now
-        for outgoing, _ in self.sender.drained():
-            if self._pinger is not None and type(outgoing.reply.content) is not str:
-                assert self.facts is not None
-                self._pinger.liveness.deafened(now, outgoing.reply.deaf_seconds(self.facts.version))
+        self.sender.drained()
         if self.state is State.CLOSING:
             return
         self._pump()
@@ -485,8 +482,9 @@ class Session:
             device = self._known_by(chat)
         self.messages_received += 1
         self.sender.dialect = chat.dialect
-        assert self._valve is not None
-        self._valve.message_came()
+        valve = self._valve
+        assert valve is not None
+        valve.message_came()
         if chat.packed is not None:
             parts.reader.inflate(chat)
         if self._registry.draining:
@@ -514,7 +512,8 @@ class Session:
             )
         if answered:
             device.submit(chat)
-        self._judge_reading()
+        if valve.must_close:
+            self._judge_reading()
 
     def _known_by(self, chat: Chat) -> Device:
         """The first chat whose signature held: it says who this is, if nothing else has."""
@@ -557,6 +556,14 @@ class Session:
         pinger = self._pinger
         if pinger is not None and pinger.pumped(self._registry.steady.now):
             self.due = min(self.due, pinger.liveness.due)
+
+    def _media_left(self, reply: Reply) -> None:
+        """The phone will be deaf for a while: that is no silence."""
+        if self._pinger is not None:
+            assert self.facts is not None
+            self._pinger.liveness.deafened(
+                self._registry.steady.now, reply.deaf_seconds(self.facts.version)
+            )
 
     def _judge_reading(self) -> None:
         """Stop reading a phone that is given more than it takes; go on once half has gone."""

@@ -47,6 +47,17 @@ class Valve:
         if bucket is not None and (wait := bucket.take()):
             self._resume_at = self._seconds() + wait
 
+    @property
+    def must_close(self) -> bool:
+        """Whether the phone, which is read from, is given more than it takes."""
+        device = self._device
+        return (
+            device.outbox.answer_bytes > ANSWERS_BYTES
+            or device.pending > PENDING_MESSAGES
+            or device.pending_chars > PENDING_CHARS
+            or self._resume_at > 0.0
+        )
+
     def changed(self) -> bool:
         """Decide anew.  @return: whether L{open} is not what it was."""
         device = self._device
