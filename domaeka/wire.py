@@ -90,9 +90,7 @@ def split_frame(line: bytes) -> tuple[bytes, bytes]:
 
     @raise WireError: C{BAD_FRAME} where no object can be.
     """
-    end = line.rfind(b"}") + 1
-    if not end or line[0] != 123:  # "{"
+    head, brace, tail = line.rpartition(b"}")
+    if not head or head[0] != 123:  # "{"
         raise WireError(ErrorCode.BAD_FRAME, "a frame must start with a JSON object")
-    if end == len(line):
-        return line, b""
-    return line[:end], line[end:]
+    return head + brace, tail

@@ -23,6 +23,10 @@ MAX_CLIENT_ID_CHARS: Final = 64
 #: How much a gzip tail is inflated at a time, in bytes.
 _INFLATE_STEP: Final = 65_536
 
+# To look a member up in its Enum takes 0.2 µs.
+_V32: Final = Dialect.V32
+_V33: Final = Dialect.V33
+
 _SEOUL: Final = timezone(timedelta(hours=9), "Asia/Seoul")
 _CAPABILITIES: Final = frozenset({"gzip", "deflate", "session", "ack"})
 
@@ -160,28 +164,31 @@ class _HandshakeData(msgspec.Struct, gc=False):
     auth: Auth | None = None
 
 
+# The fields in the order in which phones write them: msgspec looks for each behind the last.
+
+
 class _MessageData(msgspec.Struct, gc=False):
     room: _Title | None = None
     channel_id: _Id = None
     message_type: str | None = None
     content_encoding: str | None = None
-    content_length: int | None = None
     timestamp: _Id = None
     sender: _Title | None = None
     is_group_chat: bool | None = None
     log_id: _Id = None
     user_hash: _Id = None
     is_mention: bool | None = None
-    client_id: Annotated[str, Meta(min_length=1, max_length=MAX_CLIENT_ID_CHARS)] | None = None
     auth: Auth | None = None
+    content_length: int | None = None
+    client_id: Annotated[str, Meta(min_length=1, max_length=MAX_CLIENT_ID_CHARS)] | None = None
 
 
-class _AnalyzeData(msgspec.Struct, rename="camel", gc=False):
-    text: str
+class _AnalyzeData(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     room: _Title | None = None
-    channel_id: _Id = None
+    text: str
     sender: _Title | None = None
     is_group_chat: bool | None = None
+    channel_id: _Id = None
     log_id: _Id = None
     user_hash: _Id = None
     is_mention: bool | None = None
@@ -336,7 +343,7 @@ class FrameReader:
             raise WireError(ErrorCode.BAD_FRAME, "message_type must be text")
         encoding = data.content_encoding
         if encoding is None:
-            return _chat(Dialect.V33, data, self._text(tail), data.client_id)
+            return _chat(_V33, data, self._text(tail), data.client_id)
         if len(tail) > self._max_tail_bytes:
             raise self._too_long()
         try:
@@ -344,15 +351,15 @@ class FrameReader:
         except binascii.Error:
             raise WireError(ErrorCode.BAD_FRAME, "the tail is not base64") from None
         if encoding == "base64":
-            return _chat(Dialect.V33, data, self._text(raw), data.client_id)
+            return _chat(_V33, data, self._text(raw), data.client_id)
         if encoding == "gzip+base64":
-            return _chat(Dialect.V33, data, "", data.client_id, raw)
+            return _chat(_V33, data, "", data.client_id, raw)
         raise WireError(ErrorCode.BAD_FRAME, "unknown content_encoding")
 
     def _analyze(self, data: _AnalyzeData) -> Chat:
         if len(data.text) > self._max_text_chars:
             raise self._too_long()
-        return _chat(Dialect.V32, data, data.text)
+        return _chat(_V32, data, data.text)
 
     def _text(self, raw: bytes) -> str:
         if len(raw) > self._max_text_bytes:
@@ -387,10 +394,10 @@ def _chat(
     if type(channel_id) is not str or not channel_id.isdigit() or not channel_id.isascii():
         channel_id = _channel_id(channel_id)
     log_id = data.log_id
-    if type(log_id) is not str or not log_id.isprintable():
+    if log_id is not None and (type(log_id) is not str or not log_id.isprintable()):
         log_id = _id(log_id)
     user_hash = data.user_hash
-    if type(user_hash) is not str or not user_hash.isprintable():
+    if user_hash is not None and (type(user_hash) is not str or not user_hash.isprintable()):
         user_hash = _id(user_hash)
     sent_at = data.timestamp
     return Chat(
@@ -419,16 +426,14 @@ def _title(room: str | None, sender: str) -> str:
     return room
 
 
-def _id(value: _Id) -> str | None:
+def _id(value: str | int | float) -> str:
     """An id as text."""
-    if value is None:
-        return None
     if isinstance(value, float):
         if not value.is_integer():
             raise WireError(ErrorCode.BAD_FRAME, "an id must be text or a whole number")
         value = int(value)
     text = str(value)
-    if len(text) > MAX_NAME_CHARS or CONTROL.search(text):
+    if len(text) > MAX_NAME_CHARS or (not text.isprintable() and CONTROL.search(text)):
         raise WireError(
             ErrorCode.BAD_FRAME,
             f"an id: at most {MAX_NAME_CHARS} characters, none of them a control character",
@@ -438,8 +443,10 @@ def _id(value: _Id) -> str | None:
 
 def _channel_id(value: _Id) -> str | None:
     """An id that the phone can take back: digits, or L{None}."""
+    if value is None:
+        return None
     text = _id(value)
-    return text if text is not None and text.isdigit() and text.isascii() else None
+    return text if text.isdigit() and text.isascii() else None
 
 
 def _handshake(data: _HandshakeData, bare: bool) -> Handshake:

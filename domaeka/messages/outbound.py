@@ -16,6 +16,7 @@ from domaeka.messages.names import CONTROL, Dialect
 MEDIA_SETTLE_SECONDS: Final = 1.2
 MEDIA_DEFAULT_WAIT_SECONDS: Final = 15.0
 
+_V32: Final = Dialect.V32  # to look it up in its Enum takes 0.2 µs
 #: What begins a text that a 3.2 phone takes for an order.  Source: docs/protocol.md, "Replies".
 _IMAGE_ORDER: Final = "IMAGE_BASE64:"
 _ADDRESS_ORDER: Final = "MEDIA_URL:"
@@ -153,7 +154,7 @@ def _reply_line(
     pack: Pack | None,
 ) -> bytes:
     content = reply.content
-    if dialect is Dialect.V32:
+    if dialect is _V32:
         # 3.2 knows one event only.
         old = _OldReplyData(room, reply.channel_id, bot_name, _old_text(content), message_id)
         if isinstance(content, Media):
