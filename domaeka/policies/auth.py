@@ -15,6 +15,9 @@ from domaeka.messages import Auth, is_name
 
 #: Signatures, and line digests, remembered for one device.  Source: docs/protocol.md, "auth".
 MAX_REMEMBERED: Final = 4096
+#: Devices whose signatures are remembered at once; those of more are stale.  Source: far more than
+#: one server has connections for.
+MAX_DEVICES: Final = 65_536
 #: What an Android id, an address or a network card reads as where the script may not see it.
 UNKNOWN: Final = "unknown"
 #: Characters of a hexadecimal SHA-256.
@@ -185,14 +188,21 @@ class Seen(Enum):
 
 
 class _Device:
-    """What one device has signed of late."""
+    """
+    What one device has signed of late.
 
-    __slots__ = ("forgotten_until", "lines", "signatures")
+    @ivar signatures: in the order in which they came.
+    @ivar further: digests of the lines that came under a signature known already, each with the
+        signature's time in milliseconds.
+    @ivar forgotten_until: in milliseconds; nothing that old can be told from a replay.
+    """
+
+    __slots__ = ("forgotten_until", "further", "signatures")
 
     def __init__(self) -> None:
-        self.signatures: deque[tuple[int, str]] = deque()
-        self.lines: dict[int, None] = {}
-        self.forgotten_until = -1  # ms: nothing that old can be told from a replay
+        self.signatures: deque[str] = deque()
+        self.further: dict[int, int] = {}
+        self.forgotten_until = -1
 
 
 class SignatureTable:
@@ -210,7 +220,8 @@ class SignatureTable:
         """
         self._window_ms = window * 1000
         self._seconds = seconds
-        self._owners: dict[str, int] = {}
+        # Signature to its time, its connection and the digest of its first line.
+        self._known: dict[str, tuple[int, int, int]] = {}
         self._devices: dict[tuple[str, str], _Device] = {}
 
     def judge(self, auth: Auth, connection: int, line: bytes) -> Seen:
@@ -219,31 +230,34 @@ class SignatureTable:
 
         @param connection: a number that no other connection has.
         """
-        key = (auth.bot_name, auth.device_id)
-        device = self._devices.get(key)
-        if device is None:
-            device = self._devices[key] = _Device()
+        signature = auth.signature
+        device = self._devices.get((auth.bot_name, auth.device_id))
         # Python's keyed SipHash: 64 bits among 4,096 lines.
         digest = hash(line)
-        owner = self._owners.get(auth.signature)
-        if owner is not None:
-            if digest in device.lines:
+        known = self._known.get(signature)
+        if known is not None:
+            timestamp, owner, first = known
+            if digest == first or (device is not None and digest in device.further):
                 return Seen.REPEAT
-            if owner != connection:
+            if owner != connection or device is None:
                 return Seen.REPLAY
-        else:
-            timestamp = int(auth.timestamp)
-            if timestamp <= device.forgotten_until:
+            device.further[digest] = timestamp  # another message of the same millisecond
+            if len(device.further) > MAX_REMEMBERED:
+                del device.further[next(iter(device.further))]
+            return Seen.FRESH
+        timestamp = int(auth.timestamp)
+        if device is None:
+            if len(self._devices) >= MAX_DEVICES:
                 return Seen.STALE
-            self._owners[auth.signature] = connection
-            device.signatures.append((timestamp, auth.signature))
-            if len(device.signatures) > MAX_REMEMBERED:
-                forgotten, signature = device.signatures.popleft()
-                del self._owners[signature]
-                device.forgotten_until = max(device.forgotten_until, forgotten)
-        device.lines[digest] = None
-        if len(device.lines) > MAX_REMEMBERED:
-            del device.lines[next(iter(device.lines))]
+            device = self._devices[auth.bot_name, auth.device_id] = _Device()
+        elif timestamp <= device.forgotten_until:
+            return Seen.STALE
+        self._known[signature] = (timestamp, connection, digest)
+        signatures = device.signatures
+        signatures.append(signature)
+        if len(signatures) > MAX_REMEMBERED:
+            forgotten = self._known.pop(signatures.popleft())[0]
+            device.forgotten_until = max(device.forgotten_until, forgotten)
         return Seen.FRESH
 
     def sweep(self) -> None:
@@ -251,11 +265,14 @@ class SignatureTable:
         oldest = self._seconds() * 1000 - self._window_ms
         for key, device in list(self._devices.items()):
             signatures = device.signatures
-            while signatures and signatures[0][0] < oldest:
-                del self._owners[signatures.popleft()[1]]
+            while signatures and self._known[signatures[0]][0] < oldest:
+                del self._known[signatures.popleft()]
+            further = device.further
+            while further and further[first := next(iter(further))] < oldest:
+                del further[first]
             if not signatures and device.forgotten_until < oldest:
                 del self._devices[key]
 
     def __len__(self) -> int:
         """How many signatures are remembered."""
-        return len(self._owners)
+        return len(self._known)
