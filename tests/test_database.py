@@ -1,29 +1,14 @@
 """Tests for L{domaeka.store.database}."""
 
-from pathlib import Path
 from typing import Any
 
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from domaeka.errors import StoreError
-from domaeka.store import bans, chatlog, devices, mailbox, rooms, sessions
-from domaeka.store.columns import METADATA
-from domaeka.store.database import (
-    MAX_WAITING_CALLS,
-    PROBE_SECONDS,
-    SLOW_CALL_SECONDS,
-    STOP_SECONDS,
-    Database,
-    StoreClosed,
-    sqlite_address,
-)
+from domaeka.store.database import PROBE_SECONDS, SLOW_CALL_SECONDS, STOP_SECONDS, Database
+from domaeka.store.threads import MAX_WAITING_CALLS, StoreClosed
 from tests.storing import StoreTestCase
-
-#: All that declare tables.
-PARTS = (bans, chatlog, devices, mailbox, rooms, sessions)
 
 
 def fails(text: str, kind: type[OperationalError] | type[DatabaseError] = OperationalError) -> Any:
@@ -37,15 +22,6 @@ def fails(text: str, kind: type[OperationalError] | type[DatabaseError] = Operat
 
 class OpeningTests(StoreTestCase):
     """Tests for how a L{Database} is opened."""
-
-    def test_migrations_make_what_the_code_expects(self) -> None:
-        """From nothing, the migrations lead to exactly the tables that the code declares."""
-        self.start()
-        self.assertEqual(len(METADATA.tables), len(PARTS))
-        differences = self.database.run_write(
-            lambda c: compare_metadata(MigrationContext.configure(c), METADATA)
-        )
-        self.assertEqual(self.successResultOf(differences), [])
 
     def test_all_is_read_before_it_is_open(self) -> None:
         """What is read at the start is handed over in order, before anybody hears of it."""
@@ -92,15 +68,6 @@ class OpeningTests(StoreTestCase):
         )
         self.stopped()
 
-    def test_refuses_what_is_newer(self) -> None:
-        """Tables of a version to come are not touched."""
-        self.start()
-        revision = text("UPDATE alembic_version SET version_num = '9999'")
-        self.successResultOf(self.database.run_write(lambda c: c.execute(revision) and None))
-        self.database._open = False
-        failure = self.failureResultOf(self.database.start(), StoreClosed)
-        self.assertIn("newer version of domaeka (revision '9999')", failure.getErrorMessage())
-
     def test_stop_ends_the_trying(self) -> None:
         """A store that is stopped while it is awaited says so, and leaves nothing behind."""
         self.database.load_at_start(fails("database is locked"), print)
@@ -116,11 +83,6 @@ class OpeningTests(StoreTestCase):
             error = self.assertRaises(StoreError, Database, url, self.clock)
             self.assertTrue(str(error).startswith("storage.url: "), str(error))
             self.assertNotIn("hunter2", str(error))
-
-    def test_any_path_makes_an_address(self) -> None:
-        """A path may hold what means something in an address."""
-        path = Path("/tmp/a ?#%41&b/d.db")
-        self.assertEqual(self.make_database(sqlite_address(path))._writes.url.database, str(path))
 
 
 class CallTests(StoreTestCase):

@@ -17,7 +17,8 @@ from twisted.internet.defer import Deferred
 from domaeka.interfaces import Approval
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
 from domaeka.store.columns import upsert
-from domaeka.store.database import Database, Scheduler
+from domaeka.store.database import Database
+from domaeka.store.threads import Scheduler
 
 #: An operator said no: it holds whatever is heard.
 REFUSED: Final = frozenset({Approval.DENIED, Approval.REVOKED, Approval.BLOCKED})

@@ -11,7 +11,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
-from domaeka.store.database import Database, DelayedCall, Scheduler, StoreClosed
+from domaeka.store.database import Database
+from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
 #: Most rows written in one transaction: a few milliseconds' work, and no more is held up by it.
 BATCH_ROWS: Final = 500

@@ -32,7 +32,8 @@ from domaeka.store.columns import (
     milliseconds,
     storable,
 )
-from domaeka.store.database import Database, DelayedCall, Scheduler, StoreClosed
+from domaeka.store.database import Database
+from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
 #: Most lines that wait: 50 s of 200 messages a second.
 MAX_WAITING_LINES: Final = 10_000

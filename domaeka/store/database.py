@@ -6,173 +6,38 @@ its own; what waits for them is bounded.
 """
 
 import sqlite3
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from threading import Lock, Thread
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, text
+from sqlalchemy import URL, Connection, StaticPool, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from domaeka.errors import StoreError
+from domaeka.store.drivers import make_engine, migrate, reason_of
+from domaeka.store.threads import (
+    DatabaseFailed,
+    DelayedCall,
+    Lane,
+    StoreClosed,
+    ThreadWorker,
+    Worker,
+)
 
-#: Most calls that wait for a thread.  Above what all parts have out at once (one batch each) and
-#: what an operator can ask for; the store is stuck when it is reached.
-MAX_WAITING_CALLS: Final = 1000
 #: A call that has been out this long, in seconds, shows in the health.
 SLOW_CALL_SECONDS: Final = 5.0
 #: How often a store that failed is tried, in seconds.
 PROBE_SECONDS: Final = 10.0
 #: How long L{Database.stop} waits for calls, in seconds.
 STOP_SECONDS: Final = 10.0
-#: How long SQLite waits for another process's lock, in seconds.
-_BUSY_SECONDS: Final = 5.0
-#: How large SQLite's journal may stay on disk, in bytes.
-_JOURNAL_BYTES: Final = 67_108_864
-#: Longest description of a failure, in characters.
-_MAX_REASON_CHARS: Final = 200
-
-_MIGRATIONS: Final = Path(__file__).with_name("migrations")
-#: Alembic's C{context} is one for the whole process.
-_MIGRATING: Final = Lock()
-#: A server that has gone is noticed: time-outs by driver, in seconds (C{tcp_user_timeout}: ms).
-_TIMEOUTS: Final[Mapping[str, Mapping[str, int]]] = {
-    "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
-    "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
-}
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class DelayedCall(Protocol):
-    """A call that is to come."""
-
-    def cancel(self) -> None:
-        """It is not to come."""
-
-    def active(self) -> bool:
-        """Whether it is still to come."""
-
-    def reset(self, delay: float, /) -> None:
-        """It is to come in C{delay} seconds."""
-
-
-class Scheduler(Protocol):
-    """The part of a reactor that keeps time."""
-
-    def seconds(self) -> float:
-        """The time now."""
-
-    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> DelayedCall:
-        """Call C{callable} in C{delay} seconds."""
-
-
-class Worker(Protocol):
-    """Where calls are carried out, off the reactor."""
-
-    def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        """Carry out C{call}; one is given at a time."""
-
-    def close(self) -> None:
-        """Nothing is running, and nothing will come."""
-
-
-class StoreClosed(StoreError):
-    """The store has been stopped, or could never be opened: no use in trying again."""
-
-
-class _DatabaseFailed(StoreError):
-    """What the database itself said."""
-
-
-class ThreadWorker:
-    """A thread of its own."""
-
-    def __init__(self, name: str, reactor: Any) -> None:
-        """@param reactor: where results are handed over."""
-        self._reactor = reactor
-        self._pool = ThreadPool(1, 1, name)
-        # One that hangs in a database's socket must not keep the process from ending.
-        self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._pool.start()
-
-    def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        """Carry out C{call} in the thread."""
-        return deferToThreadPool(self._reactor, self._pool, call)
-
-    def close(self) -> None:
-        """End the thread, which is idle: this does not wait."""
-        self._pool.stop()
-
-
-class _Lane:
-    """One thread: what waits for it, and how it fared."""
-
-    def __init__(self, worker: Worker, seconds: Callable[[], float]) -> None:
-        self.failure: str | None = None
-        self.running_since: float | None = None
-        self._worker = worker
-        self._seconds = seconds
-        self._starting = False
-        self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting) + (self.running_since is not None)
-
-    def submit(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        if len(self._waiting) >= MAX_WAITING_CALLS:
-            return fail(StoreError(f"{MAX_WAITING_CALLS} calls wait for the store"))
-        return self.finish(call)
-
-    def finish(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        """Carry out C{call} behind all that waits, however much that is."""
-        result: Deferred[_T] = Deferred()
-        self._waiting.append((call, result))
-        self._next()
-        return result
-
-    def _next(self) -> None:
-        if self._starting:
-            return  # the loop below goes on
-        self._starting = True
-        while self._waiting and self.running_since is None:
-            call, result = self._waiting.popleft()
-            self.running_since = self._seconds()
-            self._worker.run(call).addBoth(self._done, result)
-        self._starting = False
-
-    def _done(self, outcome: Any, result: "Deferred[Any]") -> None:
-        self.running_since = None
-        failed = isinstance(outcome, Failure)
-        if not failed:
-            self.failure = None
-        elif isinstance(outcome.value, _DatabaseFailed):
-            self.failure = outcome.getErrorMessage()
-        result.errback(outcome) if failed else result.callback(outcome)
-        self._next()
-
-    def give_up(self) -> None:
-        """Refuse what waits; end the thread, if it is not stuck."""
-        waiting, self._waiting = self._waiting, deque()
-        for _, result in waiting:
-            result.errback(StoreClosed("the store was stopped"))
-        if self.running_since is None:
-            self._worker.close()
 
 
 class Database:
@@ -204,9 +69,9 @@ class Database:
         """
         try:
             address = make_url(url)
-            self._writes = _make_engine(address, writes=True)
+            self._writes = make_engine(address, writes=True)
             self._in_memory = isinstance(self._writes.pool, StaticPool)
-            self._reads = self._writes if self._in_memory else _make_engine(address, writes=False)
+            self._reads = self._writes if self._in_memory else make_engine(address, writes=False)
         except ArgumentError:  # its text may hold the password
             raise StoreError("storage.url: not an address that SQLAlchemy knows") from None
         except ImportError as error:
@@ -222,7 +87,7 @@ class Database:
         self._retry_delay = retry_delay or backoffPolicy()
         self._loads: list[tuple[Callable[[Connection], Any], Callable[[Any], None]]] = []
         self._waiting_for_open: list[Deferred[None]] = []
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         self._open = False
         self._ended: StoreError | None = None
         self._trouble = "it has not been started"
@@ -246,11 +111,11 @@ class Database:
 
         @return: as of L{when_open}.
         """
-        writer = _Lane(self._make_worker("store-writer", self._reactor), self._reactor.seconds)
+        writer = Lane(self._make_worker("store-writer", self._reactor), self._reactor.seconds)
         self._lanes = [writer]
         if not self._in_memory:
             reader = self._make_worker("store-reader", self._reactor)
-            self._lanes.append(_Lane(reader, self._reactor.seconds))
+            self._lanes.append(Lane(reader, self._reactor.seconds))
         self._trouble = "it is being opened"
         opened = self.when_open()
         self._attempt()
@@ -278,7 +143,7 @@ class Database:
     def _open_now(self) -> list[Any]:
         """In the writing thread."""
         with self._writes.begin() as connection:
-            _migrate(connection)
+            migrate(connection)
             results = [read(connection) for read, _ in self._loads]
         if not self._in_memory:
             with self._reads.connect():
@@ -371,7 +236,7 @@ class Database:
         try:
             return call(*args)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise _DatabaseFailed(_reason(error)) from None
+            raise DatabaseFailed(reason_of(error)) from None
         finally:
             if call == self._write:
                 # Wall time may step back.
@@ -446,79 +311,6 @@ class Database:
         finished.callback(None)
 
 
-def sqlite_address(path: Path) -> URL:
-    """The address of a SQLite database in the file C{path}, whatever characters that has."""
-    return URL.create("sqlite", database=str(path))
-
-
-def _make_engine(address: URL, writes: bool) -> Engine:
-    options: dict[str, Any] = {"hide_parameters": True}  # they may be chat
-    if address.get_backend_name() != "sqlite":
-        timeouts = _TIMEOUTS.get(address.get_driver_name(), {})
-        return create_engine(
-            address,
-            connect_args={k: v for k, v in timeouts.items() if k not in address.query},
-            isolation_level="READ COMMITTED",  # no gap locks
-            poolclass=QueuePool,
-            pool_size=1,
-            max_overflow=0,
-            pool_pre_ping=True,
-            **options,
-        )
-    if address.database in (None, "", ":memory:"):
-        options["poolclass"] = StaticPool  # one connection: another would see another database
-    else:
-        options.update(poolclass=QueuePool, pool_size=1, max_overflow=0)
-    engine = create_engine(
-        address,
-        # Each thread has its own engine; only the closing is done from another one.
-        connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS},
-        **options,
-    )
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        for pragma in (
-            "journal_mode=WAL",
-            f"journal_size_limit={_JOURNAL_BYTES}",
-            "synchronous=NORMAL",
-            "foreign_keys=ON",
-            f"query_only={'OFF' if writes else 'ON'}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        # A transaction that turns from reading to writing cannot wait for another's lock.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _migrate(connection: Connection) -> None:
-    """
-    Bring the tables up to date.
-
-    @raise StoreClosed: they are newer than this program.
-    """
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    heads = MigrationContext.configure(connection).get_current_heads()
-    for head in heads:
-        try:
-            scripts.get_revision(head)
-        except CommandError:
-            raise StoreClosed(
-                f"it was made by a newer version of domaeka (revision {head!r:.40})"
-            ) from None
-    if set(heads) != set(scripts.get_heads()):
-        config.attributes["connection"] = connection
-        with _MIGRATING:
-            command.upgrade(config, "head")
-
-
 def _expected(failure: Failure) -> None:
     failure.trap(StoreError)  # type: ignore[no-untyped-call]
 
@@ -530,13 +322,3 @@ def _touch(connection: Connection) -> None:
 
 def _look(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
-
-
-def _reason(error: Exception) -> str:
-    """What a database said, in one line, without what it was given."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        error_text = str(error.orig)
-    else:
-        error_text = str(error)
-    lines = error_text.strip().splitlines() or [type(error).__name__]
-    return lines[0][:_MAX_REASON_CHARS]

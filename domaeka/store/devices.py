@@ -30,7 +30,8 @@ from domaeka.store.columns import (
     milliseconds,
     storable,
 )
-from domaeka.store.database import Database, DelayedCall, Scheduler
+from domaeka.store.database import Database
+from domaeka.store.threads import DelayedCall, Scheduler
 
 #: Most devices known; some 1 KB of memory each.
 MAX_DEVICES: Final = 100_000

@@ -28,7 +28,8 @@ from domaeka.store.columns import (
     milliseconds,
     storable,
 )
-from domaeka.store.database import Database, Scheduler
+from domaeka.store.database import Database
+from domaeka.store.threads import Scheduler
 
 #: Most rooms known; some 1 KB of memory each.
 MAX_ROOMS: Final = 100_000

@@ -28,7 +28,8 @@ from domaeka.store.columns import (
     milliseconds,
     upsert,
 )
-from domaeka.store.database import Database, DelayedCall, Scheduler
+from domaeka.store.database import Database
+from domaeka.store.threads import DelayedCall, Scheduler
 
 #: Most requests carried out in one transaction: those of a whole herd share one commit.
 BATCH_REQUESTS: Final = 100

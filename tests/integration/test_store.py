@@ -21,10 +21,12 @@ from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
 from domaeka.store.background import BATCH_ROWS
 from domaeka.store.chatlog import StoredChatLog
-from domaeka.store.database import Database, StoreClosed, sqlite_address
+from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
+from domaeka.store.drivers import sqlite_address
 from domaeka.store.rooms import StoredRooms
 from domaeka.store.sessions import StoredSessions
+from domaeka.store.threads import StoreClosed
 
 reactor: Any = _reactor
 _Steps = Generator["Deferred[Any]", Any, None]
@@ -39,7 +41,8 @@ from twisted.internet import reactor
 from twisted.internet.task import LoopingCall
 from domaeka.interfaces import ChatLine
 from domaeka.store.chatlog import StoredChatLog
-from domaeka.store.database import Database, sqlite_address
+from domaeka.store.database import Database
+from domaeka.store.drivers import sqlite_address
 
 database = Database(sqlite_address(sys.argv[1]), reactor)
 log = StoredChatLog(database, reactor)

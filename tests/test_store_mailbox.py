@@ -1,0 +1,60 @@
+"""Tests for L{domaeka.store.mailbox}."""
+
+import os
+
+from domaeka.errors import StoreError
+from domaeka.interfaces import DeviceKey
+from domaeka.store.mailbox import MAILBOX, PART_BYTES, StoredMailbox
+from tests.storing import StoreTestCase
+
+A, B = DeviceKey("bot", "a"), DeviceKey("봇", "b")
+
+
+class StoredMailboxTests(StoreTestCase):
+    """Tests for L{StoredMailbox}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.mailbox = StoredMailbox(self.database, "node-1")
+
+    def load(self) -> dict[DeviceKey, bytes]:
+        """What is taken out."""
+        states: list[tuple[DeviceKey, bytes]] = self.successResultOf(self.mailbox.load())
+        return dict(states)
+
+    def test_is_taken_out_once(self) -> None:
+        """States of any size come back byte for byte, once."""
+        states = {A: os.urandom(2 * PART_BYTES + 1), B: b"", DeviceKey("c", "c"): b"\0" * 9}
+        self.successResultOf(self.mailbox.save(states.items()))
+        self.assertEqual(self.load(), states)
+        self.assertEqual((self.load(), self.rows(MAILBOX)), ({}, []))
+
+    def test_newer_state_takes_the_place_of_the_older(self) -> None:
+        """A device has one state, of which no piece of an older one is left."""
+        self.successResultOf(self.mailbox.save([(A, b"x" * (PART_BYTES + 1)), (B, b"b")]))
+        self.successResultOf(self.mailbox.save([(A, b"y")]))
+        self.assertEqual(self.load(), {A: b"y", B: b"b"})
+
+    def test_servers_keep_apart(self) -> None:
+        """What one server put away is not taken by another on the same store."""
+        self.successResultOf(self.mailbox.save([(A, b"mine")]))
+        other = StoredMailbox(self.database, "node-2")
+        self.assertEqual(self.successResultOf(other.load()), [])
+        self.assertEqual(self.load(), {A: b"mine"})
+
+    def test_much_is_saved_in_pieces(self) -> None:
+        """No transaction gets larger than it must: what comes first is safe first."""
+        big = b"x" * 9_000_000
+        self.successResultOf(self.mailbox.save([(A, big), (B, big)]))
+        self.assertEqual(len(self.write_times), 2)
+        self.assertEqual(self.load(), {A: big, B: big})
+
+    def test_failure_is_told(self) -> None:
+        """Where nothing could be saved, or taken, the asker knows, and nothing is lost."""
+        self.successResultOf(self.mailbox.save([(A, b"kept")]))
+        self.break_store()
+        self.failureResultOf(self.mailbox.save([(B, b"b")]), StoreError)
+        self.failureResultOf(self.mailbox.load(), StoreError)
+        self.break_store(False)
+        self.assertEqual(self.load(), {A: b"kept"})
