@@ -1,0 +1,252 @@
+"""Tests for L{domaeka.policies.liveness}."""
+
+import tracemalloc
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.config import PingSettings
+from domaeka.policies.liveness import Liveness, SteadyTime
+from domaeka.policies.quality import Grade
+
+ADAPTIVE = PingSettings(initial_delay_min=30.0, initial_delay_max=30.0)
+FIXED = replace(ADAPTIVE, adaptive=False)
+
+
+class SteadyTimeTests(SynchronousTestCase):
+    """Tests for L{SteadyTime}."""
+
+    def setUp(self) -> None:
+        self.time = SteadyTime(1.0, 1.7e9)
+
+    def test_follows_the_clock(self) -> None:
+        """Sweeps that come about in time move it on as the clock does."""
+        for wall in (1.0, 2.5, 3.0, 5.0):
+            self.assertTrue(self.time.advance(1.7e9 + wall))
+        self.assertEqual(self.time.now, 5.0)
+
+    def test_ages_nobody(self) -> None:
+        """After a hold-up or a step of the clock nobody is judged, and little time has passed."""
+        wall = 1.7e9
+        for step in (2.5, 86_400.0, -86_400.0):
+            wall += step
+            self.assertFalse(self.time.advance(wall))
+        self.assertEqual(self.time.now, 3.0)
+        self.assertTrue(self.time.advance(wall + 1.0))
+
+
+class LivenessTests(SynchronousTestCase):
+    """Tests for L{Liveness}: a sweep a second, as the gateway makes it."""
+
+    def connect(self, settings: PingSettings) -> None:
+        self.now = 0.0
+        self.liveness = Liveness(settings, 0.0, Random(1))
+        self.pings: list[float] = []
+
+    def sweep(self, seconds: int, answered: bool = True) -> None:
+        """
+        Let time pass.
+
+        @param answered: whether the phone answers pings, after 0.1 s.
+        """
+        for _ in range(seconds):
+            self.now += 1.0
+            if self.liveness.due <= self.now:
+                self.assertFalse(self.liveness.is_stale(self.now))
+                if self.liveness.ping_due(self.now):
+                    self.pings.append(self.now)
+                    self.liveness.ping_left(self.now)
+                    if answered:
+                        self.liveness.pong(self.now, 0.1)
+
+    def stale_after(self) -> float:
+        """How long from now, with nothing heard and the phone pinged, until it is given up."""
+        start = self.now
+        while not self.liveness.is_stale(self.now):
+            self.now += 1.0
+            if self.liveness.ping_due(self.now):
+                self.pings.append(self.now)
+                self.liveness.ping_left(self.now)
+            self.assertLess(self.now - start, 1000.0)
+        self.assertLessEqual(self.liveness.due, self.now)
+        return self.now - start
+
+    def test_pings_at_intervals(self) -> None:
+        """A phone that answers is pinged every 30 s, whatever the mode."""
+        for settings_ in (FIXED, ADAPTIVE):
+            self.connect(settings_)
+            self.sweep(120)
+            self.assertEqual(self.pings, [30.0, 60.0, 90.0, 120.0])
+
+    def test_the_first_is_spread(self) -> None:
+        """First pings go out after 1 to 59 s."""
+        random = Random(2)
+        due = [Liveness(PingSettings(), 100.0, random).due for _ in range(200)]
+        self.assertTrue(101.0 <= min(due) < 105.0 and 155.0 < max(due) <= 159.0)
+
+    def test_one_ping_at_a_time(self) -> None:
+        """While one has not left, no other is sent, and nobody is judged."""
+        self.connect(FIXED)
+        due = [now for now in range(30, 300) if self.liveness.ping_due(float(now))]
+        self.assertEqual(due, [30])
+        self.assertFalse(self.liveness.is_stale(300.0))
+        self.liveness.ping_left(300.0)
+        self.assertEqual(self.liveness.due, 330.0)
+
+    def test_out_of_turn(self) -> None:
+        """The ping right after the handshake leaves the plan as it is."""
+        self.connect(FIXED)
+        self.liveness.ping_left(0.0)
+        self.assertTrue(self.liveness.pong(0.0, 0.2))
+        self.assertEqual(self.liveness.due, 30.0)
+
+    def test_stale(self) -> None:
+        """A ping that has been out for 90 s with nothing heard ends it, though others follow."""
+        self.connect(FIXED)
+        self.sweep(59)
+        self.assertEqual(self.stale_after(), 91.0)
+        self.assertEqual(self.pings[1:], [60.0, 90.0, 120.0, 150.0])
+
+    def test_whatever_arrives_proves_life(self) -> None:
+        """A phone that chats but answers no ping is not given up."""
+        self.connect(ADAPTIVE)
+        for _ in range(20):
+            self.sweep(30, answered=False)
+            self.liveness.last_heard = self.now
+        self.assertEqual(self.liveness.quality.grade, Grade.FAILING)
+
+    def test_only_the_ping_that_is_out(self) -> None:
+        """A pong out of the blue, or a second one, is nothing."""
+        self.connect(FIXED)
+        self.assertFalse(self.liveness.pong(0.0, 0.1))
+        self.liveness.ping_left(1.0)
+        self.assertTrue(self.liveness.pong(1.0, 0.1))
+        self.assertFalse(self.liveness.pong(1.0, 0.1))
+        self.assertEqual(self.liveness.quality.samples, 1)
+
+    def test_clocks_that_disagree(self) -> None:
+        """A round trip during which the clock was stepped is proof of life, but no sample."""
+        self.connect(FIXED)
+        for round_trip in (3600.0, -3600.0):
+            self.liveness.ping_left(10.0)
+            self.assertFalse(self.liveness.pong(11.0, round_trip))
+        self.assertEqual(self.liveness.quality.samples, 0)
+
+    def test_deaf(self) -> None:
+        """A phone that sends media by our order is given that time, one frame after another."""
+        self.connect(FIXED)
+        self.sweep(35, answered=False)
+        for _ in range(3):
+            self.liveness.deafened(self.now, 16.2)
+        self.assertAlmostEqual(self.liveness.deaf_until, 35.0 + 48.6)
+        self.assertEqual(self.stale_after(), 134.0)  # since 30: 90 s and 48.6 s
+
+    def test_deaf_is_neither_sample_nor_miss(self) -> None:
+        """A ping that overlaps with media says nothing about the line."""
+        self.connect(FIXED)
+        self.liveness.ping_left(0.0)
+        self.liveness.deafened(1.0, 16.2)
+        self.assertFalse(self.liveness.pong(17.0, 17.0))
+        self.liveness.deafened(20.0, 16.2)
+        self.liveness.ping_left(21.0)
+        self.liveness.ping_left(50.0)
+        self.assertEqual((self.liveness.quality.samples, self.liveness.quality.loss), (0, 0.0))
+
+    def test_paused(self) -> None:
+        """Silence counts only while the phone is read from."""
+        self.connect(FIXED)
+        self.sweep(40, answered=False)
+        self.liveness.reading_paused(self.now)
+        self.assertFalse(self.liveness.is_stale(self.now + 1000.0))
+        self.now += 200.0
+        self.liveness.reading_resumed(self.now)
+        self.assertEqual(self.stale_after(), 80.0)
+
+    def test_follows_up(self) -> None:
+        """Adaptive: a ping that goes unanswered is soon followed by others."""
+        self.connect(ADAPTIVE)
+        self.sweep(65)
+        self.sweep(50, answered=False)
+        self.assertEqual(self.pings, [30.0, 60.0, 90.0, 100.0, 110.0])
+
+    def test_gives_up_sooner(self) -> None:
+        """Adaptive: a line known to answer quickly is given up after 40 s, a new one after 90."""
+        self.connect(ADAPTIVE)
+        self.sweep(59)
+        self.assertEqual(self.stale_after(), 91.0)
+        self.connect(ADAPTIVE)
+        self.sweep(299)
+        self.assertEqual(self.stale_after(), 41.0)
+
+    def test_patience(self) -> None:
+        """Adaptive: never before three times the longest that an answer took, never after 90 s."""
+        for took, timeout in ((10.0, 40.0), (20.0, 60.0), (35.0, 90.0)):
+            self.connect(ADAPTIVE)
+            self.sweep(299)
+            self.liveness.ping_left(self.now)
+            self.liveness.pong(self.now + took, took)
+            self.assertEqual(self.liveness.timeout, timeout)
+
+    def test_adapts_and_goes_back(self) -> None:
+        """Adaptive: the worse a line, the more pings, down to 10 s; a good one gets its 30 s."""
+        self.connect(ADAPTIVE)
+        self.sweep(300)
+        self.sweep(55, answered=False)
+        self.assertEqual(self.liveness.interval, 10.0)
+        self.sweep(400)
+        self.assertEqual((self.liveness.quality.grade, self.liveness.interval), (Grade.GOOD, 30.0))
+
+    def test_device_is_remembered(self) -> None:
+        """What the connection before has shown of a phone's slowness counts at once."""
+        self.liveness = Liveness(ADAPTIVE, 0.0, Random(1), slowest=25.0)
+        for now in range(8):
+            self.liveness.ping_left(float(now))
+            self.liveness.pong(float(now), 0.1)
+        self.assertTrue(70.0 < self.liveness.timeout <= 75.0)
+
+    def test_settings_bound(self) -> None:
+        """An interval below C{ping.interval_min} stands; so does a short C{ping.timeout}."""
+        self.connect(replace(ADAPTIVE, interval=5.0, timeout=12.0))
+        self.sweep(100)
+        self.assertEqual((self.liveness.interval, self.liveness.timeout), (5.0, 12.0))
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from("wpchdrs"), st.integers(0, 60)), max_size=80))
+    def test_bounds(self, steps: list[tuple[str, int]]) -> None:
+        """Whatever happens: within the bounds, and never given up for less than them."""
+        now, answered = 0.0, 0.0
+        liveness = Liveness(ADAPTIVE, now, Random(3))
+        for action, number in steps:
+            if action == "w":
+                now += number
+            elif action == "p" and liveness.ping_due(now):
+                liveness.ping_left(now)
+            elif action == "c":
+                liveness.pong(now, number / 10)
+                liveness.last_heard = answered = now
+            elif action == "h":
+                liveness.last_heard = answered = now
+            elif action == "d":
+                liveness.deafened(now, float(number))
+            elif action == "r":
+                liveness.reading_resumed(now)
+            elif action == "s":
+                liveness.reading_paused(now)
+            self.assertTrue(10.0 <= liveness.interval <= 30.0)
+            self.assertTrue(15.0 <= liveness.timeout <= 90.0)
+            self.assertGreaterEqual(liveness.timeout, min(90.0, 3 * liveness.quality.worst))
+            if liveness.is_stale(now):
+                self.assertGreaterEqual(now - answered, liveness.timeout)
+                self.assertGreaterEqual(now, liveness.due)
+
+    def test_memory(self) -> None:
+        """A fresh connection takes 800 bytes at most, its quality included."""
+        random = Random(4)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        kept = [Liveness(ADAPTIVE, float(number), random) for number in range(100)]
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 800 * len(kept))
