@@ -12,6 +12,7 @@ from domaeka.messages import Media, MediaType, media_address
 
 #: What a bot may name: the bytes of a file, its path, or its address.
 MediaItem: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
+_ITEM_TYPES: Final = (bytes, bytearray, memoryview, str, os.PathLike)
 
 #: Most files in one reply, and most bytes of them together.  Source: docs/bots.md, "Limits";
 #: base64 makes a third more of them, which must fit into C{queue.max_bytes}.
@@ -79,11 +80,11 @@ def listed(items: MediaItem | Iterable[MediaItem]) -> list[MediaItem]:
     @raise TypeError: something in it cannot be sent.
     @raise ValueError: nothing, or too much.
     """
-    if isinstance(items, MediaItem):
+    if isinstance(items, _ITEM_TYPES):
         items = (items,)
     found: list[MediaItem] = []
     for item in items:
-        if not isinstance(item, MediaItem):
+        if not isinstance(item, _ITEM_TYPES):
             raise TypeError(f"bytes, a path or an address can be sent, not {type(item).__name__}")
         if len(found) == MAX_MEDIA_ITEMS:
             raise ValueError(f"more than {MAX_MEDIA_ITEMS} files in one reply")

@@ -1,0 +1,60 @@
+"""Tests for L{domaeka.bots.builtin}."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka import Bot
+from domaeka.bots.builtin import ECHO_USAGE
+from domaeka.bots.dispatch import OPERATORS_TEXT
+from domaeka.config import BotsSettings
+from tests.bots_fakes import Served
+
+
+class BuiltinTests(SynchronousTestCase):
+    """Tests for L{builtin_bot}, as it is served."""
+
+    def setUp(self) -> None:
+        shop = Bot("shop")
+        shop.command("# price", help="값을 알려 줍니다.")(print)
+        shop.command("# secret", operators_only=True)(print)
+        self.served = Served([shop], BotsSettings(operators=("1001/a/b",)))
+
+    def answers(self, text: str, **more: str | None) -> list[object]:
+        del self.served.origin.replies[:]
+        self.served.say(text, **more)
+        return self.served.origin.texts
+
+    def test_echo_is_exact(self) -> None:
+        """What follows the command comes back as it is; nothing gets the usage."""
+        self.assertEqual(self.answers("# echo  안녕 😀\n}{ \n"), [" 안녕 😀\n}{ \n"])
+        self.assertEqual(self.answers("# echo\n줄"), ["줄"])
+        for text in ("# echo", "# echo "):
+            self.assertEqual(self.answers(text), [ECHO_USAGE])
+
+    def test_help_lists_all_bots(self) -> None:
+        """Everybody sees what everybody may use, operators see all."""
+        (text,) = self.answers("# help")
+        self.assertIn("# price - 값을 알려 줍니다.", str(text))
+        self.assertNotIn("# secret", str(text))
+        self.assertNotIn("# client_info", str(text))
+        (text,) = self.answers("# help", user_hash="a/b")
+        self.assertIn("# secret", str(text))
+        self.assertIn("# client_info", str(text))
+
+    def test_client_info_is_for_operators(self) -> None:
+        """Channel and user must both be right; what is not known is never right."""
+        (text,) = self.answers("# client_info", channel_id="1001", user_hash="a/b")
+        self.assertIn("주소: 192.0.2.1", str(text))
+        for channel_id, user_hash in (
+            ("1001", "a"),
+            ("1002", "a/b"),
+            ("1001", None),
+            (None, "a/b"),
+            (None, None),
+        ):
+            answers = self.answers("# client_info", channel_id=channel_id, user_hash=user_hash)
+            self.assertEqual(answers, [OPERATORS_TEXT])
+
+    def test_a_name_proves_nothing(self) -> None:
+        """A room that is called like an operator's channel is not that channel."""
+        answers = self.answers("# client_info", channel_id=None, user_hash="a/b", room="1001")
+        self.assertEqual(answers, [OPERATORS_TEXT])

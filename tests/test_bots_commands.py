@@ -1,0 +1,168 @@
+"""Tests for L{domaeka.bots.commands}."""
+
+import functools
+from collections.abc import Callable, Generator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.bots.commands import Command, CommandTable, runs_on_reactor
+from domaeka.errors import ConfigError
+
+
+def make_command(name: str, *aliases: str, bot_name: str = "bot") -> Command:
+    return Command(name, aliases, print, bot_name, "", False, True)
+
+
+def found(table: CommandTable, text: str) -> tuple[str, str] | None:
+    """The command's name and the arguments."""
+    match = table.find(text)
+    return None if match is None else (match[0].name, text[match[1] :])
+
+
+class CommandTableTests(SynchronousTestCase):
+    """Tests for L{CommandTable}."""
+
+    def setUp(self) -> None:
+        self.table = CommandTable(
+            [
+                make_command("# echo"),
+                make_command("# echoes", "# 메아리"),
+                make_command("# echo on"),
+            ]
+        )
+
+    def test_white_space_ends_the_command(self) -> None:
+        """A message is a command if it is it, or if white space follows."""
+        for text, expected in (
+            ("# echo", ("# echo", "")),
+            ("# echo hi", ("# echo", "hi")),
+            ("# echo\nhi", ("# echo", "hi")),
+            ("# echoes hi", ("# echoes", "hi")),
+            ("# 메아리 hi", ("# echoes", "hi")),
+            ("# echo!", None),
+            (" # echo hi", None),
+            ("#  echo hi", None),
+            ("# ech", None),
+            ("hi", None),
+            ("", None),
+        ):
+            self.assertEqual(found(self.table, text), expected, text)
+
+    def test_arguments_are_exact(self) -> None:
+        """One white space is cut, and nothing else."""
+        self.assertEqual(found(self.table, "# echo  a \n b \n"), ("# echo", " a \n b \n"))
+
+    def test_longest_name_counts(self) -> None:
+        """Of two commands that fit, it is the longer one."""
+        self.assertEqual(found(self.table, "# echo on it"), ("# echo on", "it"))
+        self.assertEqual(found(self.table, "# echo once"), ("# echo", "once"))
+
+    def test_refuses_a_name_that_is_taken(self) -> None:
+        """Two bots with the same command: both are named."""
+        commands = [make_command("# a", bot_name="one"), make_command("# b", "# a", bot_name="two")]
+        error = self.assertRaises(ConfigError, CommandTable, commands)
+        self.assertEqual(
+            str(error), "bots.load: the command '# a' is both in the bot 'one' and in the bot 'two'"
+        )
+
+    @settings(deadline=None, database=None)
+    @given(
+        st.lists(st.text("ab ", min_size=1, max_size=5).map(str.strip).filter(bool), unique=True),
+        st.text("ab \n", max_size=10),
+    )
+    def test_finds_what_a_scan_would(self, names: list[str], text: str) -> None:
+        """Hashing finds the same command as looking at each."""
+        table = CommandTable([make_command(name) for name in names])
+        fitting = [
+            name for name in names if text == name or text.startswith((name + " ", name + "\n"))
+        ]
+        expected = None
+        if fitting:
+            name = max(fitting, key=len)
+            expected = (name, text[len(name) + 1 :])
+        self.assertEqual(found(table, text), expected)
+
+
+async def coroutine(ctx: object) -> None: ...
+
+
+def plain(ctx: object) -> str:
+    return ""
+
+
+@inlineCallbacks
+def inline(ctx: object) -> Generator[Any, Any, None]:
+    yield None
+
+
+def generator(ctx: object) -> Generator[Any, Any, None]:
+    yield None
+
+
+async def async_generator(ctx: object) -> Any:
+    yield None
+
+
+def deferred(ctx: object) -> "Deferred[None]":
+    return Deferred()
+
+
+def deferred_by_module(ctx: object) -> "defer.Deferred[None]":
+    return Deferred()
+
+
+def deferred_type(ctx: object) -> Deferred[None]:
+    return Deferred()
+
+
+@functools.wraps(coroutine)
+def wrapper(ctx: object) -> Any:
+    return coroutine(ctx)
+
+
+class Object:
+    """Things with methods."""
+
+    async def __call__(self, ctx: object) -> None: ...
+
+    def plain(self, ctx: object) -> str:
+        return ""
+
+    @inlineCallbacks
+    def inline(self, ctx: object) -> Generator[Any, Any, None]:
+        yield None
+
+
+class RunsOnReactorTests(SynchronousTestCase):
+    """Tests for L{runs_on_reactor}."""
+
+    def test_what_gives_way_runs_on_the_reactor(self) -> None:
+        """Coroutines and what returns a Deferred, however it is wrapped."""
+        functions: list[Callable[..., object]] = [
+            coroutine,
+            inline,
+            deferred,
+            deferred_by_module,
+            deferred_type,
+            wrapper,
+            functools.partial(coroutine),
+            Object(),
+            Object().inline,
+        ]
+        for function in functions:
+            self.assertTrue(runs_on_reactor(function), function)
+
+    def test_all_else_runs_in_a_thread(self) -> None:
+        """What does not say that it gives way may block."""
+        for function in (plain, functools.partial(plain), Object().plain, lambda ctx: None, print):
+            self.assertFalse(runs_on_reactor(function), function)
+
+    def test_refuses_what_cannot_work(self) -> None:
+        """A forgotten C{inlineCallbacks} is found at the start, not in the chat."""
+        for function in (generator, async_generator, "text"):
+            self.assertRaises(TypeError, runs_on_reactor, function)

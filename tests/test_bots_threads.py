@@ -1,0 +1,136 @@
+"""Tests for L{domaeka.bots.threads}, with real threads."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka import Bot, Context
+from domaeka.bots.dispatch import BotDispatcher
+from domaeka.bots.threads import JOIN_SECONDS, MAX_CALLS, CommandThreads, ThreadsBusy
+from domaeka.config import BotsSettings, BreakerSettings
+from tests.bots_fakes import FakeOrigin, make_chat
+
+#: How long a test waits for a thread before it gives up, in seconds; none takes so long.
+PATIENCE = 10.0
+
+
+class QueueReactor(Clock):
+    """A clock that holds what threads ask for until the test's own thread is ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: queue.Queue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.Queue()
+
+    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
+        self.asked.put((callable, args))
+
+    def run_one(self) -> None:
+        """Wait for a thread, and do what it asks."""
+        call, args = self.asked.get(timeout=PATIENCE)
+        call(*args)
+
+
+class CommandThreadsTests(SynchronousTestCase):
+    """Tests for L{CommandThreads}."""
+
+    def setUp(self) -> None:
+        self.reactor = QueueReactor()
+        self.threads = CommandThreads(self.reactor)
+        self.release = threading.Event()
+        self.addCleanup(self.release.set)
+
+    def test_calls_in_a_thread(self) -> None:
+        """The call is made in another thread, its outcome comes back to ours."""
+        result = self.threads.call(threading.get_ident)
+        self.reactor.run_one()
+        self.assertNotEqual(self.successResultOf(result), threading.get_ident())
+        failed = self.threads.call(int, "x")
+        self.reactor.run_one()
+        self.failureResultOf(failed, ValueError)
+        closed = self.threads.close()
+        self.reactor.run_one()
+        self.successResultOf(closed)
+
+    def test_given_up_is_dropped(self) -> None:
+        """A call that is given up fails at once; what it gives later is dropped."""
+        result = self.threads.call(self.release.wait, PATIENCE)
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        self.release.set()
+        self.reactor.run_one()
+
+    def test_is_bounded(self) -> None:
+        """So many calls may wait; then, and after the end, there is no thread free."""
+        calls = [self.threads.call(self.release.wait, PATIENCE) for _ in range(MAX_CALLS)]
+        self.failureResultOf(self.threads.call(print), ThreadsBusy)
+        for call in calls:
+            call.cancel()
+            self.failureResultOf(call, CancelledError)
+        self.release.set()
+        for _ in calls:
+            self.reactor.run_one()
+        self.threads.close()
+        self.failureResultOf(self.threads.call(print), ThreadsBusy)
+
+    def test_stuck_thread_does_not_hold_the_end(self) -> None:
+        """A thread that never ends is left behind, and is daemonic."""
+        began: queue.Queue[threading.Thread] = queue.Queue()
+
+        def stuck() -> None:
+            began.put(threading.current_thread())
+            self.release.wait(PATIENCE)
+
+        self.threads.call(stuck)
+        self.assertTrue(began.get(timeout=PATIENCE).daemon)
+        closed = self.threads.close()
+        self.assertNoResult(closed)
+        self.reactor.advance(JOIN_SECONDS)
+        self.successResultOf(closed)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_no_threads_for_those_who_need_none(self) -> None:
+        """A server without plain commands makes no thread."""
+        before = threading.active_count()
+        self.successResultOf(self.threads.close())
+        self.assertEqual(threading.active_count(), before)
+
+
+class PlainCommandTests(SynchronousTestCase):
+    """A plain command, in a real thread."""
+
+    def test_replies_come_from_the_reactor(self) -> None:
+        """What a thread sends goes through the reactor's thread, in order."""
+        bot = Bot("b")
+
+        @bot.command("# a")
+        def plain(ctx: Context) -> str:
+            ctx.reply("하나")
+            ctx.reply_media(b"\x89PNG\r\n\x1a\n")
+            return "셋"
+
+        reactor = QueueReactor()
+        threads = CommandThreads(reactor)
+        dispatcher = BotDispatcher(
+            [bot],
+            reactor,
+            threads,
+            BotsSettings(),
+            BreakerSettings(),
+            observe=lambda command, took: None,
+            failed=lambda command: None,
+            busy=lambda: None,
+        )
+        origin = FakeOrigin()
+        dispatcher.submit(make_chat("# a"), origin)
+        self.assertEqual((origin.texts, dispatcher.pending()), ([], 1))
+        for count in range(3):
+            self.assertEqual(len(origin.texts), count)
+            reactor.run_one()
+        self.assertEqual((origin.texts[0], origin.texts[2]), ("하나", "셋"))
+        self.assertEqual(dispatcher.pending(), 0)
+        dispatcher.close()
