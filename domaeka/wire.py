@@ -16,23 +16,24 @@ class LineDecoder:
     """
     Cut a byte stream into lines, in bounded memory and linear time.
 
-    Holds at most C{max_bytes} of an unfinished line, beside what the last
-    L{feed} brought.
+    Holds at most C{max_bytes} of an unfinished line, beside what was fed and not yet asked for.
     """
 
-    __slots__ = ("_data", "_max_bytes", "_pending", "_position")
+    __slots__ = ("_behind", "_data", "_max_bytes", "_pending", "_position")
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         """@param max_bytes: longest line accepted, in bytes, newline included."""
         self._max_bytes = max_bytes
         self._pending = bytearray()  # the start of a line, without a newline
-        self._data = b""  # what came last, read from _position on
+        self._data = b""  # what follows it, read from _position on
         self._position = 0
+        self._behind = bytearray()  # what came while _data was not read to its end
 
     def feed(self, data: bytes) -> None:
         """Hold C{data} until L{next_line}."""
-        if self._position < len(self._data):
-            data = self._data[self._position :] + data
+        if self._behind or self._position < len(self._data):
+            self._behind += data
+            return
         self._data = data
         self._position = 0
 
@@ -44,44 +45,51 @@ class LineDecoder:
             the newline.  The stream cannot be read on.
         """
         data = self._data
+        start = self._position
         while True:
-            start = self._position
             end = data.find(b"\n", start)
-            pending = self._pending
-            length = len(pending) + (end + 1 if end >= 0 else len(data)) - start
-            if length > self._max_bytes or (end < 0 and length == self._max_bytes):
-                raise WireError(
-                    ErrorCode.FRAME_TOO_LARGE, f"more than {self._max_bytes} bytes in a frame"
-                )
             if end < 0:
-                pending += data[start:] if start else data
-                self._data = b""
-                self._position = 0
-                return None
-            self._position = end + 1
-            if pending:
-                pending += data[start:end]
-                line = bytes(pending)
+                if start:
+                    data = data[start:]
+                if len(self._pending) + len(data) >= self._max_bytes:
+                    raise self._too_long()
+                self._pending += data
+                self._position = start = 0
+                if not self._behind:
+                    self._data = b""
+                    return None
+                data = self._data = bytes(self._behind)
+                self._behind = bytearray()
+                continue
+            if len(self._pending) + end - start >= self._max_bytes:
+                raise self._too_long()
+            line = data[start:end]
+            self._position = start = end + 1
+            if self._pending:
+                self._pending += line
+                line = bytes(self._pending)
                 self._pending = bytearray()
-            else:
-                line = data[start:end]
             if line.endswith(b"\r"):
                 line = line[:-1]
             if line:
                 return line
 
+    def _too_long(self) -> WireError:
+        return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self._max_bytes} bytes in a frame")
+
     def take_rest(self) -> bytes:
         """Hand over, and forget, the bytes behind the last line returned."""
-        rest = bytes(self._pending) + self._data[self._position :]
+        rest = b"".join((self._pending, self._data[self._position :], self._behind))
         self._pending = bytearray()
         self._data = b""
         self._position = 0
+        self._behind = bytearray()
         return rest
 
     @property
     def held_bytes(self) -> int:
         """How many bytes wait for more, or for L{next_line}."""
-        return len(self._pending) + len(self._data) - self._position
+        return len(self._pending) + len(self._data) - self._position + len(self._behind)
 
 
 def split_frame(line: bytes) -> tuple[bytes, bytes]:
