@@ -16,11 +16,13 @@ from benchmarks.load import chat_lines
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.threads import CommandThreads
 from domaeka.config import BreakerSettings, load_settings
+from domaeka.gateway.parts import Parts
 from domaeka.gateway.protocol import GatewayFactory
-from domaeka.gateway.registry import Parts, Registry
+from domaeka.gateway.registry import Registry
 from domaeka.metrics import Metrics
 from domaeka.phonewire import Identity, PhoneWriter
 from domaeka.policies.auth import Signer
+from domaeka.policies.limits import AddressLimits
 from domaeka.testing import FakeDevices, FakeRooms
 
 KEY, SALT = "k" * 32, "salt"
@@ -77,6 +79,7 @@ def main() -> None:
     parts = Parts(
         settings=settings,
         signer=signer,
+        limits=AddressLimits(settings.limits, time.time),
         sessions=None,
         devices=FakeDevices(),
         rooms=FakeRooms(),

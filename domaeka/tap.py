@@ -3,6 +3,7 @@ C{twistd domaeka}: options, and all the wiring.
 """
 
 import atexit
+import gc
 import os
 import signal
 import socket
@@ -26,15 +27,20 @@ from domaeka.bots.threads import CommandThreads
 from domaeka.config import SECRET_KEYS, Settings, load_settings
 from domaeka.errors import ConfigError, DomaekaError
 from domaeka.gateway.drain import Drain
+from domaeka.gateway.parts import Parts
 from domaeka.gateway.protocol import GatewayFactory, open_listener, set_socket_options
-from domaeka.gateway.registry import Parts, Registry
+from domaeka.gateway.registry import Registry
 from domaeka.logs import LoggedService, LogObserver, observer_for
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
+from domaeka.policies.limits import AddressLimits, Ban
 from domaeka.state import Secrets, load_or_create_secrets, state_directory
+from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
+from domaeka.store.drivers import sqlite_address
+from domaeka.store.mailbox import StoredMailbox
 from domaeka.store.rooms import StoredRooms
 from domaeka.store.sessions import StoredSessions
 from domaeka.web.health import HealthPages, LagProbe
@@ -42,6 +48,11 @@ from domaeka.web.server import make_site
 
 #: Name of the embedded database in the state directory.
 DATABASE_NAME = "domaeka.db"
+#: How long phones wait for the store to be opened, in seconds.
+STORE_PATIENCE_SECONDS = 5.0
+#: When Python looks for garbage in cycles, of which chat makes none.  Source:
+#: benchmarks/pipeline.py: the default thresholds cost 7 % of a message.
+GC_THRESHOLDS = (20_000, 20, 20)
 #: Exit status of a start that cannot work.
 EXIT_CANNOT_START = 1
 
@@ -177,7 +188,7 @@ class GatewayService(LoggedService):
         self._reactor = reactor
         self._settings = settings
         self._dispatcher = dispatcher
-        url = settings.storage.url or f"sqlite:///{directory / DATABASE_NAME}"
+        url = settings.storage.url or sqlite_address(directory / DATABASE_NAME)
         self._database = database = Database(
             url,
             reactor,
@@ -189,13 +200,16 @@ class GatewayService(LoggedService):
         self._chat_log = StoredChatLog(
             database, reactor, settings.storage.chat_log_days, settings.storage.chat_log
         )
+        self._bans = StoredBans(database)
         now = reactor.seconds
-        node = socket.gethostname()
+        node = f"{socket.gethostname()}:{settings.server.port}"
+        self._mailbox = StoredMailbox(database, node)
         self._parts = Parts(
             settings=settings,
             signer=Signer(
                 secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
             ),
+            limits=AddressLimits(settings.limits, now),
             sessions=self._sessions,
             devices=self._devices,
             rooms=self._rooms,
@@ -207,6 +221,7 @@ class GatewayService(LoggedService):
             node=node,
         )
         self._parts.dispatcher = dispatcher
+        self._parts.store_ban = self._store_ban
         self._registry = Registry(self._parts, reactor)
         self._devices.add_listener(self._registry.approval_changed)
         self._drain = Drain(self._registry, reactor)
@@ -248,18 +263,46 @@ class GatewayService(LoggedService):
         super().startService()  # type: ignore[no-untyped-call]
         for warning in self.warnings:
             self.log.warn("{warning}", warning=warning)
-        self._database.start().addErrback(self._cannot_go_on)
         self._chat_log.start()
         self._dispatcher.start()
         self._registry.start()
         self._probe.start()
+        self._http_port = _adopt(self._reactor, self._http_socket, self._site)
+        self.log.info("HTTP on {place}", place=_place(self._http_port))
+        self._database.start().addCallback(self._store_opened).addErrback(self._cannot_go_on)
+        # A database that is down must not keep phones out: those that are known are served.
+        self._patience = self._reactor.callLater(STORE_PATIENCE_SECONDS, self._listen)
+        self._reactor.callWhenRunning(self._take_signals)
+
+    def _store_opened(self, _: None) -> "Deferred[Any]":
+        """Take back what was kept, then let phones in."""
+        loaded = self._all(
+            self._bans.load().addCallback(self._parts.limits.load),
+            self._mailbox.load().addCallback(self._registry.load_mail),
+        )
+        return loaded.addCallback(lambda _: self._listen())
+
+    def _listen(self) -> None:
+        """Let phones in."""
+        if self._ports or not self.running:
+            return
+        if self._patience.active():
+            self._patience.cancel()
         factory = GatewayFactory(self._registry)
         self._listening(_adopt(self._reactor, self._phone_socket, factory), "phones")
         for text in self._settings.server.endpoints:
             self._listen_at(text)
-        self._http_port = _adopt(self._reactor, self._http_socket, self._site)
-        self.log.info("HTTP on {place}", place=_place(self._http_port))
-        self._reactor.callWhenRunning(self._take_signals)
+        # What is there by now stays: no need to look through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    def _store_ban(self, ban: Ban) -> None:
+        self._bans.put([ban]).addErrback(
+            lambda failure: self.log.error(
+                "a ban is in force, but not stored: {error}", error=failure.getErrorMessage()
+            )
+        )
 
     def _listening(self, port: Any, what: str) -> None:
         self._ports.append(port)
@@ -319,11 +362,17 @@ class GatewayService(LoggedService):
         ports, self._ports = self._ports, []
         for port in ports:
             port.stopListening()
+        if self._patience.active():
+            self._patience.cancel()
         yield self._drain.begin("shutdown")
         yield self._dispatcher.close()
         self._registry.stop()
         yield self._all(
-            self._sessions.stop(), self._devices.stop(), self._rooms.stop(), self._chat_log.stop()
+            self._mailbox.save(self._registry.mail()),
+            self._sessions.stop(),
+            self._devices.stop(),
+            self._rooms.stop(),
+            self._chat_log.stop(),
         )
         yield self._database.stop()
         self._probe.stop()

@@ -1,11 +1,12 @@
 """Tests for L{domaeka.store.bans}."""
 
 from domaeka.errors import StoreError
-from domaeka.store.bans import BanRecord, StoredBans
+from domaeka.policies.limits import Ban
+from domaeka.store.bans import StoredBans
 from tests.storing import StoreTestCase
 
-ADDRESS = BanRecord("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep")
-NETWORK = BanRecord("2001:db8::/64", "운영자", 20.5, None, 1, "operator")
+ADDRESS = Ban("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep")
+NETWORK = Ban("2001:db8::/64", "운영자", 20.5, None, 1, "operator")
 
 
 class StoredBansTests(StoreTestCase):
@@ -23,7 +24,7 @@ class StoredBansTests(StoreTestCase):
 
     def test_newer_takes_the_place_of_the_older(self) -> None:
         """A network has one ban, the last of those put."""
-        again = BanRecord(ADDRESS.network, "again", 4000.0, 11_200.0, 3, "sweep")
+        again = Ban(ADDRESS.network, "again", 4000.0, 11_200.0, 3, "sweep")
         self.successResultOf(self.bans.put([ADDRESS, again]))
         self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK, again])
 
@@ -41,7 +42,7 @@ class StoredBansTests(StoreTestCase):
 
     def test_many_at_once(self) -> None:
         """A sweep may ban thousands in one transaction."""
-        many = [BanRecord(f"10.{n >> 8}.{n & 255}.0/24", "flood", 0.0, 9.0) for n in range(2000)]
+        many = [Ban(f"10.{n >> 8}.{n & 255}.0/24", "flood", 0.0, 9.0) for n in range(2000)]
         self.successResultOf(self.bans.put(many))
         self.assertEqual(len(self.successResultOf(self.bans.load())), 2002)
         self.assertEqual(len(self.write_times), 2)

@@ -61,6 +61,8 @@ class Drain:
             if session.key is not None:
                 wait = after + registry.parts.random.random() * after
                 session.send(encode_shutdown(reason, wait))
+                if session.device is not None:
+                    session.device.outbox.stay_away(now + wait)
                 told += 1
         self.log.info(
             "draining: {count} connections, {told} phones told, {timeout} s at most",

@@ -17,7 +17,7 @@ from domaeka.messages import Auth, Handshake, encode_handshake_complete, timesta
 from domaeka.policies.auth import AuthFault
 
 if TYPE_CHECKING:
-    from domaeka.gateway.registry import Parts
+    from domaeka.gateway.parts import Parts
     from domaeka.gateway.session import Session, State
 
 _APPROVED = "연결되었습니다."
@@ -109,6 +109,8 @@ class Greeting:
         except AuthRefused as refused:
             error = refused
         metrics.errors.labels(error.code).inc()
+        if error.fault is AuthFault.WRONG_SIGNATURE:
+            self._parts.limits.failed_signature(session.address)
         session.close(CloseReason.AUTHENTICATION_FAILED, error.code, error.text)
         return False
 
@@ -167,9 +169,15 @@ class Greeting:
 
     def _welcome(self, resumed: bool = False) -> None:
         """Answer the first handshake; what waits for the device follows."""
+        session = self._session
         self.waits = False
+        if not session.authenticated:
+            # Who has proven nothing could make us inflate anything.
+            session.capabilities -= {"deflate"}
+        if "deflate" in session.capabilities:
+            session.capabilities -= {"gzip"}
         self._answer(self._token, resumed)
-        self._session.welcomed()
+        session.welcomed()
 
     def _answer(self, token: str | None, resumed: bool) -> None:
         session = self._session

@@ -10,7 +10,7 @@ from domaeka.messages import Pong, encode_ping, timestamp_text
 from domaeka.policies.liveness import Liveness
 
 if TYPE_CHECKING:
-    from domaeka.gateway.registry import Parts
+    from domaeka.gateway.parts import Parts
     from domaeka.gateway.sender import Sender
 
 

@@ -3,8 +3,10 @@ Twisted's side of a phone's connection: bytes in, bytes out, nothing decided.
 """
 
 import contextlib
+import fcntl
 import socket
 import sys
+import termios
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -19,11 +21,14 @@ from domaeka.config import SocketSettings
 from domaeka.errors import CloseReason, WireError
 from domaeka.gateway.registry import Registry
 from domaeka.gateway.session import Session
+from domaeka.policies.compression import Inflater
 from domaeka.wire import LineDecoder
 
 #: Bytes that the kernel holds unsent before a socket stops being writable: what a ping may have
 #: to wait behind.  Source: tcp(7), TCP_NOTSENT_LOWAT; as much as L{Session} writes at once.
 NOTSENT_LOWAT_BYTES = 16_384
+#: What one connection may inflate in one turn of the reactor, in bytes.
+INFLATED_A_TURN = 1_048_576
 #: Connections that the kernel holds until they are accepted.  Source: a fleet of some hundred
 #: phones returns within one second after a restart.
 BACKLOG = 1024
@@ -51,7 +56,8 @@ class GatewayProtocol(Protocol):
         self._proxied = proxied
         self._decoder = LineDecoder(registry.parts.settings.server.max_frame_bytes)
         self._reading = True
-        self._session: Session | None = None
+        self._inflater: Inflater | None = None
+        self._session: Session
 
     # IProtocol
 
@@ -66,38 +72,47 @@ class GatewayProtocol(Protocol):
         self._write_some = (
             getattr(transport, "writeSomeData", None) if transport is self.transport else None
         )
-        if not self._proxied:
-            self._begin()
-
-    def _begin(self) -> None:
         self._session = Session(self._registry, self, peer_address(self.transport.getPeer()))
-        self._lowest.registerProducer(self, False)
+        transport.registerProducer(self, False)
         self._session.connection_made()
 
     def dataReceived(self, data: bytes) -> None:
         session = self._session
-        if session is None:
-            # Only behind a balancer: the peer is known from the first byte on.
-            self._begin()
-            session = self._session
-            assert session is not None
+        if self._proxied:
+            # From the first byte on the balancer has said who the peer is.
+            self._proxied = False
+            session.peer_is(peer_address(self.transport.getPeer()))
         session.bytes_arrived(len(data))
         if session.closing:
             return
-        self._decoder.feed(data)
+        if self._inflater is not None:
+            self._inflater.feed(data)
+        else:
+            self._decoder.feed(data)
         self._read_lines(session)
 
     def _read_lines(self, session: Session) -> None:
         next_line = self._decoder.next_line
         line_received = session.line_received
         session.corked = True
+        inflated = 0
         # One line may end the session, or stop its reading: what follows it waits.
         while self._reading and not session.closing:
             try:
                 line = next_line()
-                if line is None:
+                if line is not None:
+                    line_received(line)
+                    continue
+                if self._inflater is None:
                     break
-                line_received(line)
+                piece = self._inflater.next_piece()
+                if not piece:
+                    break
+                self._decoder.feed(piece)
+                inflated += len(piece)
+                if inflated >= INFLATED_A_TURN and self._inflater.held_bytes:
+                    self._go_on_later()
+                    break
             except WireError as error:
                 session.refuse(error)
             except Exception:
@@ -105,21 +120,26 @@ class GatewayProtocol(Protocol):
                 session.fail()
         session.uncork()
 
+    def _go_on_later(self) -> None:
+        """A little that came may inflate to much: others have their turn first."""
+        self.transport.pauseProducing()
+        self._registry.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._reading and not self._session.closing:
+            self.transport.resumeProducing()
+            self._read_lines(self._session)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._session is not None:
-            clean = reason.type is ConnectionDone
-            self._session.connection_lost(
-                CloseReason.PEER_CLOSED if clean else CloseReason.CONNECTION_LOST,
-                self.unsent_bytes,
-            )
+        clean = reason.type is ConnectionDone
+        self._session.connection_lost(
+            CloseReason.PEER_CLOSED if clean else CloseReason.CONNECTION_LOST, self.unsent_bytes
+        )
 
     # IHalfCloseableProtocol
 
     def readConnectionLost(self) -> None:
-        if self._session is None:
-            self.abort()
-        else:
-            self._session.peer_finished()
+        self._session.peer_finished()
 
     def writeConnectionLost(self) -> None:
         """Our FIN has left; the peer's is still to come."""
@@ -127,8 +147,7 @@ class GatewayProtocol(Protocol):
     # IPullProducer
 
     def resumeProducing(self) -> None:
-        if self._session is not None:
-            self._session.drained()
+        self._session.drained()
 
     def stopProducing(self) -> None:
         """The connection is lost: L{connectionLost} says so, too."""
@@ -154,8 +173,8 @@ class GatewayProtocol(Protocol):
         self.transport.write(data)
         return False
 
-    def write_last(self, data: bytes) -> None:
-        """Send behind whatever is on its way; nothing will follow."""
+    def write_more(self, data: bytes) -> None:
+        """Send behind what has not been taken yet."""
         self.transport.write(data)
 
     @property
@@ -168,6 +187,16 @@ class GatewayProtocol(Protocol):
             + int(getattr(lowest, "_tempDataLen", 0))
         )
 
+    @property
+    def backlog_bytes(self) -> int:
+        """How much of what was written the peer's kernel has not taken, in bytes."""
+        try:
+            queued = fcntl.ioctl(self._lowest.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            in_kernel = int.from_bytes(queued, sys.byteorder)
+        except (OSError, AttributeError, ValueError):
+            in_kernel = 0  # not a socket, or gone already
+        return self.unsent_bytes + in_kernel
+
     def pause_reading(self) -> None:
         """Take no more lines, and no more bytes from the kernel, until L{resume_reading}."""
         self._reading = False
@@ -178,8 +207,13 @@ class GatewayProtocol(Protocol):
         self._reading = True
         self.transport.resumeProducing()
         session = self._session
-        if session is not None and not session.corked and not session.closing:
+        if not session.corked and not session.closing:
             self._read_lines(session)
+
+    def start_inflating(self) -> None:
+        """What comes behind the line that was read last is a deflate stream."""
+        self._inflater = Inflater()
+        self._inflater.feed(self._decoder.take_rest())
 
     def finish(self) -> None:
         """
@@ -233,6 +267,9 @@ class GatewayFactory(Factory):
         self._proxied = proxied
 
     def buildProtocol(self, addr: IAddress | None) -> GatewayProtocol | None:
+        # Behind a balancer the address is not known yet.
+        if not self._proxied and not self._registry.lets_in(peer_address(addr)):
+            return None
         protocol = GatewayProtocol(self._registry, self._proxied)
         protocol.factory = self
         return protocol

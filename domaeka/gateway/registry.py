@@ -4,36 +4,25 @@ Who is connected: connections, the devices behind them, and the one sweep over b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from random import Random
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from domaeka.config import Settings
-from domaeka.errors import CloseReason
-from domaeka.gateway.verifier import Verifier
-from domaeka.interfaces import (
-    Approval,
-    ChatLine,
-    ChatLog,
-    DeviceFacts,
-    DeviceKey,
-    Devices,
-    Dispatcher,
-    Priority,
-    RoomKey,
-    Rooms,
-    Sessions,
-)
-from domaeka.messages import Chat, FrameReader, Reply
-from domaeka.metrics import Metrics
-from domaeka.policies.auth import SignatureTable, Signer
+from domaeka.errors import CloseReason, ErrorCode
+from domaeka.gateway.device import Device
+from domaeka.gateway.parts import Parts
+from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, RoomKey
+from domaeka.messages import Chat
+from domaeka.policies.limits import Admission, Ban
 from domaeka.policies.liveness import Liveness, SteadyTime
-from domaeka.policies.mailbox import ClientIds
-from domaeka.policies.outbox import Budget, Outbox
+from domaeka.policies.mailbox import MailboxState
+from domaeka.policies.outbox import Budget
 
 if TYPE_CHECKING:
     from domaeka.gateway.session import Session
@@ -42,162 +31,13 @@ if TYPE_CHECKING:
 SWEEP_SECONDS = 1.0
 #: How often signatures that are no longer valid are forgotten, in seconds.
 FORGET_SECONDS = 60.0
+#: How often attempts and wrong signatures are judged, in seconds.  Source: docs/settings.md,
+#: C{limits.ban_after}.
+LIMITS_SECONDS = 10.0
 #: Strangers that close are cut off at once beyond this share of the limit: they hold open files.
 CLOSING_SHARE = 0.5
 #: A device whose connections replace each other this often in a minute is two phones.
 TAKEOVERS_SUSPECT = 5
-
-
-class Parts:
-    """What all connections use.  Wired in C{tap.py}."""
-
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        signer: Signer,
-        sessions: Sessions | None,
-        devices: Devices,
-        rooms: Rooms,
-        chat_log: ChatLog | None,
-        metrics: Metrics,
-        seconds: Callable[[], float],
-        random: Random,
-        server_version: str,
-        node: str,
-    ) -> None:
-        """
-        @param sessions: L{None}: no session tokens are given.
-        @param chat_log: L{None} where chat is not to be written.
-        @param seconds: the time now, in seconds since 1970.
-        @param node: what this server is called among others.
-        """
-        self.settings = settings
-        self.verifier = Verifier(
-            settings.auth, signer, SignatureTable(settings.auth.clock_skew, seconds), metrics
-        )
-        self.sessions = sessions
-        #: What clients may ask for in their handshake.
-        self.capabilities = frozenset({"ack"} | ({"session"} if sessions is not None else set()))
-        self.reader = FrameReader(settings.server.max_text_chars, settings.server.max_frame_bytes)
-        self.devices = devices
-        self.rooms = rooms
-        self.chat_log = chat_log
-        self.metrics = metrics
-        self.seconds = seconds
-        self.random = random
-        self.server_version = server_version
-        self.node = node
-        self.dispatcher: Dispatcher | None = None
-
-
-class Device:
-    """
-    A phone whose signature has held, whether or not it is connected now.
-
-    Bots see it as the L{Origin} of a message.
-    """
-
-    __slots__ = (
-        "_client_ids",
-        "_registry",
-        "approved",
-        "key",
-        "outbox",
-        "pending",
-        "pending_chars",
-        "session",
-        "takeovers",
-    )
-
-    def __init__(self, key: DeviceKey, registry: Registry) -> None:
-        queue = registry.parts.settings.queue
-        self.key = key
-        self.session: Session | None = None
-        self.approved = False
-        self.pending = 0  # messages submitted and not done
-        self.pending_chars = 0
-        self.takeovers: list[float] = []
-        self.outbox = Outbox(
-            queue.max_messages,
-            queue.max_bytes,
-            registry.budget,
-            registry.parts.seconds,
-            registry.next_epoch(),
-        )
-        self._client_ids: ClientIds | None = None
-        self._registry = registry
-
-    @property
-    def client_ids(self) -> ClientIds:
-        """Under which ids its client has sent messages."""
-        if self._client_ids is None:
-            self._client_ids = ClientIds()
-        return self._client_ids
-
-    # Origin
-
-    def answer(self, reply: Reply) -> None:
-        """Send something, in the phone's own dialect, now or when it is back."""
-        parts = self._registry.parts
-        self.outbox.put(reply, Priority.HIGH, parts.settings.queue.message_ttl)
-        if parts.chat_log is not None and isinstance(reply.content, str):
-            parts.chat_log.append(
-                ChatLine(
-                    parts.seconds(),
-                    "out",
-                    self.key.bot_name,
-                    self.key.device_id,
-                    reply.channel_id or reply.room,
-                    reply.room,
-                    "",
-                    None,
-                    None,
-                    reply.content,
-                )
-            )
-        if self.session is not None:
-            self.session.outbox_filled()
-
-    def message_done(self, chat: Chat) -> None:
-        """A message that was submitted owes no answer any more."""
-        self.pending -= 1
-        self.pending_chars -= len(chat.text)
-        if self.session is not None:
-            self.session.message_done()
-
-    def describe(self) -> Mapping[str, str]:
-        """What an operator may be told of it: names to values, both for people."""
-        session = self.session
-        if session is None or session.facts is None:
-            return {}
-        facts = session.facts
-        liveness = session.liveness
-        round_trip = liveness.quality.srtt if liveness is not None else None
-        return {
-            "봇": self.key.bot_name,
-            "기기": self.key.device_id,
-            "스크립트": f"{facts.client_type} {facts.version}",
-            "기종": facts.device_info or "-",
-            "주소": session.address,
-            "연결 시간": f"{session.age:.0f}초",
-            "왕복 시간": "-" if round_trip is None else f"{round_trip * 1000:.0f}ms",
-            "받은 메시지": str(session.messages_received),
-            "보낸 메시지": str(session.sender.messages_sent),
-        }
-
-    def submit(self, chat: Chat) -> None:
-        """Have a message answered."""
-        dispatcher = self._registry.parts.dispatcher
-        assert dispatcher is not None
-        self.pending += 1
-        self.pending_chars += len(chat.text)
-        dispatcher.submit(chat, self)
-
-    @property
-    def owes_nothing(self) -> bool:
-        """Whether every message is done and every answer has been taken from the outbox."""
-        return not self.pending and not self.outbox.messages
 
 
 class Registry:
@@ -222,7 +62,9 @@ class Registry:
         self._last_number = 0
         self._epoch = f"{parts.random.getrandbits(64):016x}"
         self._last_epoch = 0
-        self._forgot_at = parts.seconds()
+        self._forget_due = FORGET_SECONDS
+        self._limits_due = LIMITS_SECONDS
+        self._reactor = reactor
         self._sweep_call = LoopingCall(self._sweep)
         self._sweep_call.clock = reactor
 
@@ -274,6 +116,22 @@ class Registry:
         self._last_epoch += 1
         return f"{self._epoch}-{self._last_epoch}"
 
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call C{function} in another turn of the reactor."""
+        self._reactor.callLater(0, function)  # type: ignore[arg-type]  # IReactorTime is mistyped
+
+    def lets_in(self, address: str) -> bool:
+        """Whether a peer at C{address} may connect; if not, it is counted."""
+        admission = self.parts.limits.admit(address)
+        if admission is Admission.ADMITTED:
+            return True
+        metrics = self.parts.metrics
+        metrics.attempts.labels("refused").inc()
+        metrics.refusals.labels(
+            CloseReason.RATE_LIMITED if admission is Admission.RATE_LIMITED else CloseReason.BANNED
+        ).inc()
+        return False
+
     def admit(self, session: Session) -> bool:
         """
         A connection was made: find it a place.
@@ -289,6 +147,10 @@ class Registry:
                 full = False
         self._sessions[session.number] = session
         self._strangers[session.number] = session
+        if full:
+            self.parts.limits.give_back(session.address)
+            self.parts.metrics.refusals.labels(CloseReason.SERVER_FULL).inc()
+        self.parts.metrics.attempts.labels("refused" if full else "accepted").inc()
         return not full
 
     def closing(self, session: Session) -> bool:
@@ -311,7 +173,7 @@ class Registry:
         self._strangers.pop(session.number, None)
         device = session.device
         if device is not None and device.session is session:
-            device.session = None
+            device.disconnected()
 
     def attach(self, session: Session, key: DeviceKey, facts: DeviceFacts) -> Device:
         """
@@ -358,6 +220,39 @@ class Registry:
         heard = self.parts.rooms.enter(key, device.key, chat.room, chat.is_group)
         return heard and device.approved
 
+    def ban_made(self, ban: Ban) -> None:
+        """
+        A ban is in force: end the connections that it is meant for.  One that the sweep made is
+        for strangers only.
+        """
+        network = ip_network(ban.network)
+        for session in self:
+            if session.authenticated and not ban.made_by:
+                continue
+            with contextlib.suppress(ValueError):  # a local socket has no such address
+                if ip_address(session.address) in network:
+                    session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
+
+    # Over a stop
+
+    def mail(self) -> Iterator[tuple[DeviceKey, bytes]]:
+        """What is to be kept of each device over a stop."""
+        for device in self._devices.values():
+            state = device.mail()
+            if state is not None:
+                yield device.key, msgspec.msgpack.encode(state)
+
+    def load_mail(self, kept: Iterable[tuple[DeviceKey, bytes]]) -> None:
+        """Take over what L{mail} gave before the stop, but for devices that are here already."""
+        for key, data in kept:
+            try:
+                state = msgspec.msgpack.decode(data, type=MailboxState)
+            except msgspec.DecodeError as error:
+                self.log.error("{key}: what waited cannot be read: {error}", key=key, error=error)
+                continue
+            if key not in self._devices:
+                self._devices[key] = Device(key, self, state)
+
     # Time
 
     def _sweep(self) -> None:
@@ -373,8 +268,17 @@ class Registry:
         wall = self.parts.seconds()
         for device in list(self._devices.values()):
             device.outbox.expire(wall)
-            if device.session is None and device.owes_nothing:
+            if device.session is None and device.owes_nothing and now >= device.kept_until:
                 del self._devices[device.key]
-        if abs(wall - self._forgot_at) >= FORGET_SECONDS:
-            self._forgot_at = wall
+        metrics = self.parts.metrics
+        metrics.expired_messages.value = self.budget.expired
+        metrics.dropped_messages.value = self.budget.dropped
+        if now >= self._limits_due:
+            self._limits_due = now + LIMITS_SECONDS
+            for ban in self.parts.limits.sweep():
+                self.log.warn("banned {network}: {reason}", network=ban.network, reason=ban.reason)
+                self.ban_made(ban)
+                self.parts.store_ban(ban)
+        if now >= self._forget_due:
+            self._forget_due = now + FORGET_SECONDS
             self.parts.verifier.signatures.sweep()

@@ -6,17 +6,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from domaeka.messages import Dialect, Reply, encode_reply, timestamp_text
+from domaeka.policies.compression import Deflater
 from domaeka.policies.outbox import Outbox, Outgoing
 
 if TYPE_CHECKING:
-    from domaeka.gateway.registry import Parts
+    from domaeka.gateway.parts import Parts
 
 #: Most that is handed to the transport at once, in bytes, where it is more than one frame: what
 #: a ping waits behind.
 BATCH_BYTES = 16_384
+
+
+#: Given the bytes of a text and their base64: the base64 of their gzip stream, or L{None} where
+#: that does not pay.
+Packer: TypeAlias = Callable[[bytes, bytes], bytes | None]
 
 
 class Carrier(Protocol):
@@ -29,12 +35,19 @@ class Carrier(Protocol):
         @return: whether the kernel has it all; if not, L{Sender.drained} follows.
         """
 
-    def write_last(self, data: bytes) -> None:
-        """Send behind whatever is on its way; nothing will follow."""
+    def write_more(self, data: bytes) -> None:
+        """Send behind what has not been taken yet."""
 
     @property
     def unsent_bytes(self) -> int:
         """How much of what was written the kernel has not taken, in bytes."""
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much of what was written the peer's kernel has not taken, in bytes."""
+
+    def start_inflating(self) -> None:
+        """What comes behind the line that was read last is a deflate stream."""
 
     def pause_reading(self) -> None:
         """Bring no more lines."""
@@ -62,12 +75,14 @@ class Sender:
 
     @ivar dialect: which form replies take.
     @ivar outbox: the device's, once the connection has authenticated.
+    @ivar pack: packs texts, where the client takes them so.
     """
 
     __slots__ = (
         "_batch",
         "_batch_bytes",
         "_carrier",
+        "_deflater",
         "_idle",
         "_media_left",
         "_parts",
@@ -76,6 +91,7 @@ class Sender:
         "dialect",
         "messages_sent",
         "outbox",
+        "pack",
     )
 
     def __init__(self, carrier: Carrier, parts: Parts, media_left: Callable[[Reply], None]) -> None:
@@ -90,6 +106,8 @@ class Sender:
         self._batch_bytes = 0
         self.dialect = Dialect.V33
         self.outbox: Outbox | None = None
+        self.pack: Packer | None = None
+        self._deflater: Deflater | None = None
         self.bytes_sent = 0
         self.messages_sent = 0
 
@@ -113,14 +131,28 @@ class Sender:
                 batch = self._take_replies(outbox, frames, length)
             if not frames:
                 return
-            data = frames[0] if len(frames) == 1 else b"".join(frames)
-            self.bytes_sent += len(data)
-            self._parts.metrics.bytes_sent.value += len(data)
+            data = self._packed(frames[0] if len(frames) == 1 else b"".join(frames))
             self._batch = batch
             self._batch_bytes = len(data)
             self._idle = False
             if self._carrier.write(data):
                 self.drained()
+
+    def start_deflating(self) -> None:
+        """Behind what is urgent now, all goes out in a deflate stream."""
+        self.last_words()
+        self._deflater = Deflater()
+
+    def _packed(self, data: bytes) -> bytes:
+        """C{data} as it goes out, counted."""
+        if self._deflater is not None:
+            stages = self._parts.metrics.compression_bytes
+            stages.labels("plain").value += len(data)
+            data = self._deflater.pack(data)
+            stages.labels("wire").value += len(data)
+        self.bytes_sent += len(data)
+        self._parts.metrics.bytes_sent.value += len(data)
+        return data
 
     def _take_replies(
         self, outbox: Outbox, frames: list[bytes], length: int
@@ -133,7 +165,7 @@ class Sender:
         dialect = self.dialect
         batch = []
         while outgoing is not None:
-            frame = encode_reply(outgoing.reply, dialect, timestamp, outgoing.message_id)
+            frame = encode_reply(outgoing.reply, dialect, timestamp, outgoing.message_id, self.pack)
             frames.append(frame)
             length += len(frame)
             batch.append((outgoing, length))
@@ -153,13 +185,14 @@ class Sender:
                     self._media_left(outgoing.reply)
 
     def last_words(self) -> None:
-        """Write what is urgent now, whatever is on its way; nothing will follow."""
+        """Write what is urgent now, behind whatever is on its way."""
         if self._urgent:
-            data = b"".join(self._urgent)
+            data = self._packed(b"".join(self._urgent))
             self._urgent = None
-            self.bytes_sent += len(data)
-            self._parts.metrics.bytes_sent.value += len(data)
-            self._carrier.write_last(data)
+            if self._idle:
+                self._idle = self._carrier.write(data)
+            else:
+                self._carrier.write_more(data)
 
     def release(self, unsent_bytes: int) -> None:
         """
@@ -171,6 +204,8 @@ class Sender:
         if outbox is None:
             return
         sent_bytes = self._batch_bytes - unsent_bytes
+        if unsent_bytes and self._deflater is not None:
+            sent_bytes = 0  # where a reply ends in the stream is not known
         unsent = [outgoing for outgoing, end in self._batch or () if end > sent_bytes]
         self._batch = None
         outbox.connection_lost(unsent)
@@ -179,6 +214,11 @@ class Sender:
     def urgent_waits(self) -> bool:
         """Whether a frame of the connection's own has not been written yet."""
         return bool(self._urgent)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the kernel has all that was written."""
+        return self._idle
 
     @property
     def owes_nothing(self) -> bool:

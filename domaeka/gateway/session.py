@@ -36,7 +36,8 @@ from domaeka.policies.auth import AuthFault
 from domaeka.policies.liveness import Liveness
 
 if TYPE_CHECKING:
-    from domaeka.gateway.registry import Device, Registry
+    from domaeka.gateway.device import Device
+    from domaeka.gateway.registry import Registry
 
 #: Bad frames within this many seconds that end a connection.  Source: docs/protocol.md, "Errors".
 ERRORS_ALLOWED: Final = 10
@@ -44,6 +45,8 @@ ERRORS_SECONDS: Final = 60.0
 #: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
 #: docs/protocol.md, "Handshake".
 NO_HANDSHAKE_SECONDS: Final = 5.0
+#: How long the peer's kernel may take nothing of what is written, in seconds.
+STALLED_SECONDS: Final = 10.0
 #: How long answers still go out to a phone that has finished sending, in seconds.
 HALF_CLOSED_SECONDS: Final = 1.0
 
@@ -97,6 +100,7 @@ class Session:
     log = Logger()
 
     __slots__ = (
+        "_backlog_bytes",
         "_carrier",
         "_clock_fault_told",
         "_deadline",
@@ -106,6 +110,7 @@ class Session:
         "_parts",
         "_pinger",
         "_registry",
+        "_stalled_at",
         "_valve",
         "_work_refused",
         "address",
@@ -155,6 +160,8 @@ class Session:
         self._greeting: Greeting | None = None
         self._finished_at: float | None = None
         self._error_times: deque[float] | None = None
+        self._backlog_bytes = 0
+        self._stalled_at = 0.0
         self._clock_fault_told = False
         self._work_refused = False
 
@@ -190,6 +197,12 @@ class Session:
         if not self._registry.admit(self):
             self.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, "the server is full")
 
+    def peer_is(self, address: str) -> None:
+        """A balancer has said who is behind it."""
+        self.address = address
+        if not self._registry.lets_in(address):
+            self.close(CloseReason.RATE_LIMITED)
+
     def bytes_arrived(self, count: int) -> None:
         """Bytes came, whatever they say: proof of life."""
         self.bytes_received += count
@@ -216,11 +229,15 @@ class Session:
         """Answer a bad frame; end the conversation if it is fatal, or one too many."""
         self._parts.metrics.errors.labels(error.code).inc()
         if error.fatal:
-            self.close(_FATAL_REASONS[error.code], error.code, error.text)
+            reason = _FATAL_REASONS.get(error.code, CloseReason.BAD_STREAM)
+            self.close(reason, error.code, error.text)
             return
-        if isinstance(error, AuthRefused) and error.fault is AuthFault.WRONG_TIME:
-            self._tell_clock_fault(error)
-            return
+        if isinstance(error, AuthRefused):
+            if error.fault is AuthFault.WRONG_TIME:
+                self._tell_clock_fault(error)
+                return
+            if error.fault is AuthFault.WRONG_SIGNATURE and self.device is None:
+                self._parts.limits.failed_signature(self.address)
         times = self._error_times
         if times is None:
             times = self._error_times = deque(maxlen=ERRORS_ALLOWED)
@@ -355,6 +372,10 @@ class Session:
             self.close(CloseReason.PEER_CLOSED)
             return
         self._judge_reading()
+        if not self.sender.idle and self._is_stalled(now) and judging:
+            self.close(CloseReason.TOO_SLOW)
+            self._carrier.abort()
+            return
         if state is State.READY:
             pinger = self._pinger
             assert pinger is not None
@@ -368,8 +389,22 @@ class Session:
             self.due = pinger.liveness.due
         else:
             self._attend_unready(now, judging)
-        if self._finished_at is not None or (self._valve is not None and not self._valve.open):
+        if (
+            self._finished_at is not None
+            or not self.sender.idle
+            or (self._valve is not None and not self._valve.open)
+        ):
             self.due = now
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether the peer's kernel has long taken nothing of what is on its way."""
+        backlog_bytes = self._carrier.backlog_bytes
+        liveness = self.liveness
+        deaf = liveness is not None and now < liveness.deaf_until
+        if backlog_bytes != self._backlog_bytes or deaf:
+            self._backlog_bytes = backlog_bytes
+            self._stalled_at = now
+        return now - self._stalled_at >= STALLED_SECONDS
 
     def _attend_unready(self, now: float, judging: bool) -> None:
         if judging and now >= self._deadline and not self._greeting_waits:
@@ -418,6 +453,8 @@ class Session:
         assert self.key is not None and self.facts is not None
         self.state = NEXT[self.state, proof]
         self.device = self._registry.attach(self, self.key, self.facts)
+        self._parts.limits.give_back(self.address)
+        self._parts.limits.verified(self.address)
         self._valve = Valve(self.device, self._parts)
         self.due = self._registry.steady.now
         if not self._greeting_waits:
@@ -426,6 +463,11 @@ class Session:
     def welcomed(self) -> None:
         """The first handshake has been answered: what waits for the device may follow."""
         now = self.due = self._registry.steady.now
+        if "deflate" in self.capabilities:
+            self.sender.start_deflating()
+            self._carrier.start_inflating()
+        elif "gzip" in self.capabilities:
+            self.sender.pack = self._parts.pack
         if self.authenticated:
             self._open_outbox()
         else:
@@ -437,8 +479,7 @@ class Session:
 
     def _open_outbox(self) -> None:
         assert self.device is not None
-        self.sender.outbox = self.device.outbox
-        self.device.outbox.connected("ack" in self.capabilities)
+        self.device.connected(self, "ack" in self.capabilities)
 
     @property
     def _greeting_waits(self) -> bool:
@@ -465,6 +506,7 @@ class Session:
             self.authenticate(Pong)
         if pong.monitoring is not None:
             self.monitoring = pong.monitoring
+        self._parts.limits.verified(self.address)
         assert self._pinger is not None
         self._pinger.pong_received(pong, self._registry.steady.now)
 
@@ -553,6 +595,8 @@ class Session:
 
     def _pump(self) -> None:
         self.sender.pump()
+        if not self.sender.idle:
+            self.due = min(self.due, self._registry.steady.now)
         pinger = self._pinger
         if pinger is not None and pinger.pumped(self._registry.steady.now):
             self.due = min(self.due, pinger.liveness.due)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from domaeka.policies.limits import TokenBucket
 
 if TYPE_CHECKING:
-    from domaeka.gateway.registry import Device, Parts
+    from domaeka.gateway.device import Device
+    from domaeka.gateway.parts import Parts
 
 #: Own answers that may wait for a phone before it is no longer read from, in bytes; it is read
 #: again once half has gone.  Source: docs/protocol.md, "Back-pressure".

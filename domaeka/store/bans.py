@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import Column, Connection, Integer, Row, String, Table, select
 from twisted.internet.defer import Deferred
 
+from domaeka.policies.limits import Ban
 from domaeka.store.background import BATCH_ROWS
 from domaeka.store.columns import (
     METADATA,
@@ -41,36 +41,17 @@ BANS: Final = Table(
 )
 
 
-class BanRecord(msgspec.Struct, frozen=True):
-    """
-    A network that is not let in.
-
-    @ivar network: as C{str()} of C{ipaddress.ip_network}.
-    @ivar made_at: seconds since 1970.
-    @ivar expires: likewise; L{None}: never.
-    @ivar times: how many bans of it there were, this one included.
-    @ivar made_by: who did it, for people.
-    """
-
-    network: str
-    reason: str
-    made_at: float
-    expires: float | None
-    times: int = 1
-    made_by: str = ""
-
-
 class StoredBans:
     """The bans; who is let in is decided elsewhere, from memory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def load(self) -> "Deferred[list[BanRecord]]":
+    def load(self) -> "Deferred[list[Ban]]":
         """All that are stored, those that end last first; also those that are over."""
         return self._database.run_read(_read)
 
-    def put(self, bans: Sequence[BanRecord]) -> "Deferred[None]":
+    def put(self, bans: Sequence[Ban]) -> "Deferred[None]":
         """Store bans, each in the place of one of the same network."""
         return self._database.run_write(_put, list({ban.network: ban for ban in bans}.values()))
 
@@ -87,7 +68,7 @@ class StoredBans:
         return self._database.run_write(_forget, milliseconds(before))
 
 
-def _read(connection: Connection) -> list[BanRecord]:
+def _read(connection: Connection) -> list[Ban]:
     # None never ends; NULL sorts first in some databases, and last in others.
     rows = connection.execute(
         select(BANS).order_by(BANS.c.expires.is_not(None), BANS.c.expires.desc()).limit(MAX_BANS)
@@ -95,8 +76,8 @@ def _read(connection: Connection) -> list[BanRecord]:
     return [_from_row(row) for row in rows]
 
 
-def _from_row(row: Row[Any]) -> BanRecord:
-    return BanRecord(
+def _from_row(row: Row[Any]) -> Ban:
+    return Ban(
         row.network,
         row.reason,
         row.made_at / 1000,
@@ -106,7 +87,7 @@ def _from_row(row: Row[Any]) -> BanRecord:
     )
 
 
-def _put(connection: Connection, bans: list[BanRecord]) -> None:
+def _put(connection: Connection, bans: list[Ban]) -> None:
     rows = [
         {
             "network": ban.network,

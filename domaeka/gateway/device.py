@@ -1,0 +1,157 @@
+"""
+A phone that has proven who it is: what waits for it outlives its connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from domaeka.interfaces import ChatLine, DeviceKey, Priority
+from domaeka.messages import Chat, Reply
+from domaeka.policies.mailbox import ClientIds, MailboxState, dump_mail, load_mail
+from domaeka.policies.outbox import Outbox
+
+if TYPE_CHECKING:
+    from domaeka.gateway.registry import Registry
+    from domaeka.gateway.session import Session
+
+
+class Device:
+    """
+    A phone whose signature has held, whether or not it is connected now.
+
+    Bots see it as the L{Origin} of a message.
+    """
+
+    __slots__ = (
+        "_acknowledges",
+        "_client_ids",
+        "_registry",
+        "approved",
+        "kept_until",
+        "key",
+        "outbox",
+        "pending",
+        "pending_chars",
+        "session",
+        "takeovers",
+    )
+
+    def __init__(
+        self, key: DeviceKey, registry: Registry, kept: MailboxState | None = None
+    ) -> None:
+        """@param kept: what was kept of it over a stop."""
+        queue = registry.parts.settings.queue
+        self.key = key
+        self.session: Session | None = None
+        self.approved = False
+        self.pending = 0  # messages submitted and not done
+        self.pending_chars = 0
+        self.takeovers: list[float] = []
+        self.outbox = Outbox(
+            queue.max_messages,
+            queue.max_bytes,
+            registry.budget,
+            registry.parts.seconds,
+            registry.next_epoch(),
+        )
+        self._client_ids: ClientIds | None = None
+        self._acknowledges = False
+        self._registry = registry
+        #: Its numbers and ids are known until then, by the steady time, connected or not.
+        self.kept_until = 0.0
+        if kept is not None:
+            self._acknowledges = True
+            load_mail(kept, self.outbox, self.client_ids, registry.parts.seconds())
+            self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+
+    @property
+    def client_ids(self) -> ClientIds:
+        """Under which ids its client has sent messages."""
+        if self._client_ids is None:
+            self._client_ids = ClientIds()
+        return self._client_ids
+
+    # Origin
+
+    def answer(self, reply: Reply) -> None:
+        """Send something, in the phone's own dialect, now or when it is back."""
+        parts = self._registry.parts
+        self.outbox.put(reply, Priority.HIGH, parts.settings.queue.message_ttl)
+        if parts.chat_log is not None and isinstance(reply.content, str):
+            parts.chat_log.append(
+                ChatLine(
+                    parts.seconds(),
+                    "out",
+                    self.key.bot_name,
+                    self.key.device_id,
+                    reply.channel_id or reply.room,
+                    reply.room,
+                    "",
+                    None,
+                    None,
+                    reply.content,
+                )
+            )
+        if self.session is not None:
+            self.session.outbox_filled()
+
+    def message_done(self, chat: Chat) -> None:
+        """A message that was submitted owes no answer any more."""
+        self.pending -= 1
+        self.pending_chars -= len(chat.text)
+        if self.session is not None:
+            self.session.message_done()
+
+    def describe(self) -> Mapping[str, str]:
+        """What an operator may be told of it: names to values, both for people."""
+        session = self.session
+        if session is None or session.facts is None:
+            return {}
+        facts = session.facts
+        liveness = session.liveness
+        round_trip = liveness.quality.srtt if liveness is not None else None
+        return {
+            "봇": self.key.bot_name,
+            "기기": self.key.device_id,
+            "스크립트": f"{facts.client_type} {facts.version}",
+            "기종": facts.device_info or "-",
+            "주소": session.address,
+            "연결 시간": f"{session.age:.0f}초",
+            "왕복 시간": "-" if round_trip is None else f"{round_trip * 1000:.0f}ms",
+            "받은 메시지": str(session.messages_received),
+            "보낸 메시지": str(session.sender.messages_sent),
+        }
+
+    def submit(self, chat: Chat) -> None:
+        """Have a message answered."""
+        dispatcher = self._registry.parts.dispatcher
+        assert dispatcher is not None
+        self.pending += 1
+        self.pending_chars += len(chat.text)
+        dispatcher.submit(chat, self)
+
+    def mail(self) -> MailboxState | None:
+        """What is to be kept of it over a stop, if anything."""
+        if not self.outbox.messages and not self._acknowledges:
+            return None
+        return dump_mail(self.outbox, self.client_ids, self._registry.parts.seconds())
+
+    def connected(self, session: Session, acknowledges: bool) -> None:
+        """What waits goes out on C{session} from now on."""
+        self._acknowledges = acknowledges
+        self.outbox.connected(acknowledges)
+        session.sender.outbox = self.outbox
+
+    def disconnected(self) -> None:
+        """Its connection is gone."""
+        self.session = None
+        if self._acknowledges:
+            registry = self._registry
+            self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether every message is done and every answer has been taken from the outbox."""
+        return not self.pending and not self.outbox.messages
