@@ -28,10 +28,15 @@ class Connected(msgspec.Struct):
 
 
 class Lost(msgspec.Struct):
-    """A connection has ended."""
+    """
+    A connection has ended.
+
+    @ivar why: what the network, or TLS, says of it.
+    """
 
     server: Server
     reason: CloseReason
+    why: str = ""
 
 
 class Moved(msgspec.Struct):

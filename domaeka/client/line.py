@@ -42,7 +42,7 @@ class Owner(Protocol):
     def said(self, line: "Line", event: Event) -> None:
         """The server said something."""
 
-    def lost(self, line: "Line", reason: CloseReason) -> None:
+    def lost(self, line: "Line", reason: CloseReason, why: str) -> None:
         """A connection ended.  The line will come back, unless it is stopped here."""
 
 
@@ -159,10 +159,10 @@ class Line:
             return
         self.flush()
 
-    def lost(self, reason: CloseReason) -> None:
+    def lost(self, reason: CloseReason, why: str) -> None:
         self._protocol = None
         self.conversation = None
-        self._owner.lost(self, reason)
+        self._owner.lost(self, reason, why)
         self._complaint = None
         self._wait()
 
@@ -225,9 +225,10 @@ class LineProtocol(protocol.Protocol):
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         clean = reason.check(error.ConnectionDone)  # type: ignore[no-untyped-call]
-        self._line.lost(
-            self._reason or (CloseReason.PEER_CLOSED if clean else CloseReason.CONNECTION_LOST)
-        )
+        if self._reason is None and not clean:
+            self._line.lost(CloseReason.CONNECTION_LOST, reason.getErrorMessage())
+        else:
+            self._line.lost(self._reason or CloseReason.PEER_CLOSED, "")
 
     # IPushProducer
 

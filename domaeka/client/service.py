@@ -254,7 +254,7 @@ class Client(Service):
         elif self._retiring is None:
             line.open()
 
-    def lost(self, line: Line, reason: CloseReason) -> None:
+    def lost(self, line: Line, reason: CloseReason, why: str) -> None:
         """A connection ended.  Its L{ClientService} will come back, unless it is stopped here."""
         route = line.route
         server = route.server
@@ -269,7 +269,7 @@ class Client(Service):
             if self._retiring is None:
                 self.queue.connection_lost()
             if self.running:
-                self.tell(Lost(server, reason))
+                self.tell(Lost(server, reason, why))
                 self._judge(line)
 
     def _judge(self, line: Line) -> None:

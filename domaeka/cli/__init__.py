@@ -1,0 +1,64 @@
+"""
+The C{domaeka} command.
+
+A module here holds a command or a few of a kind; L{main} knows which, and imports one only when
+it is used.
+"""
+
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from domaeka import __version__
+from domaeka.errors import DomaekaError
+
+#: Each command, the module of this package that has it, and what it is called there.
+COMMANDS: Final = {
+    "check-config": ("configuration", "check_config"),
+    "init": ("configuration", "init"),
+    "phone": ("phone", "phone"),
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are used, and whose errors are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, for the help."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name."""
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name]
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Say what is wrong in one line, and end with 1."""
+        try:
+            return super().invoke(ctx)
+        except DomaekaError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  domaeka init                     write a config and secrets, show the script's lines
+  domaeka check-config FILE        would the server start with it?
+  domaeka phone                    be a phone: type chat, see what the bots answer
+  echo '# help' | domaeka phone    the same for scripts
+
+\b
+The server itself is started with:  twistd -n domaeka
+Completion (bash; also zsh, fish):  eval "$(_DOMAEKA_COMPLETE=bash_source domaeka)"
+""",
+)
+@click.version_option(__version__, prog_name="domaeka", message="%(prog)s %(version)s")
+def main() -> None:
+    """Domaeka, a gateway for chat-bot phones."""
