@@ -116,6 +116,11 @@ class Registry:
         self._last_epoch += 1
         return f"{self._epoch}-{self._last_epoch}"
 
+    @property
+    def exact_now(self) -> float:
+        """The steady time, not only as of the last sweep."""
+        return self.steady.between(self.parts.seconds())
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call C{function} in another turn of the reactor."""
         self._reactor.callLater(0, function)  # type: ignore[arg-type]  # IReactorTime is mistyped

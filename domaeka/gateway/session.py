@@ -152,7 +152,7 @@ class Session:
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
-        self.made_at = registry.steady.now
+        self.made_at = registry.exact_now
         self._deadline = self.made_at + registry.parts.settings.server.handshake_timeout
         self.due = self._deadline
         self._pinger: Pinger | None = None
@@ -288,7 +288,7 @@ class Session:
         if self.state is State.CLOSING:
             self._carrier.disconnect()
             return
-        self._finished_at = self.due = self._registry.steady.now
+        self._finished_at = self.due = self._registry.exact_now
         self._close_if_finished()
 
     def replaced(self) -> None:
@@ -342,7 +342,7 @@ class Session:
         if code is not None:
             self.sender.urge(encode_error(code, text))
         self.sender.last_words()
-        self._deadline = self._registry.steady.now + self._parts.settings.socket.linger_seconds
+        self._deadline = self._registry.exact_now + self._parts.settings.socket.linger_seconds
         self.due = self._deadline
         if self._finished_at is None:
             self._carrier.finish()
@@ -462,7 +462,7 @@ class Session:
 
     def welcomed(self) -> None:
         """The first handshake has been answered: what waits for the device may follow."""
-        now = self.due = self._registry.steady.now
+        self.due = self._registry.steady.now
         if "deflate" in self.capabilities:
             self.sender.start_deflating()
             self._carrier.start_inflating()
@@ -471,7 +471,9 @@ class Session:
         if self.authenticated:
             self._open_outbox()
         else:
-            self._deadline = now + self._parts.settings.server.authentication_timeout
+            self._deadline = (
+                self._registry.exact_now + self._parts.settings.server.authentication_timeout
+            )
             assert self._pinger is not None
             self._pinger.ping()
         if not self.corked:
@@ -636,7 +638,7 @@ class Session:
     @property
     def age(self) -> float:
         """How long it has been connected, in seconds."""
-        return self._registry.steady.now - self.made_at
+        return self._registry.exact_now - self.made_at
 
     def _log_life(self) -> None:
         """One line a connection: those of strangers only for debugging, they may be many."""

@@ -62,6 +62,14 @@ class SteadyTime:
         self.now += self._period
         return False
 
+    def between(self, wall: float) -> float:
+        """
+        The time now, where that of the last sweep is not exact enough: for deadlines.
+
+        @param wall: the wall clock, in seconds.
+        """
+        return self.now + min(max(0.0, wall - self._wall), self._period)
+
 
 class Liveness:
     """
@@ -205,6 +213,12 @@ class Liveness:
             and self.last_heard <= self._silent_since
             and self._paused_at is None
         )
+
+    def slowest_until(self, now: float) -> float:
+        """The longest that the phone has taken to answer of late, the silence now included."""
+        if self.last_heard > self._silent_since:
+            return self.slowest
+        return max(self.slowest, now - self._silent_from)
 
     @property
     def _hurry(self) -> float:
