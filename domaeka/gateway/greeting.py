@@ -178,6 +178,9 @@ class Greeting:
             session.capabilities -= {"gzip"}
         self._answer(self._token, resumed)
         session.welcomed()
+        migration = session.migration
+        if migration is not None and session.capabilities:
+            migration.client_came(session)
 
     def _answer(self, token: str | None, resumed: bool) -> None:
         session = self._session
@@ -203,11 +206,12 @@ class Greeting:
                 "node": parts.node,
             }
         session.send(
+            "handshakeComplete",
             encode_handshake_complete(
                 approved=approved,
                 message=_APPROVED if approved else _NOT_APPROVED,
                 server_version=parts.server_version,
                 timestamp=timestamp_text(parts.seconds()),
                 **more,
-            )
+            ),
         )

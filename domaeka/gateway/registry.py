@@ -25,6 +25,7 @@ from domaeka.policies.mailbox import MailboxState
 from domaeka.policies.outbox import Budget
 
 if TYPE_CHECKING:
+    from domaeka.gateway.migration import Migration
     from domaeka.gateway.session import Session
 
 #: How often the sweep looks at every connection, in seconds: how late a deadline may be.
@@ -54,6 +55,7 @@ class Registry:
         self.budget = Budget(parts.settings.queue.total_bytes)
         self.steady = SteadyTime(SWEEP_SECONDS, parts.seconds())
         self.draining = False
+        self.migration: Migration | None = None
         self._devices: dict[DeviceKey, Device] = {}
         self._sessions: dict[int, Session] = {}
         #: Those that have not authenticated, the oldest first.

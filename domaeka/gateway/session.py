@@ -37,6 +37,7 @@ from domaeka.policies.liveness import Liveness
 
 if TYPE_CHECKING:
     from domaeka.gateway.device import Device
+    from domaeka.gateway.migration import Migration
     from domaeka.gateway.registry import Registry
 
 #: Bad frames within this many seconds that end a connection.  Source: docs/protocol.md, "Errors".
@@ -124,6 +125,7 @@ class Session:
         "made_at",
         "messages_received",
         "monitoring",
+        "moves_at",
         "number",
         "reason",
         "sender",
@@ -147,6 +149,8 @@ class Session:
         self.capabilities: frozenset[str] = frozenset()
         self.device: Device | None = None
         self.monitoring: Monitoring | None = None
+        #: When it was told to move to another server, if it was.
+        self.moves_at: float | None = None
         self.reason: CloseReason | None = None
         self.sender = Sender(carrier, registry.parts, self._media_left)
         self.corked = False
@@ -156,7 +160,7 @@ class Session:
         self._deadline = self.made_at + registry.parts.settings.server.handshake_timeout
         self.due = self._deadline
         self._pinger: Pinger | None = None
-        self._valve: Valve | None = None
+        self._valve = Valve(self.sender, registry.parts)
         self._greeting: Greeting | None = None
         self._finished_at: float | None = None
         self._error_times: deque[float] | None = None
@@ -178,6 +182,11 @@ class Session:
     def authenticated(self) -> bool:
         """Whether a proof has held."""
         return self.device is not None
+
+    @property
+    def migration(self) -> Migration | None:
+        """The move to another server that runs, if one does."""
+        return self._registry.migration
 
     @property
     def liveness(self) -> Liveness | None:
@@ -216,7 +225,11 @@ class Session:
 
         @raise WireError: what is wrong with it; L{refuse} is to be told.
         """
-        message = self._parts.reader.read(line)
+        try:
+            message = self._parts.reader.read(line)
+        except WireError:
+            self._parts.metrics.frames_received.labels("bad").inc()
+            raise
         target = NEXT.get((self.state, type(message)))
         if target is None:
             raise WireError(ErrorCode.AUTH_REQUIRED, "a handshake or signed chat must come first")
@@ -246,7 +259,7 @@ class Session:
         if len(times) == ERRORS_ALLOWED and now - times[0] <= ERRORS_SECONDS:
             self.close(CloseReason.TOO_MANY_ERRORS, error.code, error.text)
         else:
-            self.send(encode_error(error.code, error.text))
+            self.send("error", encode_error(error.code, error.text))
 
     def fail(self) -> None:
         """A mistake of our own: it costs this conversation only."""
@@ -256,6 +269,7 @@ class Session:
     def drained(self) -> None:
         """The kernel has all that was written."""
         self.sender.drained()
+        self._backlog_bytes = 0
         if self.state is State.CLOSING:
             return
         self._pump()
@@ -318,9 +332,15 @@ class Session:
 
     # What it is told
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame of the connection's own, ahead of what waits in the outbox."""
-        self.sender.urge(frame)
+    def send(self, event: str, frame: bytes) -> None:
+        """
+        Send a frame of the connection's own, ahead of what waits in the outbox.
+
+        @param event: the frame's, to be counted.
+        """
+        if self.state is State.CLOSING:
+            return
+        self.sender.urge(event, frame)
         if not self.corked:
             self._pump()
 
@@ -340,7 +360,7 @@ class Session:
             self._carrier.abort()
             return
         if code is not None:
-            self.sender.urge(encode_error(code, text))
+            self.sender.urge("error", encode_error(code, text))
         self.sender.last_words()
         self._deadline = self._registry.exact_now + self._parts.settings.socket.linger_seconds
         self.due = self._deadline
@@ -372,6 +392,8 @@ class Session:
             self.close(CloseReason.PEER_CLOSED)
             return
         self._judge_reading()
+        if self.closing:
+            return  # by what was read
         if not self.sender.idle and self._is_stalled(now) and judging:
             self.close(CloseReason.TOO_SLOW)
             self._carrier.abort()
@@ -389,11 +411,7 @@ class Session:
             self.due = pinger.liveness.due
         else:
             self._attend_unready(now, judging)
-        if (
-            self._finished_at is not None
-            or not self.sender.idle
-            or (self._valve is not None and not self._valve.open)
-        ):
+        if self._finished_at is not None or not self.sender.idle or not self._valve.open:
             self.due = now
 
     def _is_stalled(self, now: float) -> bool:
@@ -404,7 +422,9 @@ class Session:
         if backlog_bytes != self._backlog_bytes or deaf:
             self._backlog_bytes = backlog_bytes
             self._stalled_at = now
-        return now - self._stalled_at >= STALLED_SECONDS
+        # One that is not read from may be held up by its own write.
+        patience = STALLED_SECONDS if self._valve.open else self._parts.settings.ping.timeout
+        return now - self._stalled_at >= patience
 
     def _attend_unready(self, now: float, judging: bool) -> None:
         if judging and now >= self._deadline and not self._greeting_waits:
@@ -455,7 +475,7 @@ class Session:
         self.device = self._registry.attach(self, self.key, self.facts)
         self._parts.limits.give_back(self.address)
         self._parts.limits.verified(self.address)
-        self._valve = Valve(self.device, self._parts)
+        self._valve.authenticated(self.device)
         self.due = self._registry.steady.now
         if not self._greeting_waits:
             self._open_outbox()
@@ -498,6 +518,11 @@ class Session:
             self._parts.metrics.frames_received.labels("ack").inc()
             assert self.device is not None
             self.device.outbox.ack(message.message_id)
+        else:
+            self._parts.metrics.frames_received.labels("migrated").inc()
+        elif type(message) is Migrated and self.migration is not None:
+            self._parts.metrics.frames_received.labels("migrated").inc()
+            self.migration.client_arrived(self)
 
     def _pong_received(self, pong: Pong, line: bytes) -> None:
         self._parts.metrics.frames_received.labels("pong").inc()
@@ -527,7 +552,6 @@ class Session:
         self.messages_received += 1
         self.sender.dialect = chat.dialect
         valve = self._valve
-        assert valve is not None
         valve.message_came()
         if chat.packed is not None:
             parts.reader.inflate(chat)
@@ -575,14 +599,16 @@ class Session:
     def _acknowledge(self, chat: Chat) -> bool:
         """Tell a client that its message is taken.  @return: whether it is new."""
         assert self.device is not None and chat.client_id is not None
-        self.sender.urge(encode_ack(chat.client_id))
+        self.sender.urge("ack", encode_ack(chat.client_id))
         return not self.device.client_ids.seen(chat.client_id)
 
     def _refuse_work(self) -> None:
         """The server stops: say so, once."""
         if not self._work_refused:
             self._work_refused = True
-            self.send(encode_error(ErrorCode.SHUTTING_DOWN, "the server takes no more messages"))
+            self.send(
+                "error", encode_error(ErrorCode.SHUTTING_DOWN, "the server takes no more messages")
+            )
 
     def _tell_clock_fault(self, error: WireError) -> None:
         """The phone's clock is off, which is no attack: say so, once."""
@@ -591,7 +617,7 @@ class Session:
             self.log.warn(
                 "{session}: right signature, wrong time: the phone's clock is off", session=self
             )
-            self.send(encode_error(error.code, error.text))
+            self.send("error", encode_error(error.code, error.text))
 
     # Reading and writing
 
@@ -614,11 +640,12 @@ class Session:
     def _judge_reading(self) -> None:
         """Stop reading a phone that is given more than it takes; go on once half has gone."""
         valve = self._valve
-        if valve is None or self._greeting_waits or not valve.changed():
+        if self._greeting_waits or not valve.changed():
             return
         now = self._registry.steady.now
         liveness = self.liveness
         if valve.open:
+            self._backlog_bytes = 0
             if liveness is not None:
                 liveness.reading_resumed(now)
             self._carrier.resume_reading()

@@ -290,6 +290,27 @@ def encode_shutdown(reason: str, reconnect_after: float) -> bytes:
     )
 
 
+def encode_migration(
+    new_host: str, new_port: int, migrate_after: float, tls: bool, expires: int, signature: str
+) -> bytes:
+    """
+    A notice that the phone is to go to another server.
+
+    @param migrate_after: in seconds.
+    @param expires: in milliseconds since 1970.
+    @param signature: of C{serverMigration|new_host|new_port|tls|expires|salt}.
+    """
+    data = {
+        "new_host": new_host,
+        "new_port": new_port,
+        "migrate_after": round(migrate_after, 3),
+        "tls": tls,
+        "expires": expires,
+        "signature": signature,
+    }
+    return encode_frame("serverMigration", data)
+
+
 def encode_ack(client_id: str) -> bytes:
     """The message that the client called C{client_id} has been taken."""
     return encode_frame("ack", {"client_id": client_id})

@@ -1,0 +1,239 @@
+"""
+A move to another server: phones are sent there, a few at a time.
+
+Clients with capabilities connect to the new place before they leave this one, and say so.  Old
+phones are closed last, once the port is shut: connecting fails, so they take the next server of
+their list.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from domaeka.errors import CloseReason, DomaekaError
+from domaeka.gateway.registry import Registry
+from domaeka.gateway.session import Session
+from domaeka.messages import encode_migration
+from domaeka.policies.auth import Signer
+
+#: How often a migration looks around, in seconds.
+STEP_SECONDS: Final = 0.25
+#: How long a client may take to arrive, counted from when it was to move, in seconds; and which
+#: part of those told may fail to before the migration halts.
+ARRIVAL_SECONDS: Final = 60.0
+MISSING_PART: Final = 0.05
+#: How long a notice may be followed, in seconds, beyond the time it names.
+NOTICE_SECONDS: Final = 600.0
+#: Old phones closed in one step: at most 200 a second.
+CLOSED_A_STEP: Final = 50
+
+
+class Phase(StrEnum):
+    """How far a migration has come."""
+
+    MOVING = "moving"  # clients are told, and arrive
+    EMPTYING = "emptying"  # the port is shut; old phones are closed
+    DONE = "done"
+    HALTED = "halted"  # too many did not arrive: nobody else is told
+    CALLED_OFF = "called off"
+
+
+class MigrationPlan(msgspec.Struct, frozen=True):
+    """
+    Where to, and how.  It is written down, so that a server that is started again goes on.
+
+    @ivar migrate_after: the earliest that a client is told to move, in seconds; the latest is
+        twice it.
+    @ivar spread: over how many seconds the notices go out.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    migrate_after: float
+    spread: float
+
+
+class MigrationReport(msgspec.Struct):
+    """
+    How it goes.
+
+    @ivar told: clients that were sent the notice.
+    @ivar arrived: those that have said they were greeted there.
+    @ivar missing: those that have not, in their time.
+    @ivar sent_on: clients that came here meanwhile, and were sent on at once.
+    @ivar remaining: connections that are still here.
+    """
+
+    phase: Phase
+    host: str
+    port: int
+    told: int = 0
+    arrived: int = 0
+    missing: int = 0
+    sent_on: int = 0
+    remaining: int = 0
+
+
+class MigrationRefused(DomaekaError):
+    """A migration cannot begin; the text says why."""
+
+
+class Migration:
+    """
+    Move every phone to another server.
+
+    It ends by itself: done, halted, or called off.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        plan: MigrationPlan,
+        registry: Registry,
+        signer: Signer,
+        reactor: IReactorTime,
+        shut_port: Callable[[], object],
+        ended: Callable[[MigrationReport], object],
+    ) -> None:
+        """
+        @param signer: signs the notices.
+        @param shut_port: shuts the phones' ports.
+        @param ended: told once, whatever the end.
+        """
+        self.report = MigrationReport(Phase.MOVING, plan.host, plan.port)
+        self._plan = plan
+        self._registry = registry
+        self._signer = signer
+        self._shut_port = shut_port
+        self._ended = ended
+        #: By number of the connection: when the client should have arrived, by the steady time.
+        self._awaited: dict[int, float] = {}
+        self._told_until = 0.0
+        self._steps = LoopingCall(self._step)
+        self._steps.clock = reactor
+
+    def start(self) -> "Deferred[None]":
+        """Begin.  @return: fires when it has ended."""
+        registry = self._registry
+        registry.migration = self
+        self._began = registry.steady.now
+        self._told_until = self._began
+        capable = sum(1 for session in registry if session.capabilities)
+        self.log.info(
+            "migration to {host}:{port} begins: {capable} clients, {count} connections in all",
+            host=self._plan.host,
+            port=self._plan.port,
+            capable=capable,
+            count=len(registry),
+        )
+        #: Clients told in a second, so that all that are here now are told within the spread.
+        self._rate = max(1.0, capable / self._plan.spread)
+        self._owed = 0.0
+        return self._steps.start(STEP_SECONDS).addCallbacks(self._finished, self._failed)
+
+    def call_off(self) -> None:
+        """Tell nobody else.  Those that have moved stay there."""
+        self._end(Phase.CALLED_OFF)
+
+    # What sessions say
+
+    def client_came(self, session: Session) -> None:
+        """A client with capabilities has shaken hands: it is sent on at once."""
+        self.report.sent_on += 1
+        session.send(self._notice(0.0))
+        session.close(CloseReason.MIGRATED)
+
+    def client_arrived(self, session: Session) -> None:
+        """A client says that the new server has greeted it."""
+        if self._awaited.pop(session.number, None) is not None:
+            self.report.arrived += 1
+
+    # Steps
+
+    def _step(self) -> None:
+        now = self._registry.steady.now
+        if self.report.phase is Phase.MOVING:
+            self._tell_some(now)
+            self._count_missing(now)
+            if self.report.phase is Phase.MOVING and self._clients_are_gone():
+                self.report.phase = Phase.EMPTYING
+                self._shut_port()
+        elif self.report.phase is Phase.EMPTYING:
+            self._close_some()
+        self.report.remaining = self._registry.connections
+
+    def _tell_some(self, now: float) -> None:
+        """Send as many notices as the time that has passed allows."""
+        self._owed = min(self._owed + self._rate * STEP_SECONDS, max(1.0, self._rate))
+        registry = self._registry
+        for session in registry:
+            if self._owed < 1.0:
+                break
+            if session.capabilities and not session.closing and session.moves_at is None:
+                self._owed -= 1.0
+                after = self._plan.migrate_after
+                after += registry.parts.random.random() * after
+                session.moves_at = now + after
+                session.send(self._notice(after))
+                self._awaited[session.number] = now + after + ARRIVAL_SECONDS
+                self.report.told += 1
+
+    def _count_missing(self, now: float) -> None:
+        """Halt where too many have not arrived."""
+        late = {number for number, by in self._awaited.items() if now >= by}
+        for number in late:
+            del self._awaited[number]
+        # One that has left without a word may well be there.
+        stayed = sum(1 for session in self._registry if late and session.number in late)
+        self.report.missing += stayed
+        if stayed and self.report.missing > self.report.told * MISSING_PART:
+            self._end(Phase.HALTED)
+
+    def _clients_are_gone(self) -> bool:
+        return not any(session.capabilities for session in self._registry)
+
+    def _close_some(self) -> None:
+        """Close old phones that owe nothing; they find the port shut, and go on."""
+        closed = 0
+        for session in self._registry:
+            if closed < CLOSED_A_STEP and not session.closing and session.owes_nothing:
+                session.close(CloseReason.MIGRATED)
+                closed += 1
+        if not self._registry.connections:
+            self._end(Phase.DONE)
+
+    def _notice(self, migrate_after: float) -> bytes:
+        plan = self._plan
+        now = self._registry.parts.seconds()
+        expires = int((now + migrate_after + NOTICE_SECONDS) * 1000)
+        tls = "true" if plan.tls else "false"
+        signature = self._signer.sign(f"serverMigration|{plan.host}|{plan.port}|{tls}|{expires}")
+        return encode_migration(plan.host, plan.port, migrate_after, plan.tls, expires, signature)
+
+    def _end(self, phase: Phase) -> None:
+        self.report.phase = phase
+        self.report.remaining = self._registry.connections
+        if self._steps.running:
+            self._steps.stop()
+
+    def _finished(self, _: object) -> None:
+        registry = self._registry
+        if registry.migration is self:
+            registry.migration = None
+        for session in registry:
+            session.moves_at = None
+        self.log.info("migration {report}", report=msgspec.structs.asdict(self.report))
+        self._ended(self.report)
+
+    def _failed(self, failure: object) -> None:
+        self.log.failure("the migration has failed", failure)
+        self.report.phase = Phase.HALTED
+        self._finished(None)
