@@ -520,9 +520,8 @@ class Session:
             self.device.outbox.ack(message.message_id)
         else:
             self._parts.metrics.frames_received.labels("migrated").inc()
-        elif type(message) is Migrated and self.migration is not None:
-            self._parts.metrics.frames_received.labels("migrated").inc()
-            self.migration.client_arrived(self)
+            if self.migration is not None:
+                self.migration.client_arrived(self)
 
     def _pong_received(self, pong: Pong, line: bytes) -> None:
         self._parts.metrics.frames_received.labels("pong").inc()
