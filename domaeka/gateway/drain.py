@@ -60,7 +60,7 @@ class Drain:
         for session in registry:
             if session.key is not None:
                 wait = after + registry.parts.random.random() * after
-                session.send(encode_shutdown(reason, wait))
+                session.send("serverShutdown", encode_shutdown(reason, wait))
                 if session.device is not None:
                     session.device.outbox.stay_away(now + wait)
                 told += 1

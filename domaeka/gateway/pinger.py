@@ -36,7 +36,7 @@ class Pinger:
         """Have a ping go out next."""
         self._text = timestamp_text(self._parts.seconds())
         self._waits = True
-        self._sender.urge(encode_ping(self._bot_name, self._text))
+        self._sender.urge("ping", encode_ping(self._bot_name, self._text))
 
     def pumped(self, now: float) -> bool:
         """

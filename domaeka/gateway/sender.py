@@ -76,6 +76,7 @@ class Sender:
     @ivar dialect: which form replies take.
     @ivar outbox: the device's, once the connection has authenticated.
     @ivar pack: packs texts, where the client takes them so.
+    @ivar urgent_bytes: how many bytes of the connection's own frames have not been written yet.
     """
 
     __slots__ = (
@@ -92,6 +93,7 @@ class Sender:
         "messages_sent",
         "outbox",
         "pack",
+        "urgent_bytes",
     )
 
     def __init__(self, carrier: Carrier, parts: Parts, media_left: Callable[[Reply], None]) -> None:
@@ -108,14 +110,21 @@ class Sender:
         self.outbox: Outbox | None = None
         self.pack: Packer | None = None
         self._deflater: Deflater | None = None
+        self.urgent_bytes = 0
         self.bytes_sent = 0
         self.messages_sent = 0
 
-    def urge(self, frame: bytes) -> None:
-        """Have a frame of the connection's own go out next; L{pump} sends it."""
+    def urge(self, event: str, frame: bytes) -> None:
+        """
+        Have a frame of the connection's own go out next; L{pump} sends it.
+
+        @param event: the frame's, to be counted.
+        """
         if self._urgent is None:
             self._urgent = deque()
         self._urgent.append(frame)
+        self.urgent_bytes += len(frame)
+        self._parts.metrics.frames_sent.labels(event).value += 1
 
     def pump(self) -> None:
         """Write what waits, batch by batch, for as long as the kernel takes it all."""
@@ -126,6 +135,7 @@ class Sender:
             while self._urgent and length < BATCH_BYTES:
                 frames.append(self._urgent.popleft())
                 length += len(frames[-1])
+            self.urgent_bytes -= length
             batch = None
             if outbox is not None and length < BATCH_BYTES:
                 batch = self._take_replies(outbox, frames, length)
@@ -189,9 +199,11 @@ class Sender:
         if self._urgent:
             data = self._packed(b"".join(self._urgent))
             self._urgent = None
+            self.urgent_bytes = 0
             if self._idle:
                 self._idle = self._carrier.write(data)
             else:
+                self._batch_bytes += len(data)
                 self._carrier.write_more(data)
 
     def release(self, unsent_bytes: int) -> None:

@@ -11,69 +11,90 @@ from domaeka.policies.limits import TokenBucket
 if TYPE_CHECKING:
     from domaeka.gateway.device import Device
     from domaeka.gateway.parts import Parts
+    from domaeka.gateway.sender import Sender
 
-#: Own answers that may wait for a phone before it is no longer read from, in bytes; it is read
-#: again once half has gone.  Source: docs/protocol.md, "Back-pressure".
+#: Own answers, and answers of the connection's own, that may wait for a phone before it is no
+#: longer read from, in bytes; it is read again once half has gone.  Source: docs/protocol.md,
+#: "Back-pressure".
 ANSWERS_BYTES: Final = 262_144
 #: Messages of a phone that may wait for their answers, and their text in characters, before it
 #: is no longer read from.
 PENDING_MESSAGES: Final = 1000
 PENDING_CHARS: Final = 1_048_576
+#: Which part of C{queue.max_messages} answers may take: no answer gives way to another.
+ANSWERS_SHARE: Final = 0.9
+#: Least size of an answer, in bytes.  Source: L{domaeka.messages.Reply.size}.
+LEAST_ANSWER_BYTES: Final = 400
 
 
 class Valve:
     """
-    Decide whether a phone that has authenticated is to be read from.
+    Decide whether a phone is to be read from.
 
     @ivar open: what was decided last.
     """
 
-    __slots__ = ("_bucket", "_device", "_resume_at", "_seconds", "open")
+    __slots__ = ("_bucket", "_device", "_most_owed", "_overdrawn", "_parts", "_sender", "open")
 
-    def __init__(self, device: Device, parts: Parts) -> None:
-        self._device = device
-        self._seconds = parts.seconds
-        limits = parts.settings.limits
-        self._bucket = (
-            TokenBucket(limits.messages_per_second, limits.messages_burst, parts.seconds)
-            if limits.messages_per_second
-            else None
-        )
-        self._resume_at = 0.0
+    def __init__(self, sender: Sender, parts: Parts) -> None:
+        self._sender = sender
+        self._parts = parts
+        self._device: Device | None = None
+        self._bucket: TokenBucket | None = None
+        self._overdrawn = False
+        self._most_owed = 0.0  # in bytes, each answer as small as can be
         self.open = True
+
+    def authenticated(self, device: Device) -> None:
+        """Messages of C{device} are taken from now on."""
+        self._device = device
+        settings = self._parts.settings
+        self._most_owed = settings.queue.max_messages * ANSWERS_SHARE * LEAST_ANSWER_BYTES
+        limits = settings.limits
+        if limits.messages_per_second:
+            self._bucket = TokenBucket(
+                limits.messages_per_second, limits.messages_burst, self._parts.seconds
+            )
 
     def message_came(self) -> None:
         """Count a message against the rate: one over it is still taken, but the next waits."""
-        bucket = self._bucket
-        if bucket is not None and (wait := bucket.take()):
-            self._resume_at = self._seconds() + wait
+        if self._bucket is not None and self._bucket.take():
+            self._overdrawn = True
 
     @property
     def must_close(self) -> bool:
-        """Whether the phone, which is read from, is given more than it takes."""
+        """Whether the phone, which is read from and has authenticated, has said too much."""
         device = self._device
+        assert device is not None
+        answer_bytes = device.outbox.answer_bytes
         return (
-            device.outbox.answer_bytes > ANSWERS_BYTES
+            self._overdrawn
+            or answer_bytes > ANSWERS_BYTES
+            or device.pending * LEAST_ANSWER_BYTES + answer_bytes > self._most_owed
             or device.pending > PENDING_MESSAGES
             or device.pending_chars > PENDING_CHARS
-            or self._resume_at > 0.0
         )
 
     def changed(self) -> bool:
         """Decide anew.  @return: whether L{open} is not what it was."""
-        device = self._device
         share = 1.0 if self.open else 0.5
-        decision = (
-            device.outbox.answer_bytes <= ANSWERS_BYTES * share
-            and device.pending <= PENDING_MESSAGES * share
-            and device.pending_chars <= PENDING_CHARS * share
-        )
-        if self._resume_at and decision:
-            decision = self._seconds() >= self._resume_at
-            if decision:
-                self._resume_at = 0.0
-                assert self._bucket is not None
-                self._bucket.take()  # for the message that went over
+        waiting_bytes = self._sender.urgent_bytes
+        decision = True
+        device = self._device
+        if device is not None:
+            answer_bytes = device.outbox.answer_bytes
+            waiting_bytes += answer_bytes
+            decision = (
+                device.pending * LEAST_ANSWER_BYTES + answer_bytes <= self._most_owed * share
+                and device.pending <= PENDING_MESSAGES * share
+                and device.pending_chars <= PENDING_CHARS * share
+            )
+        decision = decision and waiting_bytes <= ANSWERS_BYTES * share
+        if decision and self._overdrawn:
+            assert self._bucket is not None
+            # The message that went over is paid for before the next is read.
+            decision = not self._bucket.take()
+            self._overdrawn = not decision
         if decision is self.open:
             return False
         self.open = decision
