@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason, DomaekaError
 from domaeka.gateway.registry import Registry
@@ -148,7 +149,7 @@ class Migration:
     def client_came(self, session: Session) -> None:
         """A client with capabilities has shaken hands: it is sent on at once."""
         self.report.sent_on += 1
-        session.send(self._notice(0.0))
+        session.send("serverMigration", self._notice(0.0))
         session.close(CloseReason.MIGRATED)
 
     def client_arrived(self, session: Session) -> None:
@@ -182,7 +183,7 @@ class Migration:
                 after = self._plan.migrate_after
                 after += registry.parts.random.random() * after
                 session.moves_at = now + after
-                session.send(self._notice(after))
+                session.send("serverMigration", self._notice(after))
                 self._awaited[session.number] = now + after + ARRIVAL_SECONDS
                 self.report.told += 1
 
@@ -233,7 +234,7 @@ class Migration:
         self.log.info("migration {report}", report=msgspec.structs.asdict(self.report))
         self._ended(self.report)
 
-    def _failed(self, failure: object) -> None:
+    def _failed(self, failure: Failure) -> None:
         self.log.failure("the migration has failed", failure)
         self.report.phase = Phase.HALTED
         self._finished(None)

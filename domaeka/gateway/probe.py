@@ -27,6 +27,7 @@ class _Probe(Protocol):
     """Shake hands, and leave."""
 
     def __init__(self, line: bytes, answer: "Deferred[None]") -> None:
+        self.transport: Any  # ITransport and more: typed in part only
         self._line = line
         self._answer: Deferred[None] | None = answer
         self._decoder = LineDecoder()
@@ -34,7 +35,7 @@ class _Probe(Protocol):
     # IProtocol
 
     def connectionMade(self) -> None:
-        self.transport.write(self._line)  # type: ignore[union-attr]
+        self.transport.write(self._line)
 
     def dataReceived(self, data: bytes) -> None:
         self._decoder.feed(data)
@@ -54,7 +55,7 @@ class _Probe(Protocol):
         answer, self._answer = self._answer, None
         if answer is None:
             return
-        self.transport.abortConnection()  # type: ignore[union-attr]
+        self.transport.abortConnection()
         if trouble is None:
             answer.callback(None)
         else:
@@ -75,12 +76,12 @@ def probe(reactor: Any, host: str, port: int, tls: bool, name: str) -> "Deferred
     identity = Identity(bot_name="domaeka", device_id=name[:128], client_type="domaeka")
     writer = PhoneWriter(identity, None, reactor.seconds)
     answer: Deferred[None] = Deferred()
-    factory = Factory.forProtocol(lambda: _Probe(writer.handshake(), answer))  # type: ignore[arg-type]
+    factory = Factory.forProtocol(lambda: _Probe(writer.handshake(), answer))
 
     def failed(failure: Failure) -> Failure:
         if isinstance(failure.value, ProbeFailed):
             return failure
-        text = failure.getErrorMessage() or failure.type.__name__
+        text = failure.getErrorMessage() or type(failure.value).__name__
         return Failure(ProbeFailed(f"{host}:{port}: {text}"))  # type: ignore[no-untyped-call]
 
     connecting = endpoint.connect(factory)
