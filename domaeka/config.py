@@ -7,7 +7,7 @@ docs/settings.md and the file that C{domaeka init} writes are made from here.
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -228,6 +228,10 @@ class AuthSettings(_Section, frozen=True):
         bool, Meta(description="accept the key that old scripts were published with")
     ] = False
 
+    def __repr__(self) -> str:
+        """Without the secrets: it may stand in a traceback."""
+        return f"AuthSettings(mode={self.mode!r}, …)"
+
 
 class SessionSettings(_Section, frozen=True):
     """Session tokens."""
@@ -374,9 +378,11 @@ def load_settings(
     @raise ConfigError: one line that says which key is wrong, and why.
     """
     tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}  # where each key was set
     if path is not None:
         tree = read_toml(path)
-        _convert(tree, str(path), _lines_of(path))
+        sources = {key: f"{path}:{line}" for key, line in _lines_of(path).items()}
+        _convert(tree, str(path), sources)
     types = setting_types()
     if environment is None:
         environment = os.environ
@@ -384,10 +390,13 @@ def load_settings(
         name = "DOMAEKA_" + key.replace(".", "_").upper()
         if name in environment:
             _put(tree, types, key, environment[name], name)
+            sources[key] = name
     for key, text in overrides:
         _put(tree, types, key, text, "--set")
-    settings = _convert(tree, "settings", {})
-    _check(settings)
+        sources[key] = "--set"
+    settings = _convert(tree, "settings", sources)
+    for key, why in _objections(settings):
+        raise ConfigError(f"{sources.get(key, path or 'settings')}: {key}: {why}")
     return settings
 
 
@@ -395,16 +404,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     Read a TOML file.
 
-    @raise ConfigError: one line that says what is wrong with it.
+    @raise ConfigError: one line that says what is wrong with it, and where.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        end = f"at line {len(text.splitlines())}"
+        why = str(error).replace("at end of document", end)
+        raise ConfigError(f"{path}: {why}") from None
+    except (ValueError, RecursionError):  # from int() and from the parser's own depth
+        raise ConfigError(f"{path}: a number too long, or nested too deep") from None
 
 
 def _lines_of(path: Path) -> dict[str, int]:
@@ -426,29 +440,36 @@ def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, so
         raise ConfigError(f"{source}: there is no setting {key!r:.100}")
     section, name = key.split(".")
     value: Any = text
-    if not _is_text(types[key]):
-        try:
-            value = msgspec.json.decode(text.encode())
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
-            raise ConfigError(f"{source}: {key}: {text!r:.100} is not JSON") from None
     try:
+        raw = text.encode()
+        if not _is_text(types[key]):
+            value = msgspec.json.decode(raw)
         msgspec.convert(value, types[key])
+    except UnicodeEncodeError:  # what the command line and the environment hold is bytes
+        raise ConfigError(f"{source}: {key}: not UTF-8") from None
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {key}: {_plain(error)}") from None
+        raise ConfigError(f"{source}: {key}: {_reason(str(error), types[key])}") from None
+    except (msgspec.DecodeError, RecursionError):
+        raise ConfigError(f"{source}: {key}: {text!r:.100} is not JSON") from None
     tree.setdefault(section, {})[name] = value
 
 
 def _is_text(kind: Any) -> bool:
-    info = msgspec.inspect.type_info(kind)
-    while isinstance(info, msgspec.inspect.Metadata):
-        info = info.type
+    info = _info(kind)
     return isinstance(info, msgspec.inspect.StrType) or (
         isinstance(info, msgspec.inspect.LiteralType)
         and all(isinstance(value, str) for value in info.values)
     )
 
 
-def _convert(tree: dict[str, Any], source: str, lines: Mapping[str, int]) -> Settings:
+def _info(kind: Any) -> msgspec.inspect.Type:
+    info = msgspec.inspect.type_info(kind)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return info
+
+
+def _convert(tree: dict[str, Any], source: str, sources: Mapping[str, str]) -> Settings:
     try:
         return msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
@@ -456,16 +477,24 @@ def _convert(tree: dict[str, Any], source: str, lines: Mapping[str, int]) -> Set
         place = ""
         if match := re.search(r" - at `\$\.([\w.]+)", text):
             place = match[1]
-            text = text[: match.start()]
-        if match := re.search(r"unknown field `(.*)`", text):
+        if match := re.search(r"unknown field `(.*?)`(?: - at|$)", text, re.DOTALL):
             place = f"{place}.{match[1]}" if place else match[1]
             text = "there is no such setting"
-        where = f"{source}:{lines[place]}" if place in lines else source
-        raise ConfigError(f"{where}: {place}: {text}" if place else f"{where}: {text}") from None
+        text = _reason(text, setting_types().get(place))
+        where = sources.get(place, source)
+        # A key in quotes may hold anything.
+        name = place if place.isprintable() else repr(place)
+        raise ConfigError(
+            f"{where}: {name:.100}: {text}" if place else f"{where}: {text}"
+        ) from None
 
 
-def _plain(error: msgspec.ValidationError) -> str:
-    return str(error).split(" - at ")[0]
+def _reason(text: str, kind: Any) -> str:
+    """What msgspec says of a value of type C{kind}, without the place."""
+    info = _info(kind)
+    if text.startswith("Invalid enum value") and isinstance(info, msgspec.inspect.LiteralType):
+        return f"must be one of {', '.join(map(str, info.values))}"
+    return text.split(" - at ")[0]
 
 
 def parse_networks(key: str, texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -478,29 +507,41 @@ def parse_networks(key: str, texts: Sequence[str]) -> tuple[IPv4Network | IPv6Ne
     for text in texts:
         try:
             networks.append(ip_network(text))
-        except ValueError as error:
-            raise ConfigError(f"{key}: {error}") from None
+        except ValueError:
+            raise ConfigError(f"{key}: {_not_a_network(text)}") from None
     return tuple(networks)
 
 
-def _check(settings: Settings) -> None:
-    """Refuse settings that contradict each other or could not work."""
-    ping = settings.ping
-    if ping.initial_delay_min > ping.initial_delay_max:
-        raise ConfigError("ping.initial_delay_min: must not be above ping.initial_delay_max")
-    parse_networks("limits.allow", settings.limits.allow)
-    parse_networks("limits.deny", settings.limits.deny)
+def _not_a_network(text: str) -> str:
+    return f"{text!r:.100} is no network in CIDR form, such as 192.0.2.0/24"
+
+
+def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Keys, and why: what is contradictory, or could not work."""
+    if settings.ping.initial_delay_min > settings.ping.initial_delay_max:
+        yield "ping.initial_delay_min", "must not be above ping.initial_delay_max"
+    if settings.queue.max_bytes > settings.queue.total_bytes:
+        yield "queue.max_bytes", "must not be above queue.total_bytes"
+    for key, networks in (
+        ("limits.allow", settings.limits.allow),
+        ("limits.deny", settings.limits.deny),
+    ):
+        for network in networks:
+            try:
+                ip_network(network)
+            except ValueError:
+                yield key, _not_a_network(network)
     for operator in settings.bots.operators:
         channel, _, user = operator.partition("/")
         if not channel or not user:
-            raise ConfigError(f"bots.operators: {operator!r:.100} is not CHANNEL_ID/USER_HASH")
+            yield "bots.operators", f"{operator!r:.100} is not CHANNEL_ID/USER_HASH"
     for bot in settings.bots.load:
         module, _, attribute = bot.partition(":")
         if not module or not attribute:
-            raise ConfigError(f"bots.load: {bot!r:.100} is not MODULE:ATTRIBUTE")
-    if settings.queue.max_bytes > settings.queue.total_bytes:
-        raise ConfigError("queue.max_bytes: must not be above queue.total_bytes")
-    for key in ("secret_key", "previous_secret_key"):
-        value = getattr(settings.auth, key)
+            yield "bots.load", f"{bot!r:.100} is not MODULE:ATTRIBUTE"
+    for key, value in (
+        ("auth.secret_key", settings.auth.secret_key),
+        ("auth.previous_secret_key", settings.auth.previous_secret_key),
+    ):
         if value and len(value.encode()) < MIN_SECRET_KEY_BYTES:
-            raise ConfigError(f"auth.{key}: must have {MIN_SECRET_KEY_BYTES} bytes or more")
+            yield key, f"must have {MIN_SECRET_KEY_BYTES} bytes or more"
