@@ -2,7 +2,8 @@
 A decent stop: phones are told, what was accepted is answered, connections end in order.
 """
 
-from twisted.internet.defer import Deferred
+import msgspec
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -16,6 +17,25 @@ from domaeka.messages import encode_shutdown
 DRAIN_STEP_SECONDS = 0.05
 #: Connections closed in one step: 200 a second, so that the phones do not all come back at once.
 CLOSED_A_STEP = 10
+#: How often the log says how far a drain has come, in seconds.
+REPORT_SECONDS = 5.0
+
+
+class DrainReport(msgspec.Struct):
+    """
+    How a drain goes.
+
+    @ivar told: phones that were told to come back later.
+    @ivar connections: how many there are still.
+    @ivar pending: messages that are not answered yet.
+    @ivar seconds_left: until all are cut off.
+    """
+
+    running: bool = False
+    told: int = 0
+    connections: int = 0
+    pending: int = 0
+    seconds_left: float = 0.0
 
 
 class Drain:
@@ -31,21 +51,39 @@ class Drain:
         """@param reactor: what its steps are scheduled with."""
         self._registry = registry
         self._reactor = reactor
-        self._steps = LoopingCall(self._step)
-        self._steps.clock = reactor
-        self._done: Deferred[None] | None = None
+        self._steps: LoopingCall | None = None
+        self._waiting: list[Deferred[bool]] = []
+        self._told = 0
         self._cut_at = 0.0
         self._close_at = 0.0
+        self._report_at = 0.0
 
-    def begin(self, reason: str) -> "Deferred[None]":
+    @property
+    def running(self) -> bool:
+        """Whether it has begun, and has neither ended nor been called off."""
+        return self._steps is not None
+
+    @property
+    def report(self) -> DrainReport:
+        """How it goes."""
+        registry = self._registry
+        left = max(0.0, self._cut_at - registry.parts.seconds()) if self.running else 0.0
+        return DrainReport(
+            self.running,
+            self._told,
+            registry.connections,
+            sum(device.pending for device in registry.devices()),
+            round(left, 1),
+        )
+
+    def begin(self, reason: str) -> "Deferred[bool]":
         """
-        Tell every phone, and close each once it owes nothing.  The listeners are shut already.
+        Tell every phone, and close each once it owes nothing.  The ports are shut already.
 
         @param reason: what phones are told, a word.
-        @return: fires when no connection is left: C{shutdown.drain_timeout} from now at the
-            latest.
+        @return: as of L{finished}.
         """
-        if self._done is not None:
+        if self.running:
             raise RuntimeError("a drain runs already")
         registry = self._registry
         settings = registry.parts.settings
@@ -54,56 +92,95 @@ class Drain:
         # Lingering is part of the time.
         self._close_at = now + timeout - min(settings.socket.linger_seconds, timeout / 2)
         self._cut_at = now + timeout
+        self._report_at = now + REPORT_SECONDS
         registry.draining = True
         after = settings.shutdown.reconnect_after
-        told = 0
+        self._told = 0
         for session in registry:
-            if session.key is not None:
+            if session.key is not None and not session.closing:
                 wait = after + registry.parts.random.random() * after
                 session.send("serverShutdown", encode_shutdown(reason, wait))
                 if session.device is not None:
                     session.device.outbox.stay_away(now + wait)
-                told += 1
+                self._told += 1
         self.log.info(
             "draining: {count} connections, {told} phones told, {timeout} s at most",
             count=len(registry),
-            told=told,
+            told=self._told,
             timeout=timeout,
         )
-        self._done = Deferred()
+        self._steps = LoopingCall(self._step)
+        self._steps.clock = self._reactor
+        finished = self.finished()
         self._steps.start(DRAIN_STEP_SECONDS).addErrback(self._failed)
-        return self._done
+        return finished
+
+    def finished(self) -> "Deferred[bool]":
+        """
+        @return: fires with L{True} when no connection is left, C{shutdown.drain_timeout} after
+            the beginning at the latest; with L{False} when it is called off.
+        """
+        if not self.running:
+            return succeed(True)
+        waiting: Deferred[bool] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
+
+    def call_off(self) -> bool:
+        """
+        Serve on.  Phones that are closed already come back by themselves.
+
+        @return: whether one ran.
+        """
+        if not self.running:
+            return False
+        self._registry.draining = False
+        self.log.info("the drain is called off: {count} connections", count=len(self._registry))
+        self._finish(False)
+        return True
 
     def cut_short(self) -> None:
         """End every connection now, in order."""
         self._close_at = self._cut_at = self._registry.parts.seconds()
 
     def _step(self) -> None:
-        now = self._registry.parts.seconds()
+        registry = self._registry
+        now = registry.parts.seconds()
         if now >= self._cut_at:
-            for session in self._registry:
+            for session in registry:
                 session.cut()
         elif now >= self._close_at:
-            for session in self._registry:
+            for session in registry:
                 session.close(CloseReason.SHUTDOWN)
         else:
             closed = 0
-            for session in self._registry:
+            for session in registry:
                 if closed < CLOSED_A_STEP and not session.closing and session.owes_nothing:
                     session.close(CloseReason.SHUTDOWN)
                     closed += 1
-        if not self._registry.connections:
-            self._steps.stop()
-            self._finish()
+        if not registry.connections:
+            self.log.info("drained")
+            self._finish(True)
+        elif now >= self._report_at:
+            self._report_at = now + REPORT_SECONDS
+            report = self.report
+            self.log.info(
+                "draining: {count} connections, {pending} messages to answer, {left} s left",
+                count=report.connections,
+                pending=report.pending,
+                left=report.seconds_left,
+            )
 
     def _failed(self, failure: Failure) -> None:
-        self.log.failure("the drain has failed: connections are cut", failure=failure)
+        self.log.failure("the drain has failed: connections are cut", failure)
         for session in self._registry:
             session.cut()
-        self._finish()
+        self._finish(True)
 
-    def _finish(self) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self.log.info("drained")
-            done.callback(None)
+    def _finish(self, emptied: bool) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None and steps.running:
+            steps.stop()
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(emptied)

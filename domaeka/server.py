@@ -1,0 +1,441 @@
+"""
+The server: all its parts, in the order in which they start and stop.
+"""
+
+import atexit
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from random import SystemRandom
+from types import FrameType
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from domaeka import __version__
+from domaeka.bots.dispatch import BotDispatcher
+from domaeka.config import Settings
+from domaeka.errors import ConfigError
+from domaeka.gateway.drain import Drain, DrainReport
+from domaeka.gateway.migration import (
+    Migration,
+    MigrationPlan,
+    MigrationRefused,
+    MigrationReport,
+    Phase,
+)
+from domaeka.gateway.parts import Parts
+from domaeka.gateway.probe import ProbeFailed, probe
+from domaeka.gateway.protocol import GatewayFactory, open_listener, set_socket_options
+from domaeka.gateway.registry import Registry
+from domaeka.logs import LoggedService, LogObserver
+from domaeka.metrics import Metrics
+from domaeka.policies.auth import Signer
+from domaeka.policies.limits import AddressLimits, Ban
+from domaeka.state import Secrets
+from domaeka.store.bans import StoredBans
+from domaeka.store.chatlog import StoredChatLog
+from domaeka.store.database import Database
+from domaeka.store.devices import StoredDevices
+from domaeka.store.drivers import sqlite_address
+from domaeka.store.mailbox import StoredMailbox
+from domaeka.store.rooms import StoredRooms
+from domaeka.store.sessions import StoredSessions
+from domaeka.web.health import HealthPages, LagProbe
+from domaeka.web.server import make_site
+
+#: Name of the embedded database in the state directory.
+DATABASE_NAME = "domaeka.db"
+#: How long phones wait for the store to be opened, in seconds.
+STORE_PATIENCE_SECONDS = 5.0
+#: When Python looks for garbage in cycles, of which chat makes none.  Source:
+#: benchmarks/pipeline.py: the default thresholds cost 7 % of a message.
+GC_THRESHOLDS = (20_000, 20, 20)
+#: Name of the file in the state directory that says where phones are being moved.
+PLAN_NAME = "migration.json"
+#: Exit status of a start that cannot work.
+EXIT_CANNOT_START = 1
+
+
+class GatewayService(LoggedService):
+    """
+    The server: everything that starts and stops, in order.
+
+    @ivar warnings: what the operator is to be told at the start.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        secrets: Secrets,
+        directory: Path,
+        metrics: Metrics,
+        dispatcher: BotDispatcher,
+        observer: LogObserver,
+    ) -> None:
+        """
+        Open the ports, start nothing.
+
+        @param directory: the state directory.
+        @raise DomaekaError: something cannot work.
+        """
+        super().__init__(observer)
+        self.warnings: list[str] = []
+        self._reactor = reactor
+        self._settings = settings
+        self._dispatcher = dispatcher
+        url = settings.storage.url or sqlite_address(directory / DATABASE_NAME)
+        self._database = database = Database(
+            url,
+            reactor,
+            observe_write=lambda took: reactor.callFromThread(metrics.store_write.observe, took),
+        )
+        self._devices = StoredDevices(database, reactor, settings.devices.approval)
+        self._rooms = StoredRooms(database, reactor, settings.rooms.approval)
+        self._sessions = StoredSessions(database, reactor, settings.session.lifetime)
+        self._chat_log = StoredChatLog(
+            database, reactor, settings.storage.chat_log_days, settings.storage.chat_log
+        )
+        self._bans = StoredBans(database)
+        now = reactor.seconds
+        self.node = node = f"{socket.gethostname()}:{settings.server.port}"
+        self._signer = Signer(
+            secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
+        )
+        self._mailbox = StoredMailbox(database, node)
+        self._parts = Parts(
+            settings=settings,
+            signer=self._signer,
+            limits=AddressLimits(settings.limits, now),
+            sessions=self._sessions,
+            devices=self._devices,
+            rooms=self._rooms,
+            chat_log=self._chat_log if settings.storage.chat_log else None,
+            metrics=metrics,
+            seconds=now,
+            random=SystemRandom(),
+            server_version=__version__,
+            node=node,
+        )
+        self._parts.dispatcher = dispatcher
+        self._parts.store_ban = self._store_ban
+        self._registry = Registry(self._parts, reactor)
+        self._devices.add_listener(self._registry.approval_changed)
+        self._drain = Drain(self._registry, reactor)
+        self._migration: Migration | None = None
+        self._last_migration: MigrationReport | None = None
+        self._plan_path = directory / PLAN_NAME
+        self._stopping = False
+        self._ports: list[Any] = []
+        self._http_port: Any = None
+        self._pages = HealthPages(
+            metrics,
+            reactor,
+            {"store": database.health, "chat log": self._chat_log.health},
+            listening=lambda: bool(self._ports),
+            draining=lambda: self._registry.draining,
+        )
+        self._site = make_site(self._pages.routes(), reactor, metrics, secrets.admin_token)
+        self._probe = LagProbe(metrics, reactor)
+        self._watch(metrics)
+        self._phone_socket: socket.socket | None = _open(
+            "server.port", settings.server.interface, settings.server.port, settings
+        )
+        self._http_socket = _open(
+            "http.port", settings.http.interface, settings.http.port, settings
+        )
+
+    def _watch(self, metrics: Metrics) -> None:
+        """Have the gauges read where things are."""
+        budget = self._registry.budget
+        metrics.connections.watch(lambda: len(self._registry))
+        metrics.draining.watch(lambda: float(self._registry.draining))
+        metrics.sessions.watch(self._sessions.live)
+        metrics.outbox_bytes.watch(lambda: budget.used)
+        metrics.outbox_messages.watch(
+            lambda: sum(device.outbox.messages for device in self._registry.devices())
+        )
+        metrics.store_queue.watch(lambda: self._database.waiting + self._chat_log.waiting)
+
+    # IService
+
+    def startService(self) -> None:
+        """Start everything; the ports have been open since this was made."""
+        super().startService()  # type: ignore[no-untyped-call]
+        for warning in self.warnings:
+            self.log.warn("{warning}", warning=warning)
+        self._chat_log.start()
+        self._dispatcher.start()
+        self._registry.start()
+        self._probe.start()
+        self._http_port = _adopt(self._reactor, self._http_socket, self._site)
+        self.log.info("HTTP on {place}", place=_place(self._http_port))
+        self._database.start().addCallback(self._store_opened).addErrback(self._cannot_go_on)
+        # A database that is down must not keep phones out: those that are known are served.
+        self._patience = self._reactor.callLater(STORE_PATIENCE_SECONDS, self._listen)
+        self._reactor.callWhenRunning(self._take_signals)
+
+    def _store_opened(self, _: None) -> "Deferred[Any]":
+        """Take back what was kept, then let phones in."""
+        self._go_on_migrating()
+        loaded = self._all(
+            self._bans.load().addCallback(self._parts.limits.load),
+            self._mailbox.load().addCallback(self._registry.load_mail),
+        )
+        return loaded.addCallback(lambda _: self._listen())
+
+    def _listen(self) -> None:
+        """Let phones in."""
+        if self._ports or not self.running:
+            return
+        if self._patience.active():
+            self._patience.cancel()
+        factory = GatewayFactory(self._registry)
+        if self._phone_socket is None:  # it was shut, and is wanted again
+            server = self._settings.server
+            self._phone_socket = _open("server.port", server.interface, server.port, self._settings)
+        self._listening(_adopt(self._reactor, self._phone_socket, factory), "phones")
+        self._phone_socket = None
+        for text in self._settings.server.endpoints:
+            self._listen_at(text)
+        # What is there by now stays: no need to look through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    def _store_ban(self, ban: Ban) -> None:
+        self._bans.put([ban]).addErrback(
+            lambda failure: self.log.error(
+                "a ban is in force, but not stored: {error}", error=failure.getErrorMessage()
+            )
+        )
+
+    def _listening(self, port: Any, what: str) -> None:
+        self._ports.append(port)
+        self.log.info("listening for {what} on {place}", what=what, place=_place(port))
+
+    def _listen_at(self, text: str) -> None:
+        """Listen at one of C{server.endpoints}."""
+        try:
+            endpoint = serverFromString(  # type: ignore[no-untyped-call]
+                self._reactor, text
+            )
+        except (ValueError, TypeError, LookupError, OSError) as error:
+            self._cannot_go_on(f"server.endpoints: {text}: {error}")
+            return
+        factory = GatewayFactory(self._registry, proxied=text.startswith("haproxy:"))
+
+        def listening(port: Any) -> None:
+            listener = getattr(port, "socket", None)
+            if listener is not None:
+                set_socket_options(listener, self._settings.socket)
+            self._listening(port, text.partition(":")[0])
+
+        endpoint.listen(factory).addCallback(listening).addErrback(self._cannot_go_on)
+
+    def _cannot_go_on(self, reason: Failure | str) -> None:
+        """What is needed cannot be had: say why in one line, and end with that status."""
+        if not self.running:
+            return
+        error = reason if isinstance(reason, str) else reason.getErrorMessage()
+        self.log.critical("domaeka ends: {error}", error=error)
+        print(f"domaeka: {error}", file=sys.stderr)
+        # twistd ends with 0 once its reactor has stopped in order.
+        atexit.register(os._exit, EXIT_CANNOT_START)
+        if self._reactor.running:
+            self._reactor.stop()
+        else:
+            self._reactor.callWhenRunning(self._reactor.stop)
+
+    def _take_signals(self) -> None:
+        """Have a second SIGTERM or SIGINT cut the drain short."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stop = signal.getsignal(number)
+
+            def signalled(number: int, frame: FrameType | None, stop: Any = stop) -> None:
+                if self._stopping:
+                    self._reactor.callFromThread(self._drain.cut_short)
+                else:
+                    stop(number, frame)
+
+            if callable(stop):
+                signal.signal(number, signalled)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Drain, write what is to be kept, end."""
+        self._stopping = True
+        if self._patience.active():
+            self._patience.cancel()
+        self._leave_migration()
+        if not self._drain.running:
+            self._begin_drain("shutdown")
+        yield self._drain.finished()
+        yield self._dispatcher.close()
+        self._registry.stop()
+        yield self._all(
+            self._mailbox.save(self._registry.mail()),
+            self._sessions.stop(),
+            self._devices.stop(),
+            self._rooms.stop(),
+            self._chat_log.stop(),
+        )
+        yield self._database.stop()
+        self._probe.stop()
+        self._site.close()
+        if self._http_port is not None:
+            yield self._http_port.stopListening()
+        yield super().stopService()  # type: ignore[no-untyped-call]
+
+    # What an operator does
+
+    def drain(self, reason: str) -> None:
+        """
+        Empty the server, then end the process.
+
+        @param reason: what phones are told, a word.
+        """
+        if self._drain.running:
+            return
+        self._leave_migration()
+        self._begin_drain(reason)
+
+        def ended(emptied: bool) -> None:
+            if emptied and not self._stopping:
+                self._reactor.stop()
+
+        self._drain.finished().addCallback(ended)
+
+    def call_off_drain(self) -> bool:
+        """
+        Go on as if nothing had been said.
+
+        @return: whether that was possible: not once the process is ending.
+        """
+        if self._stopping or not self._drain.call_off():
+            return False
+        self._listen()
+        return True
+
+    @property
+    def drain_report(self) -> DrainReport:
+        """How a drain goes."""
+        return self._drain.report
+
+    def migrate(self, plan: MigrationPlan) -> "Deferred[MigrationReport]":
+        """
+        Move every phone to another server.
+
+        @return: fires once it has begun; fails with L{MigrationRefused} where it cannot.
+        """
+        if self._drain.running or self._migration is not None:
+            return fail(MigrationRefused("a drain or a migration runs already"))
+        probed = probe(self._reactor, plan.host, plan.port, plan.tls, self.node)
+
+        def answered(_: None) -> MigrationReport:
+            if self._drain.running or self._migration is not None:
+                raise MigrationRefused("a drain or a migration runs already")
+            self._plan_path.write_bytes(msgspec.json.encode(plan))
+            return self._begin_migration(plan)
+
+        def refused(failure: Failure) -> Failure:
+            if isinstance(failure.value, ProbeFailed):
+                return Failure(MigrationRefused(str(failure.value)))  # type: ignore[no-untyped-call]
+            return failure
+
+        return probed.addCallback(answered).addErrback(refused)
+
+    def call_off_migration(self) -> bool:
+        """@return: whether one ran."""
+        if self._migration is None:
+            return False
+        self._migration.call_off()
+        return True
+
+    @property
+    def migration_report(self) -> MigrationReport | None:
+        """How a migration goes, or how the last one went."""
+        return self._last_migration if self._migration is None else self._migration.report
+
+    def _begin_drain(self, reason: str) -> None:
+        self._shut_port()
+        self._drain.begin(reason)
+
+    def _shut_port(self) -> None:
+        ports, self._ports = self._ports, []
+        for port in ports:
+            maybeDeferred(port.stopListening).addErrback(
+                lambda failure: self.log.failure("a port could not be shut", failure)
+            )
+
+    def _begin_migration(self, plan: MigrationPlan) -> MigrationReport:
+        migration = Migration(
+            plan, self._registry, self._signer, self._reactor, self._shut_port, self._moved
+        )
+        self._migration = migration
+        migration.start()
+        return migration.report
+
+    def _moved(self, report: MigrationReport) -> None:
+        """A migration has ended."""
+        self._migration, self._last_migration = None, report
+        if not self._stopping:
+            self._plan_path.unlink(missing_ok=True)
+            if report.phase is not Phase.DONE and not self._drain.running:
+                self._listen()
+
+    def _leave_migration(self) -> None:
+        """The process ends: a migration goes on once it is started again."""
+        if self._migration is not None:
+            self._migration.call_off()
+
+    def _go_on_migrating(self) -> None:
+        """Go on with a migration that was under way when the process ended."""
+        try:
+            plan = msgspec.json.decode(self._plan_path.read_bytes(), type=MigrationPlan)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            self.log.error("{path}: {error}", path=str(self._plan_path), error=error)
+            return
+        self.log.info("a migration was under way: it goes on")
+        self._begin_migration(plan)
+
+    def _all(self, *waiting: "Deferred[None]") -> "Deferred[Any]":
+        """Wait for all, and log what fails."""
+        return DeferredList(
+            [
+                one.addErrback(lambda failure: self.log.failure("while stopping", failure))
+                for one in waiting
+            ]
+        )
+
+
+def _open(key: str, interface: str, port: int, settings: Settings) -> socket.socket:
+    try:
+        return open_listener(interface, port, settings.socket)
+    except OSError as error:
+        place = f"{interface or '*'}:{port}"
+        raise ConfigError(f"{key}: cannot listen on {place}: {error.strerror or error}") from None
+
+
+def _adopt(reactor: Any, listener: socket.socket, factory: Any) -> Any:
+    port = reactor.adoptStreamPort(listener.fileno(), listener.family, factory)
+    listener.close()  # the reactor has one of its own
+    return port
+
+
+def _place(port: Any) -> str:
+    address = port.getHost()
+    host = getattr(address, "host", None)
+    return str(address) if host is None else f"{host}:{getattr(address, 'port', '')}"
