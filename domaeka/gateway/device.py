@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from domaeka.interfaces import ChatLine, DeviceKey, Priority
 from domaeka.messages import Chat, Reply
 from domaeka.policies.mailbox import ClientIds, MailboxState, dump_mail, load_mail
-from domaeka.policies.outbox import Outbox
+from domaeka.policies.outbox import FateListener, Outbox
 
 if TYPE_CHECKING:
     from domaeka.gateway.registry import Registry
@@ -77,8 +77,23 @@ class Device:
 
     def answer(self, reply: Reply) -> None:
         """Send something, in the phone's own dialect, now or when it is back."""
+        self.send(reply, Priority.HIGH, self._registry.parts.settings.queue.message_ttl)
+
+    def send(
+        self,
+        reply: Reply,
+        priority: Priority,
+        ttl: float,
+        on_fate: FateListener | None = None,
+    ) -> None:
+        """
+        The same for whatever else is to be sent.
+
+        @param ttl: how long it may wait, in seconds.
+        @param on_fate: told what becomes of it, perhaps before this returns.
+        """
         parts = self._registry.parts
-        self.outbox.put(reply, Priority.HIGH, parts.settings.queue.message_ttl)
+        self.outbox.put(reply, priority, ttl, on_fate)
         if parts.chat_log is not None and isinstance(reply.content, str):
             parts.chat_log.append(
                 ChatLine(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.gateway.device import Device
+from domaeka.gateway.history import ClosedConnection, History, how_it_went
 from domaeka.gateway.parts import Parts
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, RoomKey
 from domaeka.messages import Chat
@@ -41,8 +42,26 @@ CLOSING_SHARE = 0.5
 TAKEOVERS_SUSPECT = 5
 
 
+class Watcher(Protocol):
+    """Who is told of what happens.  Nothing of it may raise."""
+
+    def connected(self, session: Session) -> None:
+        """A connection has authenticated."""
+
+    def closed(self, closed: ClosedConnection) -> None:
+        """A connection that had shaken hands has ended."""
+
+    def banned(self, ban: Ban) -> None:
+        """A ban is in force."""
+
+
 class Registry:
-    """Who is connected."""
+    """
+    Who is connected.
+
+    @ivar watchers: told of what happens; may be changed at any time.
+    @ivar history: the connections that have ended.
+    """
 
     log = Logger()
 
@@ -56,6 +75,8 @@ class Registry:
         self.steady = SteadyTime(SWEEP_SECONDS, parts.seconds())
         self.draining = False
         self.migration: Migration | None = None
+        self.watchers: list[Watcher] = []
+        self.history = History()
         self._devices: dict[DeviceKey, Device] = {}
         self._sessions: dict[int, Session] = {}
         #: Those that have not authenticated, the oldest first.
@@ -103,6 +124,13 @@ class Registry:
     def devices(self) -> list[Device]:
         """All devices that are connected, or for which something waits."""
         return list(self._devices.values())
+
+    def reach(self, key: DeviceKey) -> Device:
+        """A device that is known to the server, so that something can wait for it."""
+        device = self._devices.get(key)
+        if device is None:
+            device = self._devices[key] = Device(key, self)
+        return device
 
     def next_number(self) -> int:
         """A number that no other connection has."""
@@ -181,6 +209,11 @@ class Registry:
         device = session.device
         if device is not None and device.session is session:
             device.disconnected()
+        if session.key is not None:
+            closed = how_it_went(session, session.key, self.parts.seconds())
+            self.history.add(closed)
+            for watcher in self.watchers:
+                watcher.closed(closed)
 
     def attach(self, session: Session, key: DeviceKey, facts: DeviceFacts) -> Device:
         """
@@ -189,9 +222,7 @@ class Registry:
         An older connection of the same device is told and closed.
         """
         self._strangers.pop(session.number, None)
-        device = self._devices.get(key)
-        if device is None:
-            device = self._devices[key] = Device(key, self)
+        device = self.reach(key)
         approval = self.parts.devices.enter(key, facts)
         device.approved = approval is Approval.APPROVED
         older = device.session
@@ -200,6 +231,8 @@ class Registry:
                 self._note_takeover(device)
             older.replaced()
         device.session = session
+        for watcher in self.watchers:
+            watcher.connected(session)
         return device
 
     def _note_takeover(self, device: Device) -> None:
@@ -232,6 +265,8 @@ class Registry:
         A ban is in force: end the connections that it is meant for.  One that the sweep made is
         for strangers only.
         """
+        for watcher in self.watchers:
+            watcher.banned(ban)
         network = ip_network(ban.network)
         for session in self:
             if session.authenticated and not ban.made_by:

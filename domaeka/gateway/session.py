@@ -124,6 +124,7 @@ class Session:
         "key",
         "made_at",
         "messages_received",
+        "monitored_at",
         "monitoring",
         "moves_at",
         "number",
@@ -149,6 +150,8 @@ class Session:
         self.capabilities: frozenset[str] = frozenset()
         self.device: Device | None = None
         self.monitoring: Monitoring | None = None
+        #: When that came.
+        self.monitored_at = 0.0
         #: When it was told to move to another server, if it was.
         self.moves_at: float | None = None
         self.reason: CloseReason | None = None
@@ -532,6 +535,7 @@ class Session:
             self.authenticate(Pong)
         if pong.monitoring is not None:
             self.monitoring = pong.monitoring
+            self.monitored_at = self._registry.exact_now
         self._parts.limits.verified(self.address)
         assert self._pinger is not None
         self._pinger.pong_received(pong, self._registry.steady.now)
