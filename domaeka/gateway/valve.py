@@ -21,8 +21,9 @@ ANSWERS_BYTES: Final = 262_144
 #: is no longer read from.
 PENDING_MESSAGES: Final = 1000
 PENDING_CHARS: Final = 1_048_576
-#: Which part of C{queue.max_messages} answers may take: no answer gives way to another.
-ANSWERS_SHARE: Final = 0.9
+#: How many of C{queue.max_messages} are left to what is on its way: no answer gives way to
+#: another.  Source: as many of the least frames as L{domaeka.gateway.sender} writes at once.
+BATCH_MESSAGES: Final = 64
 #: Least size of an answer, in bytes.  Source: L{domaeka.messages.Reply.size}.
 LEAST_ANSWER_BYTES: Final = 400
 
@@ -42,14 +43,15 @@ class Valve:
         self._device: Device | None = None
         self._bucket: TokenBucket | None = None
         self._overdrawn = False
-        self._most_owed = 0.0  # in bytes, each answer as small as can be
+        self._most_owed = 0  # in bytes, each answer as small as can be
         self.open = True
 
     def authenticated(self, device: Device) -> None:
         """Messages of C{device} are taken from now on."""
         self._device = device
         settings = self._parts.settings
-        self._most_owed = settings.queue.max_messages * ANSWERS_SHARE * LEAST_ANSWER_BYTES
+        most = max(1, settings.queue.max_messages - BATCH_MESSAGES)
+        self._most_owed = most * LEAST_ANSWER_BYTES
         limits = settings.limits
         if limits.messages_per_second:
             self._bucket = TokenBucket(

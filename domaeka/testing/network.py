@@ -262,8 +262,9 @@ class VirtualTransport:
             peer._reset = ConnectionLost()
         peer._peer_ended = True
         peer._schedule()
-        self._out.clear()
+        # What was not taken is still to be seen, as in Twisted.
         self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
+        self._out.clear()
 
 
 @implementer(IStreamClientEndpoint)
