@@ -466,10 +466,16 @@ class Session:
 
     def introduced(self, key: DeviceKey, facts: DeviceFacts, target: State) -> None:
         """A handshake said who this is."""
+        self.state = target
+        self._known_as(key, facts)
+
+    def _known_as(self, key: DeviceKey, facts: DeviceFacts) -> None:
         self.key = key
         self.facts = facts
-        self.state = target
-        self._pinger = Pinger(self._registry.new_liveness(), self.sender, key.bot_name, self._parts)
+        if self._pinger is None:
+            self._pinger = Pinger(
+                self._registry.new_liveness(), self.sender, key.bot_name, self._parts
+            )
 
     def authenticate(self, proof: type) -> None:
         """A proof has held: the connection is its device's from now on."""
@@ -591,9 +597,11 @@ class Session:
         if self.key is None:
             auth = chat.auth
             assert auth is not None
-            self.key = DeviceKey(auth.bot_name, auth.device_id)
-            self.facts = DeviceFacts(
-                auth.version or "", auth.client_type or "MessengerBotR", address=self.address
+            self._known_as(
+                DeviceKey(auth.bot_name, auth.device_id),
+                DeviceFacts(
+                    auth.version or "", auth.client_type or "MessengerBotR", address=self.address
+                ),
             )
         self.authenticate(Chat)
         assert self.device is not None
