@@ -20,6 +20,7 @@ from domaeka.testing import (
     FakeOrigin,
     FakePhone,
     FakeRooms,
+    FakeSessions,
     VirtualServer,
     VirtualTransport,
     run_clock,
@@ -369,6 +370,16 @@ class FakesTests(SynchronousTestCase):
         self.assertFalse(rooms.enter(room, self.key, "방", True))
         self.successResultOf(rooms.set_approval(room, Approval.APPROVED))
         self.assertTrue(rooms.enter(room, self.key, "방", True))
+
+    def test_sessions(self) -> None:
+        """A token is good once, and for its own device only."""
+        sessions = FakeSessions()
+        first = self.successResultOf(sessions.issue(self.key))
+        other = DeviceKey("가게봇", "another")
+        self.assertIsNone(self.successResultOf(sessions.resume(first, other)).token)
+        second = self.successResultOf(sessions.resume(first, self.key)).token
+        self.assertIsNone(self.successResultOf(sessions.resume(first, self.key)).token)
+        self.assertEqual(sessions.live, {second: self.key})
 
     def test_dispatcher(self) -> None:
         """Messages are answered and done, at once or when released."""

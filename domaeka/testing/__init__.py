@@ -20,7 +20,9 @@ from domaeka.testing.fakes import (
     FakeDevices,
     FakeDispatcher,
     FakeOrigin,
+    FakeResumption,
     FakeRooms,
+    FakeSessions,
 )
 from domaeka.testing.network import VirtualServer, VirtualTransport, run_clock
 from domaeka.testing.phone import STANDARD_IDENTITY, Comeback, FakePhone
@@ -46,7 +48,9 @@ __all__ = [
     "FakeDispatcher",
     "FakeOrigin",
     "FakePhone",
+    "FakeResumption",
     "FakeRooms",
+    "FakeSessions",
     "JavaLines",
     "PhoneRecord",
     "Picture",

@@ -1,7 +1,7 @@
 """Stand-ins for the parts of the server: one for each interface of L{domaeka.interfaces}."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
 
@@ -85,6 +85,44 @@ class FakeRooms:
         """An operator's decision, in force at once."""
         self.known[key] = approval
         return succeed(None)
+
+
+class FakeResumption(NamedTuple):
+    """What a session token was worth: the fresh one, or L{None}."""
+
+    token: str | None
+
+
+class FakeSessions:
+    """
+    Session tokens in a dict, good for ever and for one use each.
+
+    @ivar live: whose each token is.
+    @ivar ended: the devices and tokens whose connections have ended, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.live: dict[str, DeviceKey] = {}
+        self.ended: list[tuple[DeviceKey, str]] = []
+        self._made = 0
+
+    def issue(self, key: DeviceKey) -> "Deferred[str]":
+        """A device proved itself: a token at once."""
+        self._made += 1
+        token = f"token-{self._made}"
+        self.live[token] = key
+        return succeed(token)
+
+    def resume(self, token: object, key: DeviceKey) -> "Deferred[FakeResumption]":
+        """A device showed a token: a fresh one at once, if it was its own."""
+        if not isinstance(token, str) or self.live.get(token) != key:
+            return succeed(FakeResumption(None))
+        del self.live[token]
+        return self.issue(key).addCallback(FakeResumption)
+
+    def connection_ended(self, key: DeviceKey, token: str) -> None:
+        """The connection to which a token was given has ended."""
+        self.ended.append((key, token))
 
 
 class FakeChatLog:
