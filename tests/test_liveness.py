@@ -173,19 +173,19 @@ class LivenessTests(SynchronousTestCase):
         self.assertEqual(self.pings, [30.0, 60.0, 90.0, 100.0, 110.0])
 
     def test_gives_up_sooner(self) -> None:
-        """Adaptive: a line known to answer quickly is given up after 40 s, a new one after 90."""
+        """Adaptive: a line known to answer quickly is given up after 33 s, a new one after 90."""
         self.connect(ADAPTIVE)
         self.sweep(59)
         self.assertEqual(self.stale_after(), 91.0)
         self.connect(ADAPTIVE)
-        self.sweep(299)
-        self.assertEqual(self.stale_after(), 41.0)
+        self.sweep(1499)
+        self.assertEqual(self.stale_after(), 34.0)
 
     def test_patience(self) -> None:
-        """Adaptive: never before three times the longest that an answer took, never after 90 s."""
-        for took, timeout in ((10.0, 40.0), (20.0, 60.0), (35.0, 90.0)):
+        """Adaptive: never before three times the longest that an answer took, nor after 90 s."""
+        for took, timeout in ((8.0, 33.0), (20.0, 70.0), (35.0, 90.0)):
             self.connect(ADAPTIVE)
-            self.sweep(299)
+            self.sweep(1499)
             self.liveness.ping_left(self.now)
             self.liveness.pong(self.now + took, took)
             self.assertEqual(self.liveness.timeout, timeout)
@@ -201,11 +201,26 @@ class LivenessTests(SynchronousTestCase):
 
     def test_device_is_remembered(self) -> None:
         """What the connection before has shown of a phone's slowness counts at once."""
-        self.liveness = Liveness(ADAPTIVE, 0.0, Random(1), slowest=25.0)
-        for now in range(8):
+        self.connect(ADAPTIVE)
+        self.sweep(45, answered=False)
+        self.assertEqual(self.liveness.slowest_until(self.now), 15.0)
+        self.liveness = Liveness(ADAPTIVE, 0.0, Random(1), slowest=15.0)
+        for now in range(40):
             self.liveness.ping_left(float(now))
             self.liveness.pong(float(now), 0.1)
-        self.assertTrue(70.0 < self.liveness.timeout <= 75.0)
+        self.assertEqual(self.liveness.timeout, 52.5)
+
+    def test_what_is_long_past_is_forgotten(self) -> None:
+        """Adaptive: what a phone's answers have taken counts for an hour, or two."""
+        self.connect(ADAPTIVE)
+        self.sweep(1499)
+        self.liveness.ping_left(self.now)
+        self.now += 20.0
+        self.liveness.pong(self.now, 20.0)
+        self.sweep(3600)
+        self.assertEqual(self.liveness.timeout, 70.0)
+        self.sweep(3600)
+        self.assertEqual(self.liveness.timeout, 33.0)
 
     def test_settings_bound(self) -> None:
         """An interval below C{ping.interval_min} stands; so does a short C{ping.timeout}."""

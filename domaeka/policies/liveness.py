@@ -15,13 +15,14 @@ from domaeka.policies.quality import Grade, Quality
 #: Source: docs/protocol.md, "Ping".
 MIN_TIMEOUT_SECONDS: Final = 15.0
 #: Nor before this many times the longest that it has taken to answer of late.
-PATIENCE: Final = 3.0
-#: Nor before this many pings could have been answered, one every C{ping.interval_min}.
-PATIENCE_PINGS: Final = 4
+PATIENCE: Final = 3.5
+#: Nor before this many times C{ping.interval_min}: four pings, and TCP's retransmission 29 s after
+#: the first, have had their chance.
+PATIENCE_INTERVALS: Final = 3.3
 #: Round trips after which they are believed: until then C{ping.timeout} stands.
-SETTLED_SAMPLES: Final = 5
-#: What is left, after each answer, of the longest that an answer has taken: half after 140.
-_FADING: Final = 0.995
+SETTLED_SAMPLES: Final = 40
+#: What "of late" is, at least, in seconds; twice as much at most.
+RECENT_SECONDS: Final = 3600.0
 #: By how many seconds a round trip and steady time may differ: two periods of the sweep.
 _CLOCK_SLACK_SECONDS: Final = 2.0
 #: Where between C{ping.interval_min} and C{ping.interval} a connection is pinged.
@@ -84,7 +85,6 @@ class Liveness:
     @ivar deaf_until: until then the phone reads nothing, by our order.
     @ivar interval: seconds between two pings, as things are.
     @ivar timeout: seconds until it is given up, as things are.
-    @ivar slowest: the longest that the phone has taken to answer of late, in seconds.
     """
 
     __slots__ = (
@@ -92,16 +92,18 @@ class Liveness:
         "_next_ping",
         "_paused_at",
         "_queued",
+        "_recent_until",
         "_settings",
         "_silent_from",
         "_silent_since",
+        "_slowest",
+        "_slowest_before",
         "_unanswered",
         "_void",
         "deaf_until",
         "interval",
         "last_heard",
         "quality",
-        "slowest",
         "timeout",
     )
 
@@ -110,7 +112,8 @@ class Liveness:
     ) -> None:
         """
         @param random: what the first ping is put off by, so that they do not all go at once.
-        @param slowest: L{slowest} of the device's connection before, where it is known.
+        @param slowest: L{slowest_until} its end of the device's connection before, if there was
+            one lately.
         """
         self._settings = settings
         self.quality = Quality()
@@ -118,7 +121,10 @@ class Liveness:
         self.deaf_until = now
         self.interval = settings.interval
         self.timeout = settings.timeout
-        self.slowest = slowest
+        # The longest answer of this stretch of time, and of the one before.
+        self._slowest = slowest
+        self._slowest_before = 0.0
+        self._recent_until = now + RECENT_SECONDS
         self._next_ping = now + random.uniform(
             settings.initial_delay_min, settings.initial_delay_max
         )
@@ -156,7 +162,7 @@ class Liveness:
         if self._unanswered and not self._void:
             self.quality.missed()
             if self.last_heard > self._silent_since:
-                self._answer_took(self.last_heard - self._silent_from)
+                self._answer_took(now, self.last_heard - self._silent_from)
             self._adapt()
         if self._queued:  # else it was sent out of turn
             self._queued = False
@@ -184,7 +190,7 @@ class Liveness:
         if self._void or abs(round_trip - (now - self._left_at)) > _CLOCK_SLACK_SECONDS:
             return False
         self.quality.answered(round_trip)
-        self._answer_took(max(round_trip, now - silent_from))
+        self._answer_took(now, max(round_trip, now - silent_from))
         self._adapt()
         return True
 
@@ -216,9 +222,10 @@ class Liveness:
 
     def slowest_until(self, now: float) -> float:
         """The longest that the phone has taken to answer of late, the silence now included."""
+        slowest = max(self._slowest, self._slowest_before)
         if self.last_heard > self._silent_since:
-            return self.slowest
-        return max(self.slowest, now - self._silent_from)
+            return slowest
+        return max(slowest, now - self._silent_from)
 
     @property
     def _hurry(self) -> float:
@@ -231,8 +238,11 @@ class Liveness:
     def _shortest_interval(self) -> float:
         return min(self._settings.interval_min, self._settings.interval)
 
-    def _answer_took(self, seconds: float) -> None:
-        self.slowest = max(seconds, self.slowest * _FADING)
+    def _answer_took(self, now: float, seconds: float) -> None:
+        if now >= self._recent_until:
+            self._slowest_before, self._slowest = self._slowest, 0.0
+            self._recent_until = now + RECENT_SECONDS
+        self._slowest = max(seconds, self._slowest)
 
     def _adapt(self) -> None:
         """Work out the interval and the time-out anew."""
@@ -246,7 +256,7 @@ class Liveness:
         if quality.samples >= SETTLED_SAMPLES:
             patience = max(
                 MIN_TIMEOUT_SECONDS,
-                PATIENCE * max(quality.worst, self.slowest),
-                PATIENCE_PINGS * shortest,
+                PATIENCE * max(quality.worst, self._slowest, self._slowest_before),
+                PATIENCE_INTERVALS * shortest,
             )
             self.timeout = min(settings.timeout, patience)
