@@ -498,7 +498,8 @@ class Session:
         elif "gzip" in self.capabilities:
             self.sender.pack = self._parts.pack
         if self.authenticated:
-            self._open_outbox()
+            if self.sender.outbox is None:  # else it is in use: known by a message before
+                self._open_outbox()
         else:
             self._deadline = (
                 self._registry.exact_now + self._parts.settings.server.authentication_timeout
