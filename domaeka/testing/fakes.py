@@ -12,6 +12,7 @@ from domaeka.interfaces import (
     DeviceFacts,
     DeviceKey,
     Origin,
+    Resumption,
     RoomKey,
 )
 from domaeka.messages import Chat, Media, Reply
@@ -113,12 +114,13 @@ class FakeSessions:
         self.live[token] = key
         return succeed(token)
 
-    def resume(self, token: object, key: DeviceKey) -> "Deferred[FakeResumption]":
+    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
         """A device showed a token: a fresh one at once, if it was its own."""
         if not isinstance(token, str) or self.live.get(token) != key:
             return succeed(FakeResumption(None))
         del self.live[token]
-        return self.issue(key).addCallback(FakeResumption)
+        resumed: Deferred[Resumption] = self.issue(key).addCallback(FakeResumption)
+        return resumed
 
     def connection_ended(self, key: DeviceKey, token: str) -> None:
         """The connection to which a token was given has ended."""
