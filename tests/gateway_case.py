@@ -109,6 +109,7 @@ class Peer(Protocol):
     @ivar frames: what it was told, oldest first.
     @ivar finished: whether the gateway has finished sending.
     @ivar lost: whether the connection is gone.
+    @ivar refused: whether it was not let in.
     @ivar polite: whether it closes when the gateway does, as phones do.
     """
 
@@ -118,6 +119,7 @@ class Peer(Protocol):
         self.frames: list[ServerFrame] = []
         self.finished = False
         self.lost = False
+        self.refused = False
         self.polite = True
         self.dialect = dialect
         self.clock_offset = 0.0
@@ -150,6 +152,10 @@ class Peer(Protocol):
 
     def writeConnectionLost(self) -> None:
         """Its own FIN has left."""
+
+    def refuse(self) -> None:
+        """It was not let in."""
+        self.refused = self.lost = True
 
     # What it says
 
@@ -341,7 +347,7 @@ class GatewayCase(SynchronousTestCase):
         identity = Identity(bot_name=key.bot_name, device_id=key.device_id, version=version)
         peer = Peer(self.clock, identity, dialect, secret)
         self.run_for(0.01)  # no two connections sign in the same millisecond
-        self.server.connect(_PeerFactory(peer)).addErrback(self.fail)
+        self.server.connect(_PeerFactory(peer)).addErrback(lambda _: peer.refuse())
         self.run_for(0.0)
         return peer
 

@@ -1,0 +1,250 @@
+"""Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
+
+from domaeka.gateway.registry import TAKEOVERS_SUSPECT
+from domaeka.interfaces import DeviceKey
+from tests.gateway_case import GatewayCase
+
+STRANGERS_HOST = "198.51.100.7"
+
+
+def key(number: int) -> DeviceKey:
+    """One device of many."""
+    return DeviceKey("봇", f"{number:016x}")
+
+
+class TakeOverTests(GatewayCase):
+    """Two connections of one device."""
+
+    def test_newer_wins(self) -> None:
+        """The older one is told and closed; what is said goes to the newer one."""
+        older, newer = self.ready(), self.ready()
+        self.assertEqual((older.errors, older.lost, newer.finished), (["TAKEN_OVER"], True, False))
+        self.assertEqual(self.reasons, {"taken over": 1})
+        newer.chat("말")
+        self.assertEqual(newer.texts, ["말"])
+
+    def test_stranger_throws_nobody_out(self) -> None:
+        """Who only knows a phone's names replaces nobody."""
+        phone = self.ready()
+        stranger = self.greeted()
+        stranger.write(stranger.unsigned.pong("?"))
+        self.run_for(40.0)
+        self.assertFalse(phone.finished)
+        self.assertEqual(self.reasons, {"authentication timeout": 1})
+
+    def test_old_one_ends_late(self) -> None:
+        """The end of the old connection, whenever it comes, does not touch the new one."""
+        for wait in (0.0, 3.0, 8.0):
+            older = self.ready()
+            older.polite = False
+            newer = self.ready()
+            self.run_for(wait)
+            older.drop()
+            self.run_for(0.1)
+            newer.chat("말")
+            self.assertEqual(newer.texts, ["말"])
+            self.assertIs(self.device().session, self.session())
+            newer.drop()
+
+    def test_reload(self) -> None:
+        """A phone whose script is reloaded overlaps for some seconds, and stays served."""
+        for script in ("3.2.1", "3.3.3"):
+            phone = self.phone(script=script)
+            self.run_for(10.0)
+            phone.reload()
+            self.run_for(10.0)
+            phone.say("말")
+            self.run_for(0.1)
+            self.assertEqual((phone.texts(), len(phone.record.connects)), (["말"], 2))
+            phone.stop()
+            self.run_for(1.0)
+
+    def test_what_waits_moves_on(self) -> None:
+        """What the older connection had not sent goes out on the newer one, once."""
+        older = self.ready()
+        older.stop_reading()
+        texts = [f"{number} {'x' * 10_000}" for number in range(8)]
+        older.chat(*texts)
+        newer = self.greeted()
+        newer.pong()
+        older.read_on()
+        self.run_for(0.1)
+        received = older.texts + newer.texts
+        self.assertEqual(received, texts[-len(received) :])
+        self.assertTrue(older.lost)
+
+    def test_pending_answers(self) -> None:
+        """Answers to what the older connection said come on the newer one."""
+        self.bots.hold = True
+        older = self.ready()
+        older.chat("하나")
+        newer = self.ready()
+        self.bots.release()
+        self.run_for(0.0)
+        self.assertEqual((older.texts, newer.texts), ([], ["하나"]))
+
+    def test_two_phones_of_one_name(self) -> None:
+        """Phones that throw each other out are noticed, for as long as they do."""
+        first = self.phone()
+        self.run_for(0.5)
+        phones = first, self.phone()
+        self.run_for(4.0 * TAKEOVERS_SUSPECT + 1.0)
+        duplicates = self.metrics.errors.labels("duplicate device")
+        self.assertEqual(duplicates.value, 1)
+        self.run_for(300.0)
+        self.assertGreater(duplicates.value, 3)
+        self.assertTrue(all(len(phone.record.connects) > 30 for phone in phones))
+
+    def test_one_reload_is_no_duplicate(self) -> None:
+        """A phone that comes back now and then is not suspected."""
+        for _ in range(20):
+            self.ready()
+            self.run_for(30.0)
+        self.assertEqual(self.counted(self.metrics.errors), {})
+
+
+class LimitTests(GatewayCase):
+    """C{server.max_connections}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.serve(("server.max_connections", "3"))
+
+    def test_oldest_stranger_gives_way(self) -> None:
+        """When full, the oldest that has not authenticated gives way to a new one."""
+        phone, first, second = self.ready(key(1)), self.connect(), self.greeted(key(2))
+        third = self.connect()
+        self.assertEqual((first.lost, second.finished, third.finished), (True, False, False))
+        self.ready(key(3))
+        self.assertEqual((phone.finished, second.lost, third.finished), (False, True, False))
+        self.assertEqual(self.reasons, {"gave way": 2})
+        self.assertEqual(len(self.registry), 3)
+
+    def test_full_of_phones(self) -> None:
+        """Only when all have authenticated is a new one told, and closed."""
+        phones = [self.ready(key(number)) for number in range(3)]
+        late = self.connect()
+        self.assertEqual((late.errors, late.lost), (["SERVER_FULL"], True))
+        self.assertEqual([phone.finished for phone in phones], [False] * 3)
+        self.assertEqual(self.reasons, {"server full": 1})
+        phones[0].drop()
+        self.assertFalse(self.connect().finished)
+
+    def test_counted(self) -> None:
+        """Attempts are counted by what became of them."""
+        for number in range(4):
+            self.ready(key(number))
+        self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 3, "refused": 1})
+        self.assertEqual(self.counted(self.metrics.refusals), {"server full": 1})
+
+    def test_those_that_close_slowly(self) -> None:
+        """Strangers that do not close do not pile up: beyond some they are cut off at once."""
+        for number in range(3):
+            self.ready(key(number))
+        for _ in range(40):
+            self.connect().polite = False
+            self.assertLess(self.registry.connections, 20)
+        self.run_for(7.0)
+        self.assertEqual(self.registry.connections, 3)
+        self.assertEqual(self.reasons, {"server full": 40})
+
+
+class AddressTests(GatewayCase):
+    """Limits by address."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.client_host = STRANGERS_HOST
+
+    def test_rate(self) -> None:
+        """The eleventh stranger of an address within a minute is not let in."""
+        refused = [self.connect().refused for _ in range(12)]
+        self.assertEqual(refused, [False] * 10 + [True] * 2)
+        self.assertEqual(self.counted(self.metrics.refusals), {"rate limited": 2})
+        self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 10, "refused": 2})
+
+    def test_phones_are_given_back(self) -> None:
+        """Phones that authenticate do not count, however many there are behind one router."""
+        for number in range(30):
+            self.ready(key(number))
+        self.assertEqual(len(self.registry), 30)
+
+    def test_full_is_given_back(self) -> None:
+        """Nor do those that we refused for want of room."""
+        self.serve(("server.max_connections", "1"))
+        self.ready(key(1))
+        self.server.client_host = STRANGERS_HOST
+        self.assertFalse(any(self.connect().refused for _ in range(30)))
+
+    def test_wrong_signatures(self) -> None:
+        """Wrong signatures get an address banned by the sweep: its strangers, not its phones."""
+        phone = self.ready(key(1))
+        self.run_for(61.0)
+        forger = self.connect(key(2), secret="another secret of enough bytes")
+        forger.handshake()
+        forger.chat(*"abcdef")
+        self.run_for(11.0)
+        self.assertTrue(self.connect().refused)
+        self.assertEqual((forger.errors[-1], forger.lost), ("BANNED", True))
+        self.assertFalse(phone.finished)
+        self.assertEqual(self.reasons, {"banned": 1})
+
+    def test_ban_of_an_operator(self) -> None:
+        """An operator's ban is for everybody in the network."""
+        phone = self.ready(key(1))
+        ban = self.parts.limits.ban("198.51.100.0/24", "trouble", made_by="operator")
+        assert ban is not None
+        self.registry.ban_made(ban)
+        self.run_for(0.0)
+        self.assertEqual((phone.errors, phone.lost), (["BANNED"], True))
+        self.assertEqual(self.reasons, {"banned": 1})
+
+
+class SweepTests(GatewayCase):
+    """The one sweep over everything."""
+
+    def test_devices_are_forgotten(self) -> None:
+        """A device that is gone, and to which nothing is owed, is forgotten."""
+        for number in range(50):
+            self.ready(key(number)).drop()
+        self.run_for(2.0)
+        self.assertEqual(self.registry.devices(), [])
+
+    def test_clients_are_remembered(self) -> None:
+        """One that acknowledges is known for as long as a session token."""
+        self.client("ack").drop()
+        self.run_for(3590.0)
+        self.assertEqual(len(self.registry.devices()), 1)
+        self.run_for(20.0)
+        self.assertEqual(self.registry.devices(), [])
+
+    def test_signatures_are_forgotten(self) -> None:
+        """What is no longer valid is not remembered."""
+        self.ready().chat(*"abcdef")
+        signatures = self.parts.verifier.signatures
+        self.assertGreater(len(signatures), 0)
+        self.session().cut()
+        self.run_for(400.0)
+        self.assertEqual(len(signatures), 0)
+
+    def test_outlives_mistakes(self) -> None:
+        """A mistake of ours costs one connection, not the sweep."""
+        peer, other = self.ready(key(1)), self.ready(key(2))
+        broken = next(iter(self.registry))
+        broken._finished_at = "never"  # type: ignore[assignment]
+        broken.due = 0.0
+        self.run_for(1.5)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+        self.assertEqual((peer.lost, other.finished), (True, False))
+        self.assertEqual(self.reasons, {"internal error": 1})
+
+    def test_stops(self) -> None:
+        """Stopped, and its connections gone, it leaves nothing to be called."""
+        peers = self.ready(key(1)), self.greeted(key(2)), self.connect()
+        for session in self.registry:
+            session.cut()
+        self.run_for(0.1)
+        self.registry.stop()
+        self.assertEqual([peer.lost for peer in peers], [True] * 3)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual((self.registry.connections, len(self.registry)), (0, 0))
