@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from domaeka.phonewire import Identity, PhoneWriter, Said
 from domaeka.policies.auth import Signer
@@ -37,16 +38,22 @@ def make_phone(port: int, number: int, key: str, salt: str) -> Phone:
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     identity = Identity(bot_name=f"봇{number}", device_id=f"{number:016x}")
-    signer = Signer([key], salt, 300.0, time.time)
-    writer = PhoneWriter(identity, signer.sign, time.time)
+    writer = make_writer(identity, key, salt)
     sock.sendall(writer.handshake())
     return Phone(sock, writer, iter(()))
 
 
-def chat_lines(phone: Phone, count: int) -> list[bytes]:
+def make_writer(identity: Identity, key: str, salt: str) -> PhoneWriter:
+    """What a phone says.  Each line has a time of its own, as those that people write have."""
+    signer = Signer([key], salt, 300.0, time.time)
+    milliseconds = count(int(time.time() * 1000))
+    return PhoneWriter(identity, signer.sign, lambda: next(milliseconds) / 1000)
+
+
+def chat_lines(writer: PhoneWriter, number: int) -> list[bytes]:
     """As many lines of chat, signed, all different."""
     return [
-        phone.writer.chat(
+        writer.chat(
             Said(
                 room=f"공동구매방 {index % 3}",
                 sender="김하늘",
@@ -57,25 +64,25 @@ def chat_lines(phone: Phone, count: int) -> list[bytes]:
                 user_hash="5017384920174",
             )
         )
-        for index in range(count)
+        for index in range(number)
     ]
 
 
-def exchange(phones: list[Phone], outstanding: int, count: int, limit: float = 120.0) -> float:
+def exchange(phones: list[Phone], outstanding: int, messages: int, limit: float = 120.0) -> float:
     """
-    Have each phone say C{count} lines, C{outstanding} at a time, and wait for every answer.
+    Have each phone say C{messages} lines, C{outstanding} at a time, and wait for every answer.
 
     @return: how long it took, in seconds.
     @raise TimeoutError: after C{limit} seconds.
     """
     selector = selectors.DefaultSelector()
     for phone in phones:
-        phone.lines = iter(chat_lines(phone, count))
+        phone.lines = iter(chat_lines(phone.writer, messages))
         phone.answers = 0
         selector.register(phone.sock, selectors.EVENT_READ, phone)
     started = time.perf_counter()
     for phone in phones:
-        phone.sock.sendall(b"".join(next(phone.lines) for _ in range(min(outstanding, count))))
+        phone.sock.sendall(b"".join(next(phone.lines) for _ in range(min(outstanding, messages))))
     waiting = len(phones)
     while waiting:
         events = selector.select(5.0)
@@ -93,7 +100,7 @@ def exchange(phones: list[Phone], outstanding: int, count: int, limit: float = 1
             elif b'"event":"ping"' in data or b'"event":"handshakeComplete"' in data:
                 answers = data.count(b'"messageResponse"')
             phone.answers += answers
-            if phone.answers >= count:
+            if phone.answers >= messages:
                 waiting -= 1
                 selector.unregister(phone.sock)
                 continue

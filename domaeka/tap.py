@@ -103,7 +103,7 @@ def _make_service(options: Options, reactor: Any) -> "GatewayService":
         CommandThreads(reactor),
         settings.bots,
         settings.breaker,
-        observe=lambda command, took: metrics.handler.labels(command).observe(took),
+        observe=lambda command: metrics.handler.register(command).observe,
         failed=lambda command: metrics.handler_failures.labels(command).inc(),
         busy=metrics.refused_messages.inc,
     )

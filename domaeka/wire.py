@@ -98,7 +98,7 @@ def split_frame(line: bytes) -> tuple[bytes, bytes]:
 
     @raise WireError: C{BAD_FRAME} where no object can be.
     """
-    head, brace, tail = line.rpartition(b"}")
-    if not head or head[0] != 123:  # "{"
+    end = line.rfind(b"}") + 1
+    if end < 2 or line[0] != 123:  # "{"
         raise WireError(ErrorCode.BAD_FRAME, "a frame must start with a JSON object")
-    return head + brace, tail
+    return line[:end], line[end:]

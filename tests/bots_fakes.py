@@ -119,7 +119,7 @@ class Served:
             self.threads,
             settings or BotsSettings(),
             breaker or BreakerSettings(),
-            observe=lambda command, took: self.observed.append((command, took)),
+            observe=lambda command: lambda took: self.observed.append((command, took)),
             failed=self.failures.append,
             busy=self._count_busy,
         )

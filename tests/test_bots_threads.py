@@ -121,7 +121,7 @@ class PlainCommandTests(SynchronousTestCase):
             threads,
             BotsSettings(),
             BreakerSettings(),
-            observe=lambda command, took: None,
+            observe=lambda command: lambda took: None,
             failed=lambda command: None,
             busy=lambda: None,
         )

@@ -8,6 +8,7 @@ from threading import get_ident
 from types import CoroutineType
 from typing import Any, Final, TypeVar, cast
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -49,6 +50,18 @@ _CANCELLED: Final = (CancelledError, asyncio.CancelledError)
 _log = Logger()
 
 
+class _Served(msgspec.Struct, frozen=True, eq=False):
+    """
+    A command, with what is looked at for each message.
+
+    @ivar observe: told how long it took, in seconds.
+    """
+
+    command: Command
+    breaker: Breaker
+    observe: Callable[[float], None]
+
+
 class _Run(Context, eq=False, kw_only=True):
     """
     A context, with what the dispatcher needs of it.
@@ -57,7 +70,7 @@ class _Run(Context, eq=False, kw_only=True):
     @ivar waits_for: set once it has a place in its lane.
     """
 
-    command: Command
+    served: _Served
     permit: int
     began: float
     deadline: float = 0.0
@@ -81,14 +94,14 @@ class BotDispatcher:
         settings: BotsSettings,
         breaker: BreakerSettings,
         *,
-        observe: Callable[[str, float], None],
+        observe: Callable[[str], Callable[[float], None]],
         failed: Callable[[str], None],
         busy: Callable[[], None],
     ) -> None:
         """
         @param bots: whose commands are served, beside those built in.
         @param threads: for plain commands; closed with this.
-        @param observe: given a command's name and how long it took, in seconds.
+        @param observe: given a command's name: what is told how long it took, in seconds.
         @param failed: given the name of a command that failed or took too long.
         @param busy: called for each message that found no room to wait in.
         @raise ConfigError: two commands have the same name.
@@ -116,7 +129,10 @@ class BotDispatcher:
             )
             for command in self._commands
         }
-        self._observe = observe
+        self._served = {
+            command: _Served(command, self._breakers[command.name], observe(command.name))
+            for command in self._commands
+        }
         self._count_failed = failed
         self._count_busy = busy
         self._lanes: Lanes[tuple[Command, int, Chat, Origin]] = Lanes(
@@ -171,7 +187,7 @@ class BotDispatcher:
         self._running.clear()
         for run in runs:
             run.over = True
-            self._breakers[run.command.name].dropped(run.permit)
+            run.served.breaker.dropped(run.permit)
             self._done(run._chat, run._origin)
             _cancel(run)
         self._check_idle()
@@ -228,13 +244,14 @@ class BotDispatcher:
             self._say(chat, origin, OPERATORS_TEXT)
             self._done(chat, origin)
             return False
+        served = self._served[command]
         try:
-            permit = self._breakers[command.name].begin()
+            permit = served.breaker.begin()
         except BreakerOpen as refusal:
             self._tell_open(refusal, chat, origin)
             self._done(chat, origin)
             return False
-        run = _Run(chat, origin, start, self, command=command, permit=permit, began=self._seconds())
+        run = _Run(chat, origin, start, self, served=served, permit=permit, began=self._seconds())
         try:
             if command.on_reactor:
                 outcome = command.function(run)
@@ -276,7 +293,7 @@ class BotDispatcher:
         """What a run waited for has come."""
         if run.over:
             if not isinstance(result, Failure):
-                _log.info("{command} came back after its time", command=run.command.name)
+                _log.info("{command} came back after its time", command=run.served.command.name)
             elif not isinstance(result.value, _CANCELLED):
                 _report("failed after its time", _error_of(result), **_ids(run))
             return
@@ -299,23 +316,25 @@ class BotDispatcher:
         self._start_next(run)
 
     def _succeeded(self, run: _Run, value: object) -> None:
-        name = run.command.name
+        served = run.served
         took = self._seconds() - run.began
         if took < 0.0:  # wall time may step back
             took = 0.0
-        self._breakers[name].succeeded(run.permit, took)
-        self._observe(name, took)
+        served.breaker.succeeded(run.permit, took)
+        served.observe(took)
+        chat = run._chat
+        origin = run._origin
         if isinstance(value, str):
             if value:
-                self._say(run._chat, run._origin, value)
+                self._say(chat, origin, value)
         elif value is not None:
-            self._warn_once(run.command, f"returned {type(value).__name__}, which is no text")
-        self._done(run._chat, run._origin)
+            self._warn_once(served.command, f"returned {type(value).__name__}, which is no text")
+        self._done(chat, origin)
 
     def _failed(self, run: _Run, error: BaseException) -> None:
         if isinstance(error, BreakerOpen):
             # The command is well: something that it needs is not.
-            self._breakers[run.command.name].dropped(run.permit)
+            run.served.breaker.dropped(run.permit)
             self._tell_open(error, run._chat, run._origin)
         else:
             _report("failed", error, **_ids(run))
@@ -324,10 +343,10 @@ class BotDispatcher:
         self._done(run._chat, run._origin)
 
     def _count_failure(self, run: _Run) -> None:
-        name = run.command.name
-        self._breakers[name].failed(run.permit)
-        self._observe(name, max(0.0, self._seconds() - run.began))
-        self._count_failed(name)
+        served = run.served
+        served.breaker.failed(run.permit)
+        served.observe(max(0.0, self._seconds() - run.began))
+        self._count_failed(served.command.name)
 
     # Lanes
 
@@ -418,7 +437,7 @@ def _sweep_ended(failure: Failure) -> None:
 def _ids(run: _Run) -> dict[str, str | None]:
     """What the log says of a run: never what was written."""
     return {
-        "command": run.command.name,
+        "command": run.served.command.name,
         "bot_name": run._origin.key.bot_name,
         "channel_id": run._chat.channel_id,
         "log_id": run._chat.log_id,

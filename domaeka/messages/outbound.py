@@ -232,20 +232,28 @@ def media_address(url: str) -> str:
     return quote(url, safe=_ADDRESS_SAFE)
 
 
-#: The second for which a time was last written, and its text: most come many to a second.
+#: The second, and the millisecond, for which a time was last written, and their texts: most come
+#: many to one.
 _last_second: tuple[int, str] = (0, "1970-01-01T00:00:00")
+_last_millisecond: tuple[int, str] = (0, "1970-01-01T00:00:00.000Z")
 
 
 def timestamp_text(seconds: float) -> str:
     """C{seconds} since 1970 as the wire writes times: ISO 8601, UTC, milliseconds."""
-    global _last_second
-    # Whole microseconds first: 0.001 s times 1000 may fall short of 1.
-    second, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    global _last_millisecond, _last_second
+    # Half a microsecond more: 0.001 s times 1000 may fall short of 1.
+    milliseconds = int(seconds * 1000 + 0.0005)
+    known, text = _last_millisecond
+    if milliseconds == known:
+        return text
+    second, rest = divmod(milliseconds, 1000)
     known, text = _last_second
     if second != known:
         text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
         _last_second = (second, text)
-    return f"{text}.{microseconds // 1000:03d}Z"
+    text = f"{text}.{rest:03d}Z"
+    _last_millisecond = (milliseconds, text)
+    return text
 
 
 def encode_handshake_complete(
