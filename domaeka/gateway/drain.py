@@ -112,6 +112,7 @@ class Drain:
         self._steps = LoopingCall(self._step)
         self._steps.clock = self._reactor
         finished = self.finished()
+        registry.tell_change("drain", "begun")
         self._steps.start(DRAIN_STEP_SECONDS).addErrback(self._failed)
         return finished
 
@@ -136,6 +137,7 @@ class Drain:
             return False
         self._registry.draining = False
         self.log.info("the drain is called off: {count} connections", count=len(self._registry))
+        self._registry.tell_change("drain", "called off")
         self._finish(False)
         return True
 
@@ -160,6 +162,7 @@ class Drain:
                     closed += 1
         if not registry.connections:
             self.log.info("drained")
+            registry.tell_change("drain", "done")
             self._finish(True)
         elif now >= self._report_at:
             self._report_at = now + REPORT_SECONDS

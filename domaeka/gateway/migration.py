@@ -138,6 +138,7 @@ class Migration:
         #: Clients told in a second, so that all that are here now are told within the spread.
         self._rate = max(1.0, capable / self._plan.spread)
         self._owed = 0.0
+        registry.tell_change("migration", self.report.phase)
         return self._steps.start(STEP_SECONDS).addCallbacks(self._finished, self._failed)
 
     def call_off(self) -> None:
@@ -166,6 +167,7 @@ class Migration:
             self._count_missing(now)
             if self.report.phase is Phase.MOVING and self._clients_are_gone():
                 self.report.phase = Phase.EMPTYING
+                self._registry.tell_change("migration", self.report.phase)
                 self._shut_port()
         elif self.report.phase is Phase.EMPTYING:
             self._close_some()
@@ -231,6 +233,7 @@ class Migration:
             registry.migration = None
         for session in registry:
             session.moves_at = None
+        registry.tell_change("migration", self.report.phase)
         self.log.info("migration {report}", report=msgspec.structs.asdict(self.report))
         self._ended(self.report)
 

@@ -54,6 +54,9 @@ class Watcher(Protocol):
     def banned(self, ban: Ban) -> None:
         """A ban is in force."""
 
+    def changed(self, what: str, state: str) -> None:
+        """A drain, or a migration, has come to a new state, in words."""
+
 
 class Registry:
     """
@@ -131,6 +134,11 @@ class Registry:
         if device is None:
             device = self._devices[key] = Device(key, self)
         return device
+
+    def tell_change(self, what: str, state: str) -> None:
+        """A drain, or a migration, has come to a new state."""
+        for watcher in self.watchers:
+            watcher.changed(what, state)
 
     def next_number(self) -> int:
         """A number that no other connection has."""
