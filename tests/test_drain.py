@@ -1,0 +1,168 @@
+"""Tests for L{domaeka.gateway.drain}: phones are told, answered, and closed in bounded time."""
+
+from domaeka.gateway.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS
+from domaeka.interfaces import DeviceKey
+from domaeka.phonewire import Closing
+from tests.gateway_case import GatewayCase, Peer
+
+
+def key(number: int) -> DeviceKey:
+    """One device of many."""
+    return DeviceKey("봇", f"{number:016x}")
+
+
+def told(peer: Peer) -> list[float]:
+    """When a phone was told to come back."""
+    return [frame.reconnect_after for frame in peer.frames if isinstance(frame, Closing)]
+
+
+class DrainTests(GatewayCase):
+    """Tests for L{Drain}."""
+
+    def begin(self) -> list[bool]:
+        """Begin to drain.  @return: what came of it, once it has ended."""
+        ended: list[bool] = []
+        self.drain.begin("shutdown").addCallback(ended.append)
+        self.run_for(0.0)
+        return ended
+
+    def test_nobody_there(self) -> None:
+        """Without phones it has ended at once."""
+        self.assertEqual(self.begin(), [True])
+
+    def test_each_is_told_its_own_time(self) -> None:
+        """Each phone is told to come back at a time of its own, from 60 to 120 s on."""
+        peers = [self.ready(key(number)) for number in range(20)]
+        self.begin()
+        times = [told(peer) for peer in peers]
+        self.assertEqual({len(time) for time in times}, {1})
+        self.assertEqual(len({time[0] for time in times}), 20)
+        self.assertTrue(all(60.0 <= time[0] <= 120.0 for time in times))
+        self.assertGreater(max(times)[0] - min(times)[0], 30.0)
+
+    def test_strangers(self) -> None:
+        """Who has only shaken hands is told, too; who has said nothing is closed."""
+        greeted, silent = self.greeted(key(1)), self.connect()
+        ended = self.begin()
+        self.run_for(0.2)
+        self.assertEqual((len(told(greeted)), told(silent)), (1, []))
+        self.assertEqual((greeted.lost, silent.lost, ended), (True, True, [True]))
+
+    def test_at_most_200_a_second(self) -> None:
+        """Phones that owe nothing are closed, but not all in the same moment."""
+        self.serve(("server.max_connections", "500"))
+        peers = [self.ready(key(number)) for number in range(100)]
+        ended = self.begin()
+        for step in range(100 // CLOSED_A_STEP + 1):
+            lost = sum(peer.lost for peer in peers)
+            self.assertTrue(step - 1 <= lost / CLOSED_A_STEP <= step + 1, (step, lost))
+            self.run_for(DRAIN_STEP_SECONDS)
+        self.assertEqual((sum(peer.lost for peer in peers), ended), (100, [True]))
+        self.assertEqual(self.reasons, {"shutdown": 100})
+
+    def test_accepted_work_is_answered(self) -> None:
+        """What was accepted is answered; what comes after is refused, once."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("하나", "둘")
+        ended = self.begin()
+        peer.chat("셋", "넷")
+        self.run_for(20.0)
+        self.assertEqual((peer.errors, peer.finished, ended), (["SHUTTING_DOWN"], False, []))
+        self.bots.release()
+        self.run_for(0.2)
+        self.assertEqual((peer.texts, peer.lost, ended), (["하나", "둘"], True, [True]))
+
+    def test_one_that_reads_nothing(self) -> None:
+        """A phone that reads nothing cannot hold it up: its time bounds all, lingering too."""
+        peer = self.ready()
+        peer.stop_reading()
+        peer.chat(*["x" * 12_000] * 8)
+        ended = self.begin()
+        self.run_for(30.1)
+        self.assertEqual((ended, self.registry.connections), ([True], 0))
+
+    def test_work_that_takes_too_long(self) -> None:
+        """Bots that do not end cannot hold it up either; the phone is closed in order."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("하나")
+        ended = self.begin()
+        self.run_for(24.8)
+        self.assertFalse(peer.finished)
+        self.run_for(0.4)
+        self.assertEqual((peer.lost, ended), (True, [True]))
+
+    def test_one_that_does_not_close(self) -> None:
+        """A phone that does not close in answer is cut off."""
+        peer = self.ready()
+        peer.polite = False
+        ended = self.begin()
+        self.run_for(0.1)
+        self.assertEqual((peer.finished, ended), (True, []))
+        self.run_for(6.1)
+        self.assertEqual(ended, [True])
+
+    def test_cut_short(self) -> None:
+        """Cut short, it ends all at once."""
+        self.bots.hold = True
+        peers = [self.ready(key(number)) for number in range(30)]
+        for peer in peers:
+            peer.chat("말")
+        ended = self.begin()
+        self.run_for(1.0)
+        self.assertEqual(ended, [])
+        self.drain.cut_short()
+        self.run_for(0.1)
+        self.assertEqual((ended, all(peer.lost for peer in peers)), ([True], True))
+
+    def test_called_off(self) -> None:
+        """Called off, those that are still there are served on."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("하나")
+        ended = self.begin()
+        self.assertTrue(self.drain.call_off())
+        self.bots.hold = False
+        self.bots.release()
+        peer.chat("둘")
+        self.run_for(60.0)
+        self.assertEqual((ended, peer.texts), ([False], ["하나", "둘"]))
+        self.assertFalse(self.drain.call_off() or self.drain.running)
+
+    def test_nothing_is_left(self) -> None:
+        """It ends with nothing to be called, and can begin again."""
+        for _ in range(2):
+            self.ready()
+            self.begin()
+            self.run_for(1.0)
+        self.registry.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_report(self) -> None:
+        """How it goes can be seen."""
+        self.bots.hold = True
+        self.ready().chat("하나", "둘")
+        self.assertFalse(self.drain.report.running)
+        self.begin()
+        self.run_for(10.0)
+        report = self.drain.report
+        self.assertEqual((report.running, report.told, report.connections), (True, 1, 1))
+        self.assertEqual((report.pending, report.seconds_left), (2, 20.0))
+
+    def test_phones_in_the_field(self) -> None:
+        """Every version is answered, and finds its way to the next server."""
+        for script in ("3.2.0", "3.2.1", "3.3.2", "3.3.2 bare", "3.3.3"):
+            self.serve()
+            phone = self.phone(script=script)
+            self.run_for(1.0)
+            self.bots.hold = True
+            phone.say("말")
+            self.run_for(0.0)
+            self.server.open = False
+            self.begin()
+            self.bots.release()
+            self.run_for(1.0)
+            self.assertEqual((phone.texts(), phone.online), (["말"], False), script)
+            phone.stop()
+            self.run_for(1.0)
