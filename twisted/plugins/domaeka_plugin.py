@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-domaeka = ServiceMaker(
+domaeka = ServiceMaker(  # type: ignore[no-untyped-call]
     "domaeka",
     "domaeka.tap",
     "A gateway for chat-bot phones.",
