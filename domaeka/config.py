@@ -298,6 +298,23 @@ class MigrationSettings(_Section, frozen=True):
     spread: Annotated[Seconds, Meta(description="over how long the notices go out")] = 30.0
 
 
+class TlsSettings(_Section, frozen=True):
+    """TLS for phones, beside the plain port; files are read again when they change."""
+
+    certificate: Annotated[
+        str,
+        Meta(description="PEM file, with its chain; empty: no TLS (but see `server.endpoints`)"),
+    ] = ""
+    key: Annotated[str, Meta(description="PEM file; empty: the key is in the other file")] = ""
+    port: Annotated[_Port, Meta(description="the phones' TLS port; 0: any free one")] = 9443
+    client_authority: Annotated[
+        str, Meta(description="PEM file: clients may show a certificate signed by one of these")
+    ] = ""
+    require_client: Annotated[
+        bool, Meta(description="clients must show a certificate of `client_authority`")
+    ] = False
+
+
 class HttpSettings(_Section, frozen=True):
     """Health, metrics and the admin API."""
 
@@ -345,6 +362,7 @@ class Settings(_Section, frozen=True):
     bots: BotsSettings = BotsSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     migration: MigrationSettings = MigrationSettings()
+    tls: TlsSettings = TlsSettings()
     http: HttpSettings = HttpSettings()
     storage: StorageSettings = StorageSettings()
     logging: LoggingSettings = LoggingSettings()
@@ -520,6 +538,11 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
     """Keys, and why: what is contradictory, or could not work."""
     if settings.ping.initial_delay_min > settings.ping.initial_delay_max:
         yield "ping.initial_delay_min", "must not be above ping.initial_delay_max"
+    tls = settings.tls
+    if tls.require_client and not tls.client_authority:
+        raise ConfigError("tls.require_client: needs tls.client_authority")
+    if (tls.key or tls.client_authority) and not tls.certificate:
+        raise ConfigError("tls.certificate: must be given with the rest of the section")
     if settings.queue.max_bytes > settings.queue.total_bytes:
         yield "queue.max_bytes", "must not be above queue.total_bytes"
     for key, networks in (

@@ -243,6 +243,9 @@ class Metrics(Collector):
         )
         self.bans = self._gauge("bans", "Addresses that are banned")
         self.sessions = self._gauge("sessions", "Session tokens that are valid")
+        self.certificate_expires = self._gauge(
+            "tls_certificate_expires_seconds", "When the TLS certificate ends, since 1970; 0: none"
+        )
         self.draining = self._gauge("draining", "1 while the server is stopping, else 0")
 
         # Traffic.

@@ -16,13 +16,16 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import Settings
 from domaeka.errors import ConfigError
+from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
 from domaeka.gateway.drain import Drain, DrainReport
 from domaeka.gateway.migration import (
     Migration,
@@ -135,6 +138,9 @@ class GatewayService(LoggedService):
         self._migration: Migration | None = None
         self._last_migration: MigrationReport | None = None
         self._plan_path = directory / PLAN_NAME
+        self._certificates = Certificates(settings.tls) if settings.tls.certificate else None
+        self._look = LoopingCall(self._look_at_certificates)
+        self._look.clock = reactor
         self._stopping = False
         self._ports: list[Any] = []
         self._http_port: Any = None
@@ -151,6 +157,7 @@ class GatewayService(LoggedService):
         self._phone_socket: socket.socket | None = _open(
             "server.port", settings.server.interface, settings.server.port, settings
         )
+        self._tls_socket = None if self._certificates is None else self._open_tls()
         self._http_socket = _open(
             "http.port", settings.http.interface, settings.http.port, settings
         )
@@ -161,6 +168,9 @@ class GatewayService(LoggedService):
         metrics.connections.watch(lambda: len(self._registry))
         metrics.draining.watch(lambda: float(self._registry.draining))
         metrics.sessions.watch(self._sessions.live)
+        metrics.certificate_expires.watch(
+            lambda: 0.0 if self._certificates is None else self._certificates.expires
+        )
         metrics.outbox_bytes.watch(lambda: budget.used)
         metrics.outbox_messages.watch(
             lambda: sum(device.outbox.messages for device in self._registry.devices())
@@ -178,6 +188,8 @@ class GatewayService(LoggedService):
         self._dispatcher.start()
         self._registry.start()
         self._probe.start()
+        if self._certificates is not None:
+            self._look.start(LOOK_SECONDS, now=False)
         self._http_port = _adopt(self._reactor, self._http_socket, self._site)
         self.log.info("HTTP on {place}", place=_place(self._http_port))
         self._database.start().addCallback(self._store_opened).addErrback(self._cannot_go_on)
@@ -206,6 +218,15 @@ class GatewayService(LoggedService):
             self._phone_socket = _open("server.port", server.interface, server.port, self._settings)
         self._listening(_adopt(self._reactor, self._phone_socket, factory), "phones")
         self._phone_socket = None
+        if self._certificates is not None:
+            # zope's interfaces say nothing to a type checker.
+            certificates: Any = self._certificates
+            inner: Any = factory
+            tls = TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
+            if self._tls_socket is None:
+                self._tls_socket = self._open_tls()
+            self._listening(_adopt(self._reactor, self._tls_socket, tls), "phones, by TLS,")
+            self._tls_socket = None
         for text in self._settings.server.endpoints:
             self._listen_at(text)
         # What is there by now stays: no need to look through it again and again.
@@ -219,6 +240,17 @@ class GatewayService(LoggedService):
                 "a ban is in force, but not stored: {error}", error=failure.getErrorMessage()
             )
         )
+
+    def _open_tls(self) -> socket.socket:
+        settings = self._settings
+        return _open("tls.port", settings.server.interface, settings.tls.port, settings)
+
+    def _look_at_certificates(self) -> None:
+        assert self._certificates is not None
+        try:
+            self._certificates.look()
+        except Exception:
+            self.log.failure("a look at the certificates failed")
 
     def _listening(self, port: Any, what: str) -> None:
         self._ports.append(port)
@@ -292,6 +324,8 @@ class GatewayService(LoggedService):
         )
         yield self._database.stop()
         self._probe.stop()
+        if self._look.running:
+            self._look.stop()
         self._site.close()
         if self._http_port is not None:
             yield self._http_port.stopListening()

@@ -1,0 +1,128 @@
+"""
+TLS for phones: certificates that are read again while the server runs.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from domaeka.config import TlsSettings
+from domaeka.errors import ConfigError
+
+#: How often the files are looked at, in seconds.
+LOOK_SECONDS: Final = 60.0
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class Certificates:
+    """
+    What a TLS listener shows, and asks for: TLS 1.2 and up.
+
+    Files that cannot be used change nothing: what was read before stays.
+
+    @ivar expires: when the certificate ends, in seconds since 1970.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: TlsSettings) -> None:
+        """@raise ConfigError: a file cannot be used: one line that says which, and why."""
+        self._settings = settings
+        self._stamps = self._stamps_now()
+        self._context, self.expires = self._read()
+
+    # IOpenSSLServerConnectionCreator
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        return SSL.Connection(self._context, None)
+
+    def read_again(self) -> bool:
+        """
+        Read the files; what connects from now on sees what they say.
+
+        @return: whether they could be used; the log says why not.
+        """
+        self._stamps = self._stamps_now()
+        try:
+            self._context, self.expires = self._read()
+        except ConfigError as error:
+            self.log.error("certificates stay as they were: {error}", error=str(error))
+            return False
+        self.log.info(
+            "certificates read; they end on {day}",
+            day=datetime.fromtimestamp(self.expires, UTC).date().isoformat(),
+        )
+        return True
+
+    def look(self) -> None:
+        """Read the files if they are not what they were."""
+        if self._stamps_now() != self._stamps:
+            self.read_again()
+
+    def _read(self) -> tuple[SSL.Context, float]:
+        settings = self._settings
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_options(
+            SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
+        )
+        context.set_session_id(b"domaeka")
+        key_path = settings.key or settings.certificate
+        certificate = _read_file("tls.certificate", settings.certificate)
+        _read_file("tls.key", key_path)
+        try:
+            context.use_certificate_chain_file(settings.certificate)
+            leaf = crypto.load_certificate(crypto.FILETYPE_PEM, certificate)
+        except (SSL.Error, crypto.Error, ValueError):
+            raise ConfigError(
+                f"tls.certificate: {settings.certificate}: no certificate in PEM form"
+            ) from None
+        try:
+            context.use_privatekey_file(key_path)
+            context.check_privatekey()
+        except (SSL.Error, crypto.Error, ValueError):
+            raise ConfigError(f"tls.key: {key_path}: not the key of the certificate") from None
+        if settings.client_authority:
+            _read_file("tls.client_authority", settings.client_authority)
+            try:
+                context.load_verify_locations(settings.client_authority)
+            except (SSL.Error, crypto.Error, ValueError):
+                raise ConfigError(
+                    f"tls.client_authority: {settings.client_authority}: no certificate in PEM form"
+                ) from None
+            needed = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if settings.require_client else 0
+            context.set_verify(SSL.VERIFY_PEER | needed, lambda *verdict: bool(verdict[-1]))
+        return context, _end_of(leaf)
+
+    def _stamps_now(self) -> list[tuple[int, int]]:
+        """What changes when the files do."""
+        stamps = []
+        settings = self._settings
+        for path in (settings.certificate, settings.key, settings.client_authority):
+            try:
+                status = Path(path).stat()
+                stamps.append((status.st_mtime_ns, status.st_ino))
+            except OSError:
+                stamps.append((0, 0))
+        return stamps
+
+
+def _read_file(key: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{key}: {path}: {error.strerror or error}") from None
+
+
+def _end_of(certificate: crypto.X509) -> float:
+    """When a certificate ends, in seconds since 1970."""
+    text = certificate.get_notAfter()
+    if text is None:
+        raise ConfigError("tls.certificate: it names no end")
+    moment = datetime.strptime(text.decode(), "%Y%m%d%H%M%SZ")
+    return moment.replace(tzinfo=UTC).timestamp()
