@@ -160,6 +160,10 @@ class BotDispatcher:
         """Each command and each outside service by name; their C{state} is for metrics."""
         return {**services(), **self._breakers}
 
+    def commands(self) -> tuple[Command, ...]:
+        """What the bots answer to, in the order in which it was registered."""
+        return tuple(self._commands)
+
     def pending(self) -> int:
         """How many messages were accepted and are not yet answered."""
         return self._lanes.waiting + len(self._running)
