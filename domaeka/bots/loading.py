@@ -1,9 +1,10 @@
 """Bots from C{MODULE:ATTRIBUTE}."""
 
+import sys
 import traceback
 from collections.abc import Iterable
 from functools import reduce
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 
 from domaeka.bots.api import Bot
 from domaeka.errors import ConfigError
@@ -17,6 +18,30 @@ def load_bots(places: Iterable[str]) -> list[Bot]:
     @raise ConfigError: one line that says which cannot be loaded, and why.
     """
     return list(dict.fromkeys(_load(place) for place in places))
+
+
+def reload_bots(places: Iterable[str]) -> list[Bot]:
+    """
+    Import bots anew, with the modules beside them in their packages.
+
+    @param places: each C{MODULE:ATTRIBUTE}.
+    @raise ConfigError: as of L{load_bots}; what was imported before is as it was.
+    """
+    wanted = tuple(places)
+    packages = {place.partition(":")[0].partition(".")[0] for place in wanted} - {"domaeka"}
+    before = {
+        name: module for name, module in sys.modules.items() if name.partition(".")[0] in packages
+    }
+    for name in before:
+        del sys.modules[name]
+    invalidate_caches()
+    try:
+        return load_bots(wanted)
+    except ConfigError:
+        for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        raise
 
 
 def _load(place: str) -> Bot:

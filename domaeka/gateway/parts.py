@@ -40,21 +40,11 @@ class Parts:
         @param seconds: the time now, in seconds since 1970.
         @param node: what this server is called among others.
         """
-        self.settings = settings
-        self.verifier = Verifier(
-            settings.auth, signer, SignatureTable(settings.auth.clock_skew, seconds), metrics
-        )
+        self._signatures = SignatureTable(settings.auth.clock_skew, seconds)
         self.sessions = sessions
         self.limits = limits
         #: Keeps a ban that the sweep made.
         self.store_ban: Callable[[Ban], object] = lambda ban: None
-        #: What clients may ask for in their handshake.
-        self.capabilities = frozenset(
-            {"ack"}
-            | ({"session"} if sessions is not None else set())
-            | ({"gzip", "deflate"} if settings.compression.enabled else set())
-        )
-        self.reader = FrameReader(settings.server.max_text_chars, settings.server.max_frame_bytes)
         self.devices = devices
         self.rooms = rooms
         self.chat_log = chat_log
@@ -64,6 +54,20 @@ class Parts:
         self.server_version = server_version
         self.node = node
         self.dispatcher: Dispatcher | None = None
+        self.apply(settings, signer)
+
+    def apply(self, settings: Settings, signer: Signer) -> None:
+        """Take over settings, at the start or when they have changed."""
+        self.settings = settings
+        self.signer = signer
+        self.verifier = Verifier(settings.auth, signer, self._signatures, self.metrics)
+        self.reader = FrameReader(settings.server.max_text_chars, settings.server.max_frame_bytes)
+        #: What clients may ask for in their handshake.
+        self.capabilities = frozenset(
+            {"ack"}
+            | ({"session"} if self.sessions is not None else set())
+            | ({"gzip", "deflate"} if settings.compression.enabled else set())
+        )
 
     def pack(self, raw: bytes, tail: bytes) -> bytes | None:
         """Pack the text of a frame, where that pays: L{Packer}."""

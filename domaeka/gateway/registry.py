@@ -159,6 +159,11 @@ class Registry:
         """The steady time, not only as of the last sweep."""
         return self.steady.between(self.parts.seconds())
 
+    def settings_changed(self) -> None:
+        """Other settings are in force: for the connections that are open, too."""
+        for session in self:
+            session.settings_changed()
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call C{function} in another turn of the reactor."""
         self._reactor.callLater(0, function)  # type: ignore[arg-type]  # IReactorTime is mistyped

@@ -489,6 +489,14 @@ class Session:
         if not self._greeting_waits:
             self._open_outbox()
 
+    def settings_changed(self) -> None:
+        """Other settings are in force."""
+        if self.device is not None:
+            self._valve.authenticated(self.device)
+        if self._pinger is not None:
+            self._pinger.liveness.apply(self._parts.settings.ping)
+            self.due = self._registry.steady.now
+
     def welcomed(self) -> None:
         """The first handshake has been answered: what waits for the device may follow."""
         self.due = self._registry.steady.now

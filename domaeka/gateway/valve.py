@@ -47,16 +47,17 @@ class Valve:
         self.open = True
 
     def authenticated(self, device: Device) -> None:
-        """Messages of C{device} are taken from now on."""
+        """Messages of C{device} are taken from now on, within the settings as they are now."""
         self._device = device
         settings = self._parts.settings
         most = max(1, settings.queue.max_messages - BATCH_MESSAGES)
         self._most_owed = most * LEAST_ANSWER_BYTES
         limits = settings.limits
-        if limits.messages_per_second:
-            self._bucket = TokenBucket(
-                limits.messages_per_second, limits.messages_burst, self._parts.seconds
-            )
+        self._bucket = (
+            TokenBucket(limits.messages_per_second, limits.messages_burst, self._parts.seconds)
+            if limits.messages_per_second
+            else None
+        )
 
     def message_came(self) -> None:
         """Count a message against the rate: one over it is still taken, but the next waits."""

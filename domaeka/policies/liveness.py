@@ -137,6 +137,14 @@ class Liveness:
         self._silent_since = now
         self._silent_from = inf
 
+    def apply(self, settings: PingSettings) -> None:
+        """Go on with other settings."""
+        self._settings = settings
+        self.interval = settings.interval
+        self.timeout = settings.timeout
+        self._next_ping = min(self._next_ping, self._left_at + self.interval)
+        self._adapt()
+
     @property
     def due(self) -> float:
         """Before this time, and unless a ping leaves, there is nothing to do."""
