@@ -540,9 +540,9 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "ping.initial_delay_min", "must not be above ping.initial_delay_max"
     tls = settings.tls
     if tls.require_client and not tls.client_authority:
-        raise ConfigError("tls.require_client: needs tls.client_authority")
+        yield "tls.require_client", "needs tls.client_authority"
     if (tls.key or tls.client_authority) and not tls.certificate:
-        raise ConfigError("tls.certificate: must be given with the rest of the section")
+        yield "tls.certificate", "must be given with the rest of the section"
     if settings.queue.max_bytes > settings.queue.total_bytes:
         yield "queue.max_bytes", "must not be above queue.total_bytes"
     for key, networks in (
