@@ -5,11 +5,16 @@ A frame is a line; a line is a JSON header, ended by its last C{b"}"}, and an
 optional tail.  docs/protocol.md, "Framing".
 """
 
+import re
+from typing import Final
+
 from domaeka.errors import ErrorCode, WireError
 
 #: Longest line from a phone, in bytes, newline included.  Source:
 #: docs/protocol.md, "Framing".
 MAX_LINE_BYTES = 1_048_576
+
+_empty_lines: Final = re.compile(rb"(?:\r?\n)*").match
 
 
 class LineDecoder:
@@ -73,6 +78,8 @@ class LineDecoder:
                 line = line[:-1]
             if line:
                 return line
+            # A stranger may send nothing but newlines: they cost least in a run.
+            self._position = start = _empty_lines(data, start).end()  # type: ignore[union-attr]
 
     def _too_long(self) -> WireError:
         return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self._max_bytes} bytes in a frame")
