@@ -1,0 +1,342 @@
+"""Tests for L{domaeka.gateway.protocol}: bytes in, bytes out, and how a connection ends."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from domaeka.errors import CloseReason
+from domaeka.gateway.protocol import GatewayFactory, GatewayProtocol, peer_address
+from domaeka.gateway.session import State
+from domaeka.phonewire import Delivered, read_server_frame
+from domaeka.policies.compression import Deflater, Inflater
+from domaeka.wire import LineDecoder
+from tests.gateway_case import GatewayCase, Peer
+
+
+class _Kernel(StringTransport):
+    """A transport like Twisted's: a kernel that takes some bytes at once, and a buffer."""
+
+    def __init__(self, takes: list[int]) -> None:
+        """@param takes: how many bytes it takes at each try; then all."""
+        super().__init__()
+        self.taken = b""
+        self.dataBuffer = b""
+        self.offset = 0
+        self._takes = takes
+
+    def writeSomeData(self, data: bytes) -> int:
+        count = min(len(data), self._takes.pop(0) if self._takes else len(data))
+        self.taken += data[:count]
+        return count
+
+    def write(self, data: bytes) -> None:
+        self.dataBuffer += data
+
+    def writable(self) -> None:
+        """The reactor says that the kernel has room."""
+        while self.dataBuffer:
+            count = self.writeSomeData(self.dataBuffer)
+            self.dataBuffer = self.dataBuffer[count:]
+            if count == 0:
+                return
+        if self.producer is not None:
+            self.producer.resumeProducing()
+
+
+class ReadTests(GatewayCase):
+    """Bytes in."""
+
+    def test_cut_anywhere(self) -> None:
+        """However a stream is cut into pieces, the same is made of it."""
+        lines = [Peer.line, Peer.line]
+        for step in (1, 2, 3, 7, 61):
+            peer = self.connect()
+            stream = peer.writer.handshake() + b"".join(line(peer, "말 } 끝") for line in lines)
+            for start in range(0, len(stream), step):
+                peer.write(stream[start : start + step])
+            self.assertEqual((peer.texts, peer.errors), (["말 } 끝"] * 2, []))
+
+    def test_line_ends(self) -> None:
+        """A CR before a newline, and empty lines, mean nothing."""
+        peer = self.greeted()
+        peer.write(b"\r\n\n", peer.line("말").replace(b"\n", b"\r\n"), b"\n\r\n")
+        self.assertEqual((peer.texts, peer.errors), (["말"], []))
+
+    def test_nothing_behind_the_end(self) -> None:
+        """What follows in the same read a line that ends the connection is dropped."""
+        peer = self.ready()
+        peer.write(b'{"botName":""}\n', peer.line("말"))
+        self.assertEqual((peer.errors, peer.texts), (["BAD_HANDSHAKE"], []))
+
+    def test_answers_go_out_together(self) -> None:
+        """What is read together is answered together."""
+        peer = self.ready()
+        transport = self.server.accepted[-1]
+        writes: list[bytes] = []
+        write = transport.write
+        transport.write = lambda data: (writes.append(data), write(data))[1]  # type: ignore
+        peer.chat(*"abcdef")
+        self.assertEqual((len(writes), peer.texts), (1, list("abcdef")))
+
+    @given(st.lists(st.binary(max_size=60), max_size=20))
+    @settings(max_examples=60, deadline=None)
+    def test_garbage(self, pieces: list[bytes]) -> None:
+        """Whatever is sent, it is answered with errors, and nothing of ours goes wrong."""
+        peer = self.connect()
+        for piece in pieces:
+            peer.write(piece + b"\n" if len(piece) % 2 else piece)
+            if peer.lost:
+                break
+        self.assertEqual(self.metrics.errors.labels("INTERNAL").value, 0)
+        self.assertTrue({"BAD_FRAME", "BAD_HANDSHAKE", "AUTH_REQUIRED"}.issuperset(peer.errors))
+        peer.drop()
+        self.assertEqual(self.registry.connections, 0)
+
+
+class WriteTests(GatewayCase):
+    """Bytes out."""
+
+    def serve_on(self, transport: Any) -> GatewayProtocol:
+        """A phone that has authenticated, on a transport of its own."""
+        protocol = self.factory.buildProtocol(None)
+        assert protocol is not None
+        self.peer = self.connect()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(self.peer.writer.handshake(signed=True))
+        return protocol
+
+    def test_kernel_that_takes_all(self) -> None:
+        """What the kernel takes at once needs no turn of the reactor."""
+        kernel = _Kernel([])
+        protocol = self.serve_on(kernel)
+        protocol.dataReceived(self.peer.line("말"))
+        self.assertEqual((kernel.taken.count(b"\n"), kernel.dataBuffer), (2, b""))
+        self.assertTrue(self.session().owes_nothing)
+
+    def test_kernel_that_takes_some(self) -> None:
+        """However little the kernel takes at a time, no byte is lost, doubled or out of order."""
+        for takes in ([], [0] * 3, [1, 2, 3, 0, 5], [100, 0, 200, 0], [700, 1, 0]):
+            kernel = _Kernel(takes)
+            protocol = self.serve_on(kernel)
+            protocol.dataReceived(b"".join(self.peer.line(text) for text in "abcdef"))
+            while kernel.dataBuffer:
+                kernel.writable()
+            frames = [read_server_frame(line) for line in kernel.taken.splitlines()]
+            texts = [frame.reply.content for frame in frames if isinstance(frame, Delivered)]
+            self.assertEqual((len(frames), texts), (7, list("abcdef")))
+
+    def test_error_of_the_kernel(self) -> None:
+        """A write that fails shows again where the rest is written, and breaks nothing."""
+        kernel = _Kernel([])
+        protocol = self.serve_on(kernel)
+        protocol._write_some = lambda data: ConnectionLost()
+        protocol.dataReceived(self.peer.line("말"))
+        self.assertIn(b"messageResponse", kernel.dataBuffer)
+        session = self.session()
+        protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(session.reason, CloseReason.CONNECTION_LOST)
+        self.assertEqual(self.device().outbox.messages, 1)
+
+    def test_clean_end(self) -> None:
+        """A connection that the peer has closed ends as such."""
+        protocol = self.serve_on(_Kernel([]))
+        session = self.session()
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((session.reason, session.state), (CloseReason.PEER_CLOSED, State.CLOSING))
+
+
+class CloseTests(GatewayCase):
+    """How a connection is closed: what is written goes out, then a FIN, then the deadline."""
+
+    def close(self) -> None:
+        """Close the newest connection."""
+        self.session().close(CloseReason.OPERATOR)
+        self.run_for(0.0)
+
+    def test_in_order(self) -> None:
+        """What is written arrives, then the end; it is over when the peer has closed, too."""
+        peer = self.ready()
+        peer.stop_reading()
+        peer.chat(*["x" * 10_000] * 6)
+        self.close()
+        peer.read_on()
+        self.assertTrue(4 <= len(peer.texts) <= 6)
+        self.assertEqual((peer.finished, peer.lost), (True, True))
+        self.assertEqual(self.reasons, {"operator": 1})
+
+    def test_peer_that_reads_nothing(self) -> None:
+        """A peer that reads nothing is cut off at the deadline."""
+        peer = self.ready()
+        peer.stop_reading()
+        peer.chat(*["x" * 10_000] * 8)
+        self.close()
+        self.run_for(4.5)
+        self.assertEqual(self.registry.connections, 1)
+        self.run_for(2.0)
+        self.assertEqual((self.registry.connections, self.reasons), (0, {"operator": 1}))
+
+    def test_peer_that_goes_on(self) -> None:
+        """So is one that goes on talking and never closes; nobody listens."""
+        peer = self.ready()
+        peer.polite = False
+        self.close()
+        for _ in range(60):
+            if not peer.lost:
+                peer.chat("말")
+            self.run_for(0.1)
+        self.assertTrue(peer.lost)
+        self.assertEqual(self.bots.submitted, [])
+
+    def test_linger_seconds(self) -> None:
+        """The deadline is a setting."""
+        self.serve(("socket.linger_seconds", "1"))
+        self.ready().polite = False
+        self.close()
+        self.run_for(2.1)
+        self.assertEqual(self.registry.connections, 0)
+
+    def test_while_not_read_from(self) -> None:
+        """A connection that is closed while it is not read from still sees the peer's end."""
+        self.bots.hold = True
+        peer = self.ready()
+        for number in range(1100):
+            peer.chat(str(number))
+        self.assertFalse(self.session()._valve.open)
+        self.close()
+        self.assertEqual((peer.lost, self.registry.connections), (True, 0))
+
+    def test_peer_closed_first(self) -> None:
+        """Where both have finished there is nothing to wait for."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("말")
+        peer.finish()
+        self.close()
+        self.assertEqual((peer.lost, self.registry.connections), (True, 0))
+
+
+class DeflateTests(GatewayCase):
+    """Whole connections that are compressed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.peer = self.connect()
+        self.received = b""
+        self.peer.dataReceived = self.keep  # type: ignore[method-assign]
+        self.deflater = Deflater()
+        self.inflater = Inflater()
+        self.greeting = LineDecoder()
+        self.peer.handshake(signed=True, capabilities=("deflate", "ack"))
+
+    def keep(self, data: bytes) -> None:
+        """Bytes come."""
+        self.received += data
+
+    def lines(self) -> list[bytes]:
+        """What the gateway has said behind its greeting."""
+        _, _, packed = self.received.partition(b"\n")
+        self.received = b"\n"
+        self.inflater.feed(packed)
+        lines = b""
+        while piece := self.inflater.next_piece():
+            lines += piece
+        return lines.splitlines()
+
+    def test_both_ways(self) -> None:
+        """Behind the handshake all is deflated, both ways."""
+        self.assertIn(b'"deflate"', self.received.partition(b"\n")[0])
+        for _ in range(3):
+            packed = self.deflater.pack(self.peer.line("말", client_id="a"))
+            for start in range(0, len(packed), 5):
+                self.peer.write(packed[start : start + 5])
+            events = [line[:16] for line in self.lines()]
+            self.assertEqual(events.count(b'{"event":"ack","'), 1)
+
+    def test_behind_the_handshake(self) -> None:
+        """The stream may begin in the same piece that ends the handshake."""
+        self.peer.drop()
+        peer = self.connect()
+        peer.dataReceived = self.keep  # type: ignore[method-assign]
+        self.received = b""
+        handshake = peer.writer.handshake(signed=True, capabilities=("deflate",))
+        peer.write(handshake + self.deflater.pack(peer.line("말")))
+        self.assertEqual(len(self.lines()), 1)
+
+    def test_garbage(self) -> None:
+        """What cannot be inflated ends the connection."""
+        self.peer.write(b"\xff" * 100)
+        self.assertIn(b"BAD_FRAME", self.lines()[0])
+        self.assertEqual(self.reasons, {"bad stream": 1})
+
+    def test_bomb(self) -> None:
+        """What inflates to a line without end is refused at the limit, without being held."""
+        self.peer.write(self.deflater.pack(b"x" * 5_000_000))
+        self.run_for(0.1)
+        self.assertIn(b"FRAME_TOO_LARGE", self.lines()[0])
+        self.assertEqual(self.reasons, {"frame too large": 1})
+
+    def test_others_have_their_turn(self) -> None:
+        """A little that inflates to many lines is read in several turns."""
+        turns: list[object] = []
+        call_soon = self.registry.call_soon
+        self.registry.call_soon = lambda call: (turns.append(call), call_soon(call))  # type: ignore
+        self.peer.write(self.deflater.pack(b"\n" * 5_000_000))
+        self.assertEqual(len(turns), 4)
+        self.peer.write(self.deflater.pack(self.peer.line("말")))
+        self.assertEqual(len(self.lines()), 1)
+
+
+class ProxyTests(GatewayCase):
+    """Behind a balancer that says who the peer is."""
+
+    def test_address_of_the_first_byte(self) -> None:
+        """From the first byte on the peer is who the balancer says."""
+        transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
+        protocol = GatewayFactory(self.registry, proxied=True).buildProtocol(None)
+        assert protocol is not None
+        protocol.makeConnection(transport)
+        transport.peerAddr = IPv4Address("TCP", "198.51.100.9", 2)
+        protocol.dataReceived(b"{")
+        self.assertEqual(self.session().address, "198.51.100.9")
+
+    def test_silent(self) -> None:
+        """A connection that never says anything has its deadline, too."""
+        factory = GatewayFactory(self.registry, proxied=True)
+        self.server._factory = factory
+        self.connect()
+        self.run_for(11.1)
+        self.assertEqual(self.reasons, {"handshake timeout": 1})
+
+    def test_limits(self) -> None:
+        """The limits are those of the peer, not of the balancer."""
+        factory: Factory = GatewayFactory(self.registry, proxied=True)
+        lost = 0
+        for number in range(12):
+            transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
+            protocol: Any = factory.buildProtocol(None)
+            protocol.makeConnection(transport)
+            transport.peerAddr = IPv4Address("TCP", "198.51.100.9", number)
+            protocol.dataReceived(b"{")
+            lost += transport.disconnecting
+        self.assertEqual(lost, 2)
+
+
+class AddressTests(GatewayCase):
+    """Tests for L{peer_address}."""
+
+    def test_forms(self) -> None:
+        """An IPv4 address that came over IPv6 is shown as one of IPv4."""
+        for address, text in (
+            (IPv4Address("TCP", "192.0.2.1", 1), "192.0.2.1"),
+            (IPv6Address("TCP", "::ffff:192.0.2.1", 1), "192.0.2.1"),
+            (IPv6Address("TCP", "2001:db8::1", 1), "2001:db8::1"),
+            (UNIXAddress(None), "local"),
+            (None, "local"),
+        ):
+            self.assertEqual(peer_address(address), text)
