@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import SystemRandom
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
@@ -23,8 +24,9 @@ from twisted.python.failure import Failure
 
 from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
-from domaeka.config import Settings
-from domaeka.errors import ConfigError
+from domaeka.bots.loading import reload_bots
+from domaeka.config import Settings, setting_types
+from domaeka.errors import ConfigError, DomaekaError
 from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
 from domaeka.gateway.drain import Drain, DrainReport
 from domaeka.gateway.migration import (
@@ -42,7 +44,7 @@ from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
-from domaeka.state import Secrets
+from domaeka.state import Secrets, load_secrets
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
@@ -67,6 +69,35 @@ PLAN_NAME = "migration.json"
 EXIT_CANNOT_START = 1
 
 
+#: What cannot change while the server runs: whole sections, and single keys.
+_FIXED: Final = frozenset({"http", "tls"})
+_FIXED_KEYS: Final = frozenset(
+    {
+        "server.port",
+        "server.interface",
+        "server.endpoints",
+        *(key for key in setting_types() if key.startswith("socket.")),
+        "queue.max_messages",
+        "queue.max_bytes",
+        "queue.total_bytes",
+        "storage.url",
+        "storage.chat_log",
+    }
+) - {"socket.linger_seconds"}
+
+
+class ReloadReport(msgspec.Struct):
+    """
+    What reading the settings again came to.
+
+    @ivar changed: keys that have other values now.
+    @ivar restart: keys that will have, once the server is started again.
+    """
+
+    changed: list[str]
+    restart: list[str]
+
+
 class GatewayService(LoggedService):
     """
     The server: everything that starts and stops, in order.
@@ -85,11 +116,15 @@ class GatewayService(LoggedService):
         metrics: Metrics,
         dispatcher: BotDispatcher,
         observer: LogObserver,
+        read_settings: Callable[[], Settings],
+        more_bots: Sequence[str] = (),
     ) -> None:
         """
         Open the ports, start nothing.
 
         @param directory: the state directory.
+        @param read_settings: reads the settings again.
+        @param more_bots: bots to load beside those in the settings.
         @raise DomaekaError: something cannot work.
         """
         super().__init__(observer)
@@ -97,6 +132,9 @@ class GatewayService(LoggedService):
         self._reactor = reactor
         self._settings = settings
         self._dispatcher = dispatcher
+        self._directory = directory
+        self._read_settings = read_settings
+        self._more_bots = tuple(more_bots)
         url = settings.storage.url or sqlite_address(directory / DATABASE_NAME)
         self._database = database = Database(
             url,
@@ -154,6 +192,7 @@ class GatewayService(LoggedService):
         self._site = make_site(self._pages.routes(), reactor, metrics, secrets.admin_token)
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
+        self._watch_breakers()
         self._phone_socket: socket.socket | None = _open(
             "server.port", settings.server.interface, settings.server.port, settings
         )
@@ -176,6 +215,13 @@ class GatewayService(LoggedService):
             lambda: sum(device.outbox.messages for device in self._registry.devices())
         )
         metrics.store_queue.watch(lambda: self._database.waiting + self._chat_log.waiting)
+
+    def _watch_breakers(self) -> None:
+        """Have the metrics know every command, and every service that a bot uses."""
+        metrics = self._parts.metrics
+        for name, breaker in self._dispatcher.breakers().items():
+            metrics.handler_failures.register(name)
+            metrics.breaker_state.register(name).watch(_level_of(breaker))
 
     # IService
 
@@ -302,6 +348,7 @@ class GatewayService(LoggedService):
 
             if callable(stop):
                 signal.signal(number, signalled)
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload_asked))
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -332,6 +379,55 @@ class GatewayService(LoggedService):
         yield super().stopService()  # type: ignore[no-untyped-call]
 
     # What an operator does
+
+    def reload(self) -> ReloadReport:
+        """
+        Read the settings, the secrets, the certificates and the bots again.
+
+        @return: what has changed, and what would only at a restart.
+        @raise ConfigError: something is wrong; nothing has changed.
+        """
+        old = self._settings
+        wanted = self._read_settings()
+        changed = {key for key in setting_types() if _setting(wanted, key) != _setting(old, key)}
+        fixed = {key for key in changed if key in _FIXED_KEYS or key.partition(".")[0] in _FIXED}
+        settings = _kept(wanted, old, fixed)
+        secrets = load_secrets(self._directory, settings.auth)
+        bots = reload_bots((*settings.bots.load, *self._more_bots))
+        self._dispatcher.apply(bots, settings.bots, settings.breaker)
+        self._watch_breakers()
+        self._settings = settings
+        now = self._reactor.seconds
+        self._signer = Signer(
+            secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
+        )
+        self._parts.apply(settings, self._signer)
+        self._parts.limits.apply(settings.limits)
+        self._devices.mode = settings.devices.approval
+        self._rooms.mode = settings.rooms.approval
+        self._sessions.lifetime = settings.session.lifetime
+        self._chat_log.days = settings.storage.chat_log_days
+        self._site.token = secrets.admin_token.encode()
+        self.observer.configure(settings.logging)
+        self._registry.settings_changed()
+        if self._certificates is not None:
+            self._certificates.read_again()
+        report = ReloadReport(sorted(changed - fixed), sorted(fixed))
+        self.log.info(
+            "settings read again: changed {changed}; only at a restart: {restart}",
+            changed=", ".join(report.changed) or "nothing",
+            restart=", ".join(report.restart) or "nothing",
+        )
+        return report
+
+    def _reload_asked(self) -> None:
+        """SIGHUP."""
+        try:
+            self.reload()
+        except DomaekaError as error:
+            self.log.error("nothing has changed: {error}", error=str(error))
+        except Exception:
+            self.log.failure("the settings could not be read again")
 
     def drain(self, reason: str) -> None:
         """
@@ -453,6 +549,25 @@ class GatewayService(LoggedService):
                 for one in waiting
             ]
         )
+
+
+def _level_of(breaker: Any) -> Callable[[], float]:
+    """What the metric says of a breaker."""
+    return lambda: float(breaker.state)
+
+
+def _setting(settings: Settings, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section), name)
+
+
+def _kept(wanted: Settings, old: Settings, keys: Iterable[str]) -> Settings:
+    """C{wanted}, but with the values that C{keys} have in C{old}."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        part = msgspec.structs.replace(getattr(wanted, section), **{name: _setting(old, key)})
+        wanted = msgspec.structs.replace(wanted, **{section: part})
+    return wanted
 
 
 def _open(key: str, interface: str, port: int, settings: Settings) -> socket.socket:

@@ -4,7 +4,6 @@ C{twistd domaeka}: options, and all the wiring.
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +106,18 @@ def _make_service(options: Options, reactor: Any) -> "GatewayService":
         failed=lambda command: metrics.handler_failures.labels(command).inc(),
         busy=metrics.refused_messages.inc,
     )
-    for name, breaker in dispatcher.breakers().items():
-        metrics.handler.register(name)
-        metrics.handler_failures.register(name)
-        metrics.breaker_state.register(name).watch(breaker_level(breaker))
-    service = GatewayService(reactor, settings, secrets, directory, metrics, dispatcher, observer)
+    service = GatewayService(
+        reactor,
+        settings,
+        secrets,
+        directory,
+        metrics,
+        dispatcher,
+        observer,
+        options.settings,
+        options["bots"],
+    )
     for key, _ in options["set"]:
         if key in SECRET_KEYS:
             service.warnings.append(f"--set {key}: others can read it in the list of processes")
     return service
-
-
-def breaker_level(breaker: Any) -> Callable[[], float]:
-    """What the metric says of a breaker."""
-    return lambda: float(breaker.state)

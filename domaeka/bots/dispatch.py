@@ -106,38 +106,17 @@ class BotDispatcher:
         @param busy: called for each message that found no room to wait in.
         @raise ConfigError: two commands have the same name.
         """
-        found = tuple(bots)
-        self._commands = CommandTable(
-            command for bot in (builtin_bot(found), *found) for command in bot.commands
-        )
         self._reactor = reactor
         self._seconds = reactor.seconds
         self._threads = threads
-        self._timeout = settings.timeout
-        self._operators = frozenset(
-            (channel, user)
-            for channel, _, user in (text.partition("/") for text in settings.operators)
-        )
-        self._breaker_settings = breaker
-        self._breakers = {
-            command.name: Breaker(
-                command.name,
-                reactor.seconds,
-                breaker.failure_threshold,
-                breaker.recovery_timeout,
-                settings.timeout * SLOW_PART,
-            )
-            for command in self._commands
-        }
-        self._served = {
-            command: _Served(command, self._breakers[command.name], observe(command.name))
-            for command in self._commands
-        }
+        self._observe = observe
+        self._served: dict[Command, _Served] = {}
         self._count_failed = failed
         self._count_busy = busy
         self._lanes: Lanes[tuple[Command, int, Chat, Origin]] = Lanes(
             settings.bot_concurrency, settings.room_concurrency
         )
+        self.apply(bots, settings, breaker)
         self._running: dict[_Run, None] = {}  # those that wait, oldest first
         self._told: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
         self._warned: set[Command] = set()
@@ -148,6 +127,40 @@ class BotDispatcher:
         self._sweeper.clock = cast(IReactorTime, reactor)
         self._swept_at = 0.0
         self._elapsed = 0.0  # seconds that count, up to then
+
+    def apply(self, bots: Iterable[Bot], settings: BotsSettings, breaker: BreakerSettings) -> None:
+        """
+        Serve C{bots} from now on, within these settings; what runs or waits goes on as it began.
+
+        @raise ConfigError: two commands have the same name; nothing has changed.
+        """
+        found = tuple(bots)
+        commands = CommandTable(
+            command for bot in (builtin_bot(found), *found) for command in bot.commands
+        )
+        self._commands = commands
+        self._timeout = settings.timeout
+        self._operators = frozenset(
+            (channel, user)
+            for channel, _, user in (text.partition("/") for text in settings.operators)
+        )
+        self._breaker_settings = breaker
+        self._breakers = {
+            command.name: Breaker(
+                command.name,
+                self._seconds,
+                breaker.failure_threshold,
+                breaker.recovery_timeout,
+                settings.timeout * SLOW_PART,
+            )
+            for command in commands
+        }
+        # Commands that are served no more may still wait in a lane.
+        self._served |= {
+            command: _Served(command, self._breakers[command.name], self._observe(command.name))
+            for command in commands
+        }
+        self._lanes.limit(settings.bot_concurrency, settings.room_concurrency)
 
     def start(self) -> None:
         """Begin to watch the time.  To be called in the reactor's thread."""

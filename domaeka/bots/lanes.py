@@ -61,6 +61,11 @@ class Lanes(Generic[T]):
         #: How many wait, of all bots.
         self.waiting = 0
 
+    def limit(self, bot_limit: int, room_limit: int) -> None:
+        """Other limits, for what begins from now on."""
+        self._bot_limit = bot_limit
+        self._room_limit = room_limit
+
     def is_free(self, bot: str, room_id: str) -> bool:
         """Whether what comes now may start at once."""
         lane = self.bots.get(bot)
