@@ -25,7 +25,7 @@ STANDARD_IDENTITY: Final = Identity(
     device_info="samsung SM-G991N (Android 13, API 33)",
 )
 #: How long a phone stays away from a lost connection, and at most from a closed port, in
-#: seconds.  Source: docs/protocol.md, "What old phones do".
+#: seconds.  Source: docs/protocol.md, "Old phones".
 COMEBACK_SECONDS: Final = 4.0
 MAX_COMEBACK_SECONDS: Final = 60.0
 #: How long the old run of a reloaded script lives on, in seconds.  Source: docs/protocol.md,

@@ -58,7 +58,7 @@ class ScriptVersion(msgspec.Struct, frozen=True, kw_only=True):
     heeds_wait_time: bool = True
 
 
-#: The scripts in the field.  Source: docs/protocol.md, "The existing protocol".
+#: The scripts in the field.  Source: docs/protocol.md, "Old phones".
 SCRIPTS: Final[Mapping[str, ScriptVersion]] = {
     "3.2.0": ScriptVersion(
         version="3.2.0",
