@@ -217,12 +217,12 @@ class SignerTests(SynchronousTestCase):
 
     def test_memory_is_bounded(self) -> None:
         """However many devices there are, what is kept of them is bounded."""
-        self.patch(auth_module, "_MAX_PREFIXES", 3)
+        self.patch(auth_module, "_MAX_FORMS", 3)
         for number in range(10):
             auth = signed(ip_address=str(number))
             for _ in range(2):
                 self.assertIsNone(self.signer.fault(auth))
-            self.assertLessEqual(len(self.signer._prefixes), 3)
+            self.assertLessEqual(len(self.signer._forms), 3)
 
 
 class SignatureTableTests(SynchronousTestCase):

@@ -3,7 +3,7 @@
 import msgspec
 
 from domaeka.errors import StoreError
-from domaeka.gateway.session import State
+from domaeka.gateway.states import State
 from domaeka.interfaces import DeviceKey
 from tests.gateway_case import KEY, FakeSessions, GatewayCase, Peer
 

@@ -5,7 +5,7 @@ A phone that has proven who it is: what waits for it outlives its connections.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from domaeka.interfaces import ChatLine, DeviceKey, Priority
 from domaeka.messages import Chat, Reply
@@ -15,6 +15,9 @@ from domaeka.policies.outbox import FateListener, Outbox
 if TYPE_CHECKING:
     from domaeka.gateway.registry import Registry
     from domaeka.gateway.session import Session
+
+
+_HIGH: Final = Priority.HIGH  # to look it up in its Enum takes 0.2 µs
 
 
 class Device:
@@ -77,7 +80,7 @@ class Device:
 
     def answer(self, reply: Reply) -> None:
         """Send something, in the phone's own dialect, now or when it is back."""
-        self.send(reply, Priority.HIGH, self._registry.parts.settings.queue.message_ttl)
+        self.send(reply, _HIGH, self._registry.parts.settings.queue.message_ttl)
 
     def send(
         self,
@@ -109,15 +112,17 @@ class Device:
                     reply.content,
                 )
             )
-        if self.session is not None:
-            self.session.outbox_filled()
+        session = self.session
+        if session is not None and not session.corked:
+            session.outbox_filled()
 
     def message_done(self, chat: Chat) -> None:
         """A message that was submitted owes no answer any more."""
         self.pending -= 1
         self.pending_chars -= len(chat.text)
-        if self.session is not None:
-            self.session.message_done()
+        session = self.session
+        if session is not None and not session.corked:
+            session.message_done()
 
     def describe(self) -> Mapping[str, str]:
         """What an operator may be told of it: names to values, both for people."""

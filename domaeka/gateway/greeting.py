@@ -18,7 +18,8 @@ from domaeka.policies.auth import AuthFault
 
 if TYPE_CHECKING:
     from domaeka.gateway.parts import Parts
-    from domaeka.gateway.session import Session, State
+    from domaeka.gateway.session import Session
+    from domaeka.gateway.states import State
 
 _APPROVED = "연결되었습니다."
 _NOT_APPROVED = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."

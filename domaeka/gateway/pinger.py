@@ -19,9 +19,10 @@ class Pinger:
     Send pings, and match their answers.
 
     @ivar liveness: when to ping, and whether the phone is still there.
+    @ivar waits: whether a ping is to leave that has not yet.
     """
 
-    __slots__ = ("_bot_name", "_left_at", "_parts", "_sender", "_text", "_waits", "liveness")
+    __slots__ = ("_bot_name", "_left_at", "_parts", "_sender", "_text", "liveness", "waits")
 
     def __init__(self, liveness: Liveness, sender: Sender, bot_name: str, parts: Parts) -> None:
         self.liveness = liveness
@@ -29,13 +30,13 @@ class Pinger:
         self._bot_name = bot_name
         self._parts = parts
         self._text: str | None = None  # of the ping that is out
-        self._waits = False  # it has not left yet
+        self.waits = False
         self._left_at = 0.0  # by the wall clock
 
     def ping(self) -> None:
         """Have a ping go out next."""
         self._text = timestamp_text(self._parts.seconds())
-        self._waits = True
+        self.waits = True
         self._sender.urge("ping", encode_ping(self._bot_name, self._text))
 
     def pumped(self, now: float) -> bool:
@@ -44,16 +45,16 @@ class Pinger:
 
         @return: whether a ping has.
         """
-        if not self._waits or self._sender.urgent_waits:
+        if not self.waits or self._sender.urgent_waits:
             return False
-        self._waits = False
+        self.waits = False
         self._left_at = self._parts.seconds()
         self.liveness.ping_left(now)
         return True
 
     def pong_received(self, pong: Pong, now: float) -> None:
         """A pong came.  Only the echo of the ping that is out says anything."""
-        if self._text is None or self._waits or pong.server_timestamp != self._text:
+        if self._text is None or self.waits or pong.server_timestamp != self._text:
             return
         self._text = None
         round_trip = max(0.0, self._parts.seconds() - self._left_at)

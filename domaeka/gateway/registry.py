@@ -17,9 +17,9 @@ from twisted.logger import Logger
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.gateway.device import Device
 from domaeka.gateway.history import ClosedConnection, History, how_it_went
+from domaeka.gateway.intake import Intake
 from domaeka.gateway.parts import Parts
-from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, RoomKey
-from domaeka.messages import Chat
+from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
 from domaeka.policies.limits import Admission, Ban
 from domaeka.policies.liveness import Liveness, SteadyTime
 from domaeka.policies.mailbox import MailboxState
@@ -74,6 +74,7 @@ class Registry:
         @param reactor: what the sweep is scheduled with.
         """
         self.parts = parts
+        self.intake = Intake(self)
         self.budget = Budget(parts.settings.queue.total_bytes)
         self.steady = SteadyTime(SWEEP_SECONDS, parts.seconds())
         self.draining = False
@@ -267,12 +268,6 @@ class Registry:
         device = self._devices.get(key)
         if device is not None:
             device.approved = approval is Approval.APPROVED
-
-    def enter_room(self, device: Device, chat: Chat) -> bool:
-        """Chat was heard.  @return: whether it is to be answered."""
-        key = RoomKey(device.key.bot_name, chat.room_id)
-        heard = self.parts.rooms.enter(key, device.key, chat.room, chat.is_group)
-        return heard and device.approved
 
     def ban_made(self, ban: Ban) -> None:
         """

@@ -74,6 +74,7 @@ class Sender:
     an urgent frame waits for one batch, or one frame longer than that.
 
     @ivar dialect: which form replies take.
+    @ivar idle: whether the kernel has all that was written.
     @ivar outbox: the device's, once the connection has authenticated.
     @ivar pack: packs texts, where the client takes them so.
     @ivar urgent_bytes: how many bytes of the connection's own frames have not been written yet.
@@ -84,12 +85,12 @@ class Sender:
         "_batch_bytes",
         "_carrier",
         "_deflater",
-        "_idle",
         "_media_left",
         "_parts",
         "_urgent",
         "bytes_sent",
         "dialect",
+        "idle",
         "messages_sent",
         "outbox",
         "pack",
@@ -102,9 +103,8 @@ class Sender:
         self._parts = parts
         self._media_left = media_left
         self._urgent: deque[bytes] | None = None
-        self._idle = True
-        #: What is on its way: each reply with where it ends in the batch.
-        self._batch: list[tuple[Outgoing, int]] | None = None
+        self.idle = True
+        self._batch: list[Outgoing] | None = None  # what is on its way
         self._batch_bytes = 0
         self.dialect = Dialect.V33
         self.outbox: Outbox | None = None
@@ -129,13 +129,14 @@ class Sender:
     def pump(self) -> None:
         """Write what waits, batch by batch, for as long as the kernel takes it all."""
         outbox = self.outbox
-        while self._idle and (self._urgent or (outbox is not None and outbox.messages)):
+        while self.idle and (self._urgent or (outbox is not None and outbox.messages)):
             frames: list[bytes] = []
             length = 0
-            while self._urgent and length < BATCH_BYTES:
-                frames.append(self._urgent.popleft())
-                length += len(frames[-1])
-            self.urgent_bytes -= length
+            if self._urgent:
+                while self._urgent and length < BATCH_BYTES:
+                    frames.append(self._urgent.popleft())
+                    length += len(frames[-1])
+                self.urgent_bytes -= length
             batch = None
             if outbox is not None and length < BATCH_BYTES:
                 batch = self._take_replies(outbox, frames, length)
@@ -144,7 +145,7 @@ class Sender:
             data = self._packed(frames[0] if len(frames) == 1 else b"".join(frames))
             self._batch = batch
             self._batch_bytes = len(data)
-            self._idle = False
+            self.idle = False
             if self._carrier.write(data):
                 self.drained()
 
@@ -166,8 +167,8 @@ class Sender:
 
     def _take_replies(
         self, outbox: Outbox, frames: list[bytes], length: int
-    ) -> list[tuple[Outgoing, int]] | None:
-        """Fill C{frames} up to a batch.  @return: each reply with where it ends."""
+    ) -> list[Outgoing] | None:
+        """Fill C{frames} up to a batch.  @return: whose they are."""
         outgoing = outbox.take()
         if outgoing is None:
             return None
@@ -178,21 +179,20 @@ class Sender:
             frame = encode_reply(outgoing.reply, dialect, timestamp, outgoing.message_id, self.pack)
             frames.append(frame)
             length += len(frame)
-            batch.append((outgoing, length))
-            if length >= BATCH_BYTES or type(outgoing.reply.content) is not str:
-                break  # behind media the phone is deaf: that counts from when they have left
-            outgoing = outbox.take()
+            outgoing.end = length
+            batch.append(outgoing)
+            outgoing = outbox.take() if length < BATCH_BYTES else None
         self.messages_sent += len(batch)
         self._parts.metrics.messages_sent.value += len(batch)
         return batch
 
     def drained(self) -> None:
         """The kernel has all that was written."""
-        self._idle = True
+        self.idle = True
         batch, self._batch = self._batch, None
         if batch and self.outbox is not None:
-            self.outbox.sent(batch[-1][0])
-            for outgoing, _ in batch:
+            self.outbox.sent(batch[-1])
+            for outgoing in batch:
                 if type(outgoing.reply.content) is not str:
                     self._media_left(outgoing.reply)
 
@@ -202,8 +202,8 @@ class Sender:
             data = self._packed(b"".join(self._urgent))
             self._urgent = None
             self.urgent_bytes = 0
-            if self._idle:
-                self._idle = self._carrier.write(data)
+            if self.idle:
+                self.idle = self._carrier.write(data)
             else:
                 self._batch_bytes += len(data)
                 self._carrier.write_more(data)
@@ -220,7 +220,7 @@ class Sender:
         sent_bytes = self._batch_bytes - unsent_bytes
         if unsent_bytes and self._deflater is not None:
             sent_bytes = 0  # where a reply ends in the stream is not known
-        unsent = [outgoing for outgoing, end in self._batch or () if end > sent_bytes]
+        unsent = [outgoing for outgoing in self._batch or () if outgoing.end > sent_bytes]
         self._batch = None
         outbox.connection_lost(unsent)
 
@@ -230,11 +230,6 @@ class Sender:
         return bool(self._urgent)
 
     @property
-    def idle(self) -> bool:
-        """Whether the kernel has all that was written."""
-        return self._idle
-
-    @property
     def owes_nothing(self) -> bool:
         """Whether all that was given has left, the outbox apart."""
-        return self._idle and not self._urgent
+        return self.idle and not self._urgent

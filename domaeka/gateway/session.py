@@ -1,13 +1,13 @@
 """
 One phone's conversation: what it said, what that means, and what it is told.
 
-docs/protocol.md says what happens on the wire; L{NEXT} says what may follow what.
+docs/protocol.md says what happens on the wire; L{NEXT} says what may follow what.  What becomes
+of chat is in L{domaeka.gateway.intake}.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
@@ -16,20 +16,18 @@ from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.greeting import Greeting
 from domaeka.gateway.pinger import Pinger
 from domaeka.gateway.sender import Carrier, Sender
+from domaeka.gateway.states import NEXT, State
 from domaeka.gateway.valve import Valve
 from domaeka.gateway.verifier import AuthRefused
-from domaeka.interfaces import ChatLine, DeviceFacts, DeviceKey
+from domaeka.interfaces import DeviceFacts, DeviceKey
 from domaeka.messages import (
     Ack,
-    Auth,
     Chat,
     Handshake,
     Inbound,
-    Migrated,
     Monitoring,
     Pong,
     Reply,
-    encode_ack,
     encode_error,
 )
 from domaeka.policies.auth import AuthFault
@@ -52,34 +50,6 @@ STALLED_SECONDS: Final = 10.0
 HALF_CLOSED_SECONDS: Final = 1.0
 
 
-class State(Enum):
-    """How far a conversation has come."""
-
-    NEW = "new"
-    GREETED = "greeted"  # a handshake, no proof
-    KNOWN = "known"  # proof by a message, no handshake
-    READY = "ready"  # both
-    CLOSING = "closing"
-
-
-#: What may come when, and where it leads.  A chat and a pong lead there once their signature
-#: held; L{Auth} is the proof in a handshake.
-NEXT: Final[dict[tuple[State, type], State]] = {
-    (State.NEW, Handshake): State.GREETED,
-    (State.NEW, Chat): State.KNOWN,
-    (State.GREETED, Handshake): State.GREETED,
-    (State.GREETED, Auth): State.READY,
-    (State.GREETED, Chat): State.READY,
-    (State.GREETED, Pong): State.READY,
-    (State.KNOWN, Handshake): State.READY,
-    (State.KNOWN, Chat): State.KNOWN,
-    (State.READY, Handshake): State.READY,
-    (State.READY, Chat): State.READY,
-    (State.READY, Pong): State.READY,
-    (State.READY, Ack): State.READY,
-    (State.READY, Migrated): State.READY,
-}
-
 _FATAL_REASONS: Final = {
     ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
     ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
@@ -95,7 +65,9 @@ class Session:
     @ivar number: no other connection has it.
     @ivar key: who it says it is; only with a C{device} is it known to be true.
     @ivar due: when L{attend} must look at it next.
+    @ivar closing: whether nothing that arrives matters any more.
     @ivar corked: whether lines are being read: their answers wait, to go out together.
+    @ivar valve: decides whether it is read from.
     """
 
     log = Logger()
@@ -112,11 +84,11 @@ class Session:
         "_pinger",
         "_registry",
         "_stalled_at",
-        "_valve",
         "_work_refused",
         "address",
         "bytes_received",
         "capabilities",
+        "closing",
         "corked",
         "device",
         "due",
@@ -131,6 +103,7 @@ class Session:
         "reason",
         "sender",
         "state",
+        "valve",
     )
 
     def __init__(self, registry: Registry, carrier: Carrier, address: str) -> None:
@@ -156,6 +129,7 @@ class Session:
         self.moves_at: float | None = None
         self.reason: CloseReason | None = None
         self.sender = Sender(carrier, registry.parts, self._media_left)
+        self.closing = False
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
@@ -163,7 +137,7 @@ class Session:
         self._deadline = self.made_at + registry.parts.settings.server.handshake_timeout
         self.due = self._deadline
         self._pinger: Pinger | None = None
-        self._valve = Valve(self.sender, registry.parts)
+        self.valve = Valve(self.sender, registry.parts)
         self._greeting: Greeting | None = None
         self._finished_at: float | None = None
         self._error_times: deque[float] | None = None
@@ -175,11 +149,6 @@ class Session:
     def __str__(self) -> str:
         name = f" {self.key.bot_name!r} {self.key.device_id!r}" if self.key else ""
         return f"#{self.number} {self.address}{name}"
-
-    @property
-    def closing(self) -> bool:
-        """Whether nothing that arrives matters any more."""
-        return self.state is State.CLOSING
 
     @property
     def authenticated(self) -> bool:
@@ -237,7 +206,7 @@ class Session:
         if target is None:
             raise WireError(ErrorCode.AUTH_REQUIRED, "a handshake or signed chat must come first")
         if type(message) is Chat:
-            self._chat_received(message, line)
+            self._registry.intake.chat_received(self, message, line)
         else:
             self._other_received(message, line, target)
 
@@ -273,36 +242,36 @@ class Session:
         """The kernel has all that was written."""
         self.sender.drained()
         self._backlog_bytes = 0
-        if self.state is State.CLOSING:
+        if self.closing:
             return
         self._pump()
-        self._judge_reading()
+        self.judge_reading()
         if self._finished_at is not None:
             self._close_if_finished()
 
     def outbox_filled(self) -> None:
-        """Something waits in the device's outbox."""
-        if not self.corked and self.state is not State.CLOSING:
+        """Something waits in the device's outbox, and it is not L{corked}."""
+        if not self.closing:
             self._pump()
-            self._judge_reading()
+            self.judge_reading()
 
     def uncork(self) -> None:
         """The lines that came together are all read: answer them together."""
         self.corked = False
-        if self.state is not State.CLOSING:
+        if not self.closing:
             self._pump()
-            self._judge_reading()
+            self.judge_reading()
 
     def message_done(self) -> None:
-        """One message fewer owes an answer."""
-        if not self.corked and self.state is not State.CLOSING:
-            self._judge_reading()
+        """One message fewer owes an answer, and it is not L{corked}."""
+        if not self.closing:
+            self.judge_reading()
             if self._finished_at is not None:
                 self._close_if_finished()
 
     def peer_finished(self) -> None:
         """The peer's FIN came: it may still read."""
-        if self.state is State.CLOSING:
+        if self.closing:
             self._carrier.disconnect()
             return
         self._finished_at = self.due = self._registry.exact_now
@@ -327,7 +296,7 @@ class Session:
         if self.reason is None:
             self.reason = reason
         self._registry.remove(self)
-        self.state = State.CLOSING
+        self._stop_reading()
         if self._greeting is not None:
             self._greeting.connection_lost()
         self._parts.metrics.closes.labels(self.reason).inc()
@@ -341,7 +310,7 @@ class Session:
 
         @param event: the frame's, to be counted.
         """
-        if self.state is State.CLOSING:
+        if self.closing:
             return
         self.sender.urge(event, frame)
         if not self.corked:
@@ -354,9 +323,9 @@ class Session:
 
         @param code: what the peer is told, with C{text}; L{None}: nothing.
         """
-        if self.state is State.CLOSING:
+        if self.closing:
             return
-        self.state = State.CLOSING
+        self._stop_reading()
         self.reason = reason
         may_linger = self._registry.closing(self)
         if reason is CloseReason.GAVE_WAY or not may_linger:
@@ -371,6 +340,11 @@ class Session:
             self._carrier.finish()
         else:
             self._carrier.disconnect()
+
+    def _stop_reading(self) -> None:
+        """Nothing that arrives matters any more."""
+        self.state = State.CLOSING
+        self.closing = True
 
     def cut(self) -> None:
         """End the conversation at once, whatever is lost."""
@@ -387,14 +361,14 @@ class Session:
         @param judging: whether nobody was held up, so that silence counts.
         """
         state = self.state
-        if state is State.CLOSING:
+        if self.closing:
             if now >= self._deadline:
                 self._carrier.abort()
             return
         if self._finished_at is not None and now >= self._finished_at + HALF_CLOSED_SECONDS:
             self.close(CloseReason.PEER_CLOSED)
             return
-        self._judge_reading()
+        self.judge_reading()
         if self.closing:
             return  # by what was read
         if not self.sender.idle and self._is_stalled(now) and judging:
@@ -414,7 +388,7 @@ class Session:
             self.due = pinger.liveness.due
         else:
             self._attend_unready(now, judging)
-        if self._finished_at is not None or not self.sender.idle or not self._valve.open:
+        if self._finished_at is not None or not self.sender.idle or not self.valve.open:
             self.due = now
 
     def _is_stalled(self, now: float) -> bool:
@@ -426,7 +400,7 @@ class Session:
             self._backlog_bytes = backlog_bytes
             self._stalled_at = now
         # One that is not read from may be held up by its own write.
-        patience = STALLED_SECONDS if self._valve.open else self._parts.settings.ping.timeout
+        patience = STALLED_SECONDS if self.valve.open else self._parts.settings.ping.timeout
         return now - self._stalled_at >= patience
 
     def _attend_unready(self, now: float, judging: bool) -> None:
@@ -484,7 +458,7 @@ class Session:
         self.device = self._registry.attach(self, self.key, self.facts)
         self._parts.limits.give_back(self.address)
         self._parts.limits.verified(self.address)
-        self._valve.authenticated(self.device)
+        self.valve.authenticated(self.device)
         self.due = self._registry.steady.now
         if not self._greeting_waits:
             self._open_outbox()
@@ -492,7 +466,7 @@ class Session:
     def settings_changed(self) -> None:
         """Other settings are in force."""
         if self.device is not None:
-            self._valve.authenticated(self.device)
+            self.valve.authenticated(self.device)
         if self._pinger is not None:
             self._pinger.liveness.apply(self._parts.settings.ping)
             self.due = self._registry.steady.now
@@ -525,7 +499,7 @@ class Session:
     def _greeting_waits(self) -> bool:
         return self._greeting is not None and self._greeting.waits
 
-    # Pong, chat, acknowledgement
+    # What it says
 
     def _other_received(self, message: Inbound, line: bytes, target: State) -> None:
         if type(message) is Pong:
@@ -555,53 +529,7 @@ class Session:
         assert self._pinger is not None
         self._pinger.pong_received(pong, self._registry.steady.now)
 
-    def _chat_received(self, chat: Chat, line: bytes) -> None:
-        parts = self._parts
-        parts.metrics.messages_received.value += 1
-        acknowledges = chat.client_id is not None and "ack" in self.capabilities
-        if not parts.verifier.is_new(chat.auth, self.key, self.number, line):
-            parts.metrics.repeats_dropped.inc()
-            if acknowledges and self.device is not None:
-                self._acknowledge(chat)
-            return
-        device = self.device
-        if device is None:
-            device = self._known_by(chat)
-        self.messages_received += 1
-        self.sender.dialect = chat.dialect
-        valve = self._valve
-        valve.message_came()
-        if chat.packed is not None:
-            parts.reader.inflate(chat)
-        if self._registry.draining:
-            self._refuse_work()
-            return
-        if acknowledges and not self._acknowledge(chat):
-            return
-        if not chat.text:
-            return
-        answered = self._registry.enter_room(device, chat)
-        if parts.chat_log is not None:
-            parts.chat_log.append(
-                ChatLine(
-                    parts.seconds(),
-                    "in",
-                    device.key.bot_name,
-                    device.key.device_id,
-                    chat.room_id,
-                    chat.room,
-                    chat.sender,
-                    chat.user_hash,
-                    chat.log_id,
-                    chat.text,
-                )
-            )
-        if answered:
-            device.submit(chat)
-        if valve.must_close:
-            self._judge_reading()
-
-    def _known_by(self, chat: Chat) -> Device:
+    def known_by(self, chat: Chat) -> Device:
         """The first chat whose signature held: it says who this is, if nothing else has."""
         if self.key is None:
             auth = chat.auth
@@ -616,13 +544,7 @@ class Session:
         assert self.device is not None
         return self.device
 
-    def _acknowledge(self, chat: Chat) -> bool:
-        """Tell a client that its message is taken.  @return: whether it is new."""
-        assert self.device is not None and chat.client_id is not None
-        self.sender.urge("ack", encode_ack(chat.client_id))
-        return not self.device.client_ids.seen(chat.client_id)
-
-    def _refuse_work(self) -> None:
+    def refuse_work(self) -> None:
         """The server stops: say so, once."""
         if not self._work_refused:
             self._work_refused = True
@@ -642,11 +564,12 @@ class Session:
     # Reading and writing
 
     def _pump(self) -> None:
-        self.sender.pump()
-        if not self.sender.idle:
+        sender = self.sender
+        sender.pump()
+        if not sender.idle:
             self.due = min(self.due, self._registry.steady.now)
         pinger = self._pinger
-        if pinger is not None and pinger.pumped(self._registry.steady.now):
+        if pinger is not None and pinger.waits and pinger.pumped(self._registry.steady.now):
             self.due = min(self.due, pinger.liveness.due)
 
     def _media_left(self, reply: Reply) -> None:
@@ -657,10 +580,10 @@ class Session:
                 self._registry.steady.now, reply.deaf_seconds(self.facts.version)
             )
 
-    def _judge_reading(self) -> None:
+    def judge_reading(self) -> None:
         """Stop reading a phone that is given more than it takes; go on once half has gone."""
-        valve = self._valve
-        if self._greeting_waits or not valve.changed():
+        valve = self.valve
+        if valve.calm or self._greeting_waits or not valve.changed():
             return
         now = self._registry.steady.now
         liveness = self.liveness
@@ -677,7 +600,7 @@ class Session:
 
     def _close_if_finished(self) -> None:
         """The peer reads only what it is owed: close once it has it."""
-        if self.state is not State.CLOSING and self.owes_nothing:
+        if not self.closing and self.owes_nothing:
             self.close(CloseReason.PEER_CLOSED)
 
     # What is known of it

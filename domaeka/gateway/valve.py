@@ -35,7 +35,16 @@ class Valve:
     @ivar open: what was decided last.
     """
 
-    __slots__ = ("_bucket", "_device", "_most_owed", "_overdrawn", "_parts", "_sender", "open")
+    __slots__ = (
+        "_bucket",
+        "_calm_bytes",
+        "_device",
+        "_most_owed",
+        "_overdrawn",
+        "_parts",
+        "_sender",
+        "open",
+    )
 
     def __init__(self, sender: Sender, parts: Parts) -> None:
         self._sender = sender
@@ -44,6 +53,7 @@ class Valve:
         self._bucket: TokenBucket | None = None
         self._overdrawn = False
         self._most_owed = 0  # in bytes, each answer as small as can be
+        self._calm_bytes = 0
         self.open = True
 
     def authenticated(self, device: Device) -> None:
@@ -52,6 +62,7 @@ class Valve:
         settings = self._parts.settings
         most = max(1, settings.queue.max_messages - BATCH_MESSAGES)
         self._most_owed = most * LEAST_ANSWER_BYTES
+        self._calm_bytes = min(ANSWERS_BYTES, self._most_owed)
         limits = settings.limits
         self._bucket = (
             TokenBucket(limits.messages_per_second, limits.messages_burst, self._parts.seconds)
@@ -65,17 +76,15 @@ class Valve:
             self._overdrawn = True
 
     @property
-    def must_close(self) -> bool:
-        """Whether the phone, which is read from and has authenticated, has said too much."""
+    def calm(self) -> bool:
+        """Whether L{changed} has nothing to decide: no message waits, and few bytes do."""
         device = self._device
-        assert device is not None
-        answer_bytes = device.outbox.answer_bytes
         return (
-            self._overdrawn
-            or answer_bytes > ANSWERS_BYTES
-            or device.pending * LEAST_ANSWER_BYTES + answer_bytes > self._most_owed
-            or device.pending > PENDING_MESSAGES
-            or device.pending_chars > PENDING_CHARS
+            device is not None
+            and self.open
+            and not device.pending
+            and not self._overdrawn
+            and device.outbox.answer_bytes + self._sender.urgent_bytes <= self._calm_bytes
         )
 
     def changed(self) -> bool:

@@ -2,12 +2,16 @@
 Whether a frame is to be believed.
 """
 
+from typing import Final
+
 from domaeka.config import AuthSettings
 from domaeka.errors import ErrorCode, WireError
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Auth, is_name
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import AuthFault, Seen, SignatureTable, Signer
+
+_FRESH: Final = Seen.FRESH  # to look it up in its Enum takes 0.2 µs
 
 
 class Verifier:
@@ -21,6 +25,7 @@ class Verifier:
         self, auth: AuthSettings, signer: Signer, signatures: SignatureTable, metrics: Metrics
     ) -> None:
         self._mode = auth.mode
+        self._off = auth.mode == "off"
         self._signer = signer
         self.signatures = signatures
         self._metrics = metrics
@@ -28,7 +33,7 @@ class Verifier:
     @property
     def needless(self) -> bool:
         """Whether a handshake is proof enough."""
-        return self._mode == "off"
+        return self._off
 
     def is_new(
         self, auth: Auth | None, key: DeviceKey | None, connection: int, line: bytes
@@ -48,7 +53,7 @@ class Verifier:
                 raise WireError(ErrorCode.AUTH_REQUIRED, "a signature is required")
             return True
         fault: AuthFault | None
-        if self._mode == "off":
+        if self._off:
             named = is_name(auth.bot_name) and is_name(auth.device_id)
             fault = None if named else AuthFault.MALFORMED
         else:
@@ -56,11 +61,11 @@ class Verifier:
         if fault is None:
             if key is not None and key != (auth.bot_name, auth.device_id):
                 fault = AuthFault.WRONG_DEVICE
-            elif self._mode == "off":
+            elif self._off:
                 return True
             else:
                 seen = self.signatures.judge(auth, connection, line)
-                if seen is Seen.FRESH:
+                if seen is _FRESH:
                     return True
                 if seen is Seen.REPEAT:
                     return False

@@ -11,6 +11,8 @@ from enum import Enum, StrEnum
 from hmac import compare_digest
 from typing import Final
 
+import msgspec
+
 from domaeka.messages import Auth, is_name
 
 #: Signatures, and line digests, remembered for one device.  Source: docs/protocol.md, "auth".
@@ -25,7 +27,7 @@ _SIGNATURE_CHARS: Final = 64
 #: Longest of the signed fields, in characters: as for names on the wire.
 _MAX_FIELD_CHARS: Final = 128
 #: Devices whose fields need not be looked at again.  Source: many thousand phones.
-_MAX_PREFIXES: Final = 16_384
+_MAX_FORMS: Final = 16_384
 #: A phone's clock reads at most this, in milliseconds: the year 9999.
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 
@@ -41,6 +43,21 @@ class AuthFault(StrEnum):
     REPLAY = "replay"
     STALE = "stale"
     BAD_TOKEN = "bad token"
+
+
+class _Form(msgspec.Struct, frozen=True, gc=False):
+    """
+    The fields of an C{auth} that held, but for its time.
+
+    @ivar prefix: what is signed ahead of the time.
+    """
+
+    bot_name: str
+    client_type: str | None
+    device_uuid: str | None
+    mac_address: str | None
+    ip_address: str | None
+    prefix: bytes
 
 
 class _Key:
@@ -97,8 +114,8 @@ class Signer:
         self._keys = [_Key(secret.encode()) for secret in secrets]
         self._salt = salt
         self._suffix = f"|{salt}".encode()
-        #: What is signed ahead of the time, by all that goes into it, where it held before.
-        self._prefixes: dict[tuple[str | None, ...], bytes] = {}
+        #: What a device signed last, by its id: to compare fields costs half of hashing them.
+        self._forms: dict[str, _Form] = {}
         self._skew_ms = clock_skew * 1000
         self._seconds = seconds
 
@@ -116,18 +133,16 @@ class Signer:
 
         @return: L{None} when the signature and its time are right.
         """
-        form = (
-            auth.client_type,
-            auth.bot_name,
-            auth.device_uuid,
-            auth.mac_address,
-            auth.ip_address,
-            auth.device_id,
+        form = self._forms.get(auth.device_id)
+        known = (
+            form is not None
+            and auth.bot_name == form.bot_name
+            and auth.client_type == form.client_type
+            and auth.device_uuid == form.device_uuid
+            and auth.mac_address == form.mac_address
+            and auth.ip_address == form.ip_address
         )
-        prefix = self._prefixes.get(form)
-        known = prefix is not None
-        if prefix is None:
-            prefix = _signed_prefix(auth)
+        prefix = form.prefix if known and form is not None else _signed_prefix(auth)
         timestamp = auth.timestamp
         if type(timestamp) is float and timestamp.is_integer():
             timestamp = auth.timestamp = int(timestamp)
@@ -153,9 +168,16 @@ class Signer:
             uuid = auth.device_uuid
             if uuid and uuid != auth.device_id and UNKNOWN not in (uuid, auth.device_id):
                 return AuthFault.WRONG_DEVICE
-            if len(self._prefixes) >= _MAX_PREFIXES:
-                self._prefixes.clear()
-            self._prefixes[form] = prefix
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.clear()
+            self._forms[auth.device_id] = _Form(
+                auth.bot_name,
+                auth.client_type,
+                auth.device_uuid,
+                auth.mac_address,
+                auth.ip_address,
+                prefix,
+            )
         return None
 
 
@@ -185,6 +207,10 @@ class Seen(Enum):
     REPEAT = "repeat"  # the very same line again: to be dropped without a word
     REPLAY = "replay"
     STALE = "stale"
+
+
+# To look a member up in its Enum takes 0.2 µs.
+_FRESH: Final = Seen.FRESH
 
 
 class _Device:
@@ -244,7 +270,7 @@ class SignatureTable:
             device.further[digest] = timestamp  # another message of the same millisecond
             if len(device.further) > MAX_REMEMBERED:
                 del device.further[next(iter(device.further))]
-            return Seen.FRESH
+            return _FRESH
         timestamp = int(auth.timestamp)
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
@@ -258,7 +284,7 @@ class SignatureTable:
         if len(signatures) > MAX_REMEMBERED:
             forgotten = self._known.pop(signatures.popleft())[0]
             device.forgotten_until = max(device.forgotten_until, forgotten)
-        return Seen.FRESH
+        return _FRESH
 
     def sweep(self) -> None:
         """Forget what is no longer valid anyway.  To be called every minute or so."""

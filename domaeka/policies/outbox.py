@@ -90,6 +90,7 @@ class Outgoing(msgspec.Struct):
     @ivar expires_at: when it has waited long enough.
     @ivar number: its place among all that were handed to connections; 0: never handed.
     @ivar message_id: the same, for a connection that acknowledges.
+    @ivar end: where it ends in what was written with it, in bytes.
     """
 
     reply: Reply
@@ -100,6 +101,7 @@ class Outgoing(msgspec.Struct):
     on_fate: FateListener | None = None
     number: int = 0
     message_id: int | None = None
+    end: int = 0
 
 
 _Queue: TypeAlias = deque[Outgoing]
@@ -298,7 +300,6 @@ class Outbox:
 
         @return: L{None} when nothing is to be sent.
         """
-        now = self._seconds()
         while True:
             if self._again:
                 priority = self._first_again()
@@ -306,10 +307,13 @@ class Outbox:
                 critical, high, normal, low = self._queues
                 if high and not (critical or normal or low):
                     priority = 1
+                elif not (critical or normal or low or self._served):
+                    return None
                 else:
                     priority = 0 if critical else self._whose_turn()
                     if priority < 0:
                         return None
+            now = self._seconds()
             item = self._queues[priority].popleft()  # type: ignore[union-attr]
             if priority == 1:
                 self.answer_bytes -= item.size
