@@ -117,7 +117,6 @@ class Migration:
         self._ended = ended
         #: By number of the connection: when the client should have arrived, by the steady time.
         self._awaited: dict[int, float] = {}
-        self._told_until = 0.0
         self._steps = LoopingCall(self._step)
         self._steps.clock = reactor
 
@@ -125,8 +124,6 @@ class Migration:
         """Begin.  @return: fires when it has ended."""
         registry = self._registry
         registry.migration = self
-        self._began = registry.steady.now
-        self._told_until = self._began
         capable = sum(1 for session in registry if session.capabilities)
         self.log.info(
             "migration to {host}:{port} begins: {capable} clients, {count} connections in all",
