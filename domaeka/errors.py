@@ -83,16 +83,14 @@ class WireError(DomaekaError):
     The text is safe to send back: it quotes nothing that the peer sent.
     """
 
-    def __init__(self, code: ErrorCode, text: str) -> None:
+    def __init__(self, code: ErrorCode, text: str, fatal: bool = False) -> None:
         """
         @param code: what the peer is told.
         @param text: one line, for people.
+        @param fatal: whether the connection ends with it though others of its code do not end it.
         """
         super().__init__(text)
         self.code = code
         self.text = text
-
-    @property
-    def fatal(self) -> bool:
-        """Whether the connection ends with this error."""
-        return self.code in _FATAL
+        #: Whether the connection ends with this error.
+        self.fatal = fatal or code in _FATAL

@@ -58,6 +58,14 @@ class SignedHandshakeTests(GatewayCase):
         self.assertEqual(self.reasons, {"authentication failed": 1})
         self.assertEqual(self.counted(self.metrics.auth_failures), {"wrong signature": 1})
 
+    def test_malformed(self) -> None:
+        """One of the wrong form is answered likewise: the connection ends."""
+        peer = self.connect()
+        line = peer.writer.handshake(signed=True)
+        peer.write(line.replace(b'"timestamp":17', b'"timestamp":"x",":":17'))
+        self.assertEqual((peer.errors, peer.lost), (["AUTH_FAILED"], True))
+        self.assertEqual(self.counted(self.metrics.auth_failures), {"malformed": 1})
+
     def test_replayed(self) -> None:
         """The very same handshake on another connection proves nothing."""
         first = self.connect()

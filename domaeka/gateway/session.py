@@ -53,6 +53,7 @@ HALF_CLOSED_SECONDS: Final = 1.0
 _FATAL_REASONS: Final = {
     ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
     ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
+    ErrorCode.AUTH_FAILED: CloseReason.AUTHENTICATION_FAILED,
 }
 
 
@@ -212,7 +213,10 @@ class Session:
 
     def refuse(self, error: WireError) -> None:
         """Answer a bad frame; end the conversation if it is fatal, or one too many."""
-        self._parts.metrics.errors.labels(error.code).inc()
+        metrics = self._parts.metrics
+        metrics.errors.labels(error.code).inc()
+        if error.code is ErrorCode.AUTH_FAILED and not isinstance(error, AuthRefused):
+            metrics.auth_failures.labels(AuthFault.MALFORMED).inc()
         if error.fatal:
             reason = _FATAL_REASONS.get(error.code, CloseReason.BAD_STREAM)
             self.close(reason, error.code, error.text)

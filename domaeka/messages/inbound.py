@@ -331,7 +331,11 @@ class FrameReader:
         # It names fields and types of ours, and quotes nothing of theirs but an unknown event.
         text = str(error) if isinstance(error, msgspec.ValidationError) else "not readable"
         if "`$.data.auth" in text or "`$.auth" in text:
-            raise WireError(ErrorCode.AUTH_FAILED, "auth is not of the right form") from None
+            raise WireError(
+                ErrorCode.AUTH_FAILED,
+                "auth is not of the right form",
+                fatal=event == b'"handshake"',
+            ) from None
         if event == b'"handshake"':
             raise WireError(ErrorCode.BAD_HANDSHAKE, f"bad handshake: {text}") from None
         if text.startswith("Invalid value '"):

@@ -31,12 +31,7 @@ class BadStream(WireError):
     """A compressed connection cannot be read on: it ends."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(ErrorCode.BAD_FRAME, text)
-
-    @property
-    def fatal(self) -> bool:
-        """Nothing behind it can be read."""
-        return True
+        super().__init__(ErrorCode.BAD_FRAME, text, fatal=True)
 
 
 def pack_text(
