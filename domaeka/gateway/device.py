@@ -38,6 +38,7 @@ class Device:
         "pending",
         "pending_chars",
         "session",
+        "slowest",
         "takeovers",
     )
 
@@ -62,7 +63,9 @@ class Device:
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
         self._registry = registry
-        #: Its numbers and ids are known until then, by the steady time, connected or not.
+        #: The longest that it has taken to answer of late, in seconds, on any connection.
+        self.slowest = 0.0
+        #: All this is known until then, by the steady time, connected or not.
         self.kept_until = 0.0
         if kept is not None:
             self._acknowledges = True
@@ -166,10 +169,12 @@ class Device:
 
     def disconnected(self) -> None:
         """Its connection is gone."""
+        registry = self._registry
+        now = registry.steady.now
+        if self.session is not None and self.session.liveness is not None:
+            self.slowest = self.session.liveness.slowest_until(now)
         self.session = None
-        if self._acknowledges:
-            registry = self._registry
-            self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+        self.kept_until = now + registry.parts.settings.session.lifetime
 
     @property
     def owes_nothing(self) -> bool:

@@ -108,7 +108,7 @@ class History:
         @return: each with its place, which it keeps.
         """
         newest = self._added - 1
-        skipped = 0 if before is None else max(0, newest - before + 1)
+        skipped = 0 if before is None else min(max(0, newest - before + 1), len(self._closed))
         found: list[tuple[int, ClosedConnection]] = []
         for place, closed in enumerate(islice(reversed(self._closed), skipped, None), skipped):
             if len(found) >= limit:

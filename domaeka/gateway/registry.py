@@ -146,9 +146,11 @@ class Registry:
         self._last_number += 1
         return self._last_number
 
-    def new_liveness(self) -> Liveness:
-        """For a connection that has shaken hands."""
-        return Liveness(self.parts.settings.ping, self.steady.now, self.parts.random)
+    def new_liveness(self, key: DeviceKey) -> Liveness:
+        """For a connection that says it is C{key}."""
+        device = self._devices.get(key)
+        slowest = 0.0 if device is None else device.slowest
+        return Liveness(self.parts.settings.ping, self.steady.now, self.parts.random, slowest)
 
     def next_epoch(self) -> str:
         """A name for the numbering of an outbox that is new."""

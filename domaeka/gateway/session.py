@@ -452,7 +452,7 @@ class Session:
         self.facts = facts
         if self._pinger is None:
             self._pinger = Pinger(
-                self._registry.new_liveness(), self.sender, key.bot_name, self._parts
+                self._registry.new_liveness(key), self.sender, key.bot_name, self._parts
             )
 
     def authenticate(self, proof: type) -> None:
