@@ -23,8 +23,7 @@ from domaeka.client import (
 )
 from domaeka.errors import ErrorCode
 from domaeka.messages import Chat
-from domaeka.testing import VirtualServer, run_clock
-from domaeka.testing_server import FakeServer
+from domaeka.testing import FakeServer, VirtualServer, run_clock
 
 KEY, SALT = "k" * 16, "salt"
 

@@ -14,7 +14,7 @@ from domaeka.messages import Dialect, Media, encode_frame
 from domaeka.phonewire import Delivered, Greeting, Identity, Said
 from domaeka.policies.auth import Signer
 from domaeka.policies.compression import Deflater
-from domaeka.testing_server import FakeConversation, FakeServer
+from domaeka.testing import FakeConversation, FakeServer
 
 KEY, SALT = "k" * 16, "salt"
 PHONE = Identity(bot_name="가게봇", device_id="a1b2")

@@ -26,8 +26,7 @@ from domaeka.client import (
     Waiting,
 )
 from domaeka.errors import CloseReason, ErrorCode
-from domaeka.testing import VirtualServer, run_clock
-from domaeka.testing_server import FakeServer, FakeStore
+from domaeka.testing import FakeServer, FakeStore, VirtualServer, run_clock
 
 KEY, SALT = "k" * 16, "salt"
 NOW = 1_790_000_000.0

@@ -27,7 +27,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (1, "metrics"),
     (2, "interfaces logs"),
     (3, "gateway bots store cluster"),
-    (4, "client web testing testing_server"),
+    (4, "client web testing"),
     (5, "server"),
     (5, "tap cli"),
 )

@@ -1,5 +1,6 @@
 """
-Stand-ins for tests, of this project and of bots: a phone, a network, and the server's parts.
+Stand-ins for tests, of this project and of bots: a phone, a server, a network, and the server's
+parts.
 
 A phone against a server, in virtual time::
 
@@ -12,7 +13,7 @@ A phone against a server, in virtual time::
     assert phone.texts() == ["안녕"]
 
 The same phone talks to a real server when it is given the real reactor and a
-C{TCP4ClientEndpoint}.
+C{TCP4ClientEndpoint}.  L{FakeServer} is what a client (L{domaeka.client}) talks to.
 """
 
 from domaeka.testing.fakes import (
@@ -36,6 +37,7 @@ from domaeka.testing.script import (
     ScriptVersion,
     Shown,
 )
+from domaeka.testing.server import FakeConversation, FakeDevice, FakeServer, FakeStore
 
 __all__ = [
     "SCRIPTS",
@@ -44,13 +46,17 @@ __all__ = [
     "Comeback",
     "Dropped",
     "FakeChatLog",
+    "FakeConversation",
+    "FakeDevice",
     "FakeDevices",
     "FakeDispatcher",
     "FakeOrigin",
     "FakePhone",
     "FakeResumption",
     "FakeRooms",
+    "FakeServer",
     "FakeSessions",
+    "FakeStore",
     "JavaLines",
     "PhoneRecord",
     "Picture",
