@@ -11,11 +11,21 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.metrics import Metrics
-from domaeka.web.routes import MAX_BODY_BYTES, Answer, Call, Refusal, Route
+from domaeka.web.routes import (
+    MAX_BODY_BYTES,
+    MAX_WAITING_EVENTS,
+    Answer,
+    Call,
+    EventStream,
+    Refusal,
+    Route,
+    server_sent,
+)
 from domaeka.web.server import (
     ANSWER_SECONDS,
     CLOSE_SECONDS,
     IDLE_SECONDS,
+    KEEPALIVE_SECONDS,
     MAX_CONNECTIONS,
     MAX_DISCARDED_BYTES,
     MAX_HEADERS,
@@ -63,6 +73,8 @@ class ServerTests(SynchronousTestCase):
         self.calls: list[Call] = []
         self.cancelled: list[object] = []
         self.pending: Deferred[Any] = Deferred(self.cancelled.append)
+        self.ended: list[EventStream] = []
+        self.stream = EventStream(self.ended.append)
         self.site = make_site(
             (
                 Route("GET", "/hello", self.hello),
@@ -73,6 +85,7 @@ class ServerTests(SynchronousTestCase):
                 Route("GET", "/broken", lambda call: 1 // 0),
                 Route("GET", "/refused", self.refuse),
                 Route("GET", "/large", lambda call: Answer(b"x" * 10_000)),
+                Route("GET", "/stream", lambda call: self.stream),
                 Route("POST", "/private", self.hello, token=True, max_body_bytes=LARGE),
             ),
             self.clock,
@@ -380,3 +393,109 @@ class LimitTests(ServerTests):
         self.pending.callback(None)
         self.assertEqual(self.line.answer()[0], 204)
         self.assertTrue(self.line.transport.disconnecting)
+
+
+class StreamTests(ServerTests):
+    """Answers that go on."""
+
+    def listen(self, request: bytes = b"GET /stream HTTP/1.1\r\n\r\n") -> str:
+        """Ask for the stream.  @return: the first line and the headers."""
+        self.line.channel.dataReceived(request)
+        self.clock.advance(0)
+        head, _, _ = self.line.transport.value().partition(b"\r\n\r\n")
+        self.line.transport.clear()
+        return bytes(head).decode()
+
+    def heard(self) -> bytes:
+        """What has come since the last call."""
+        value = bytes(self.line.transport.value())
+        self.line.transport.clear()
+        return value
+
+    def test_events(self) -> None:
+        """Each event goes out at once, those that came before the answer too."""
+        self.stream.say(server_sent("early", 1))
+        self.line.channel.dataReceived(b"GET /stream HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.assertIn(b"event: early\ndata: 1\n\n", self.heard())
+        self.stream.say(server_sent("말", {"방": "a\nb"}))
+        self.assertIn('event: 말\ndata: {"방":"a\\nb"}\n\n'.encode(), self.heard())
+
+    def test_no_deadline(self) -> None:
+        """Unlike other answers it may take for ever; something is said now and then."""
+        self.listen()
+        for _ in range(10):
+            self.clock.advance(KEEPALIVE_SECONDS)
+            self.assertEqual(self.heard(), b"3\r\n:\n\n\r\n")
+        self.assertFalse(self.line.aborted)
+
+    def test_client_leaves(self) -> None:
+        """The stream ends with its connection, once."""
+        self.listen()
+        self.line.channel.connectionLost(Failure(ConnectionError()))
+        self.assertEqual(self.ended, [self.stream])
+        self.stream.say(b"x")
+        self.stream.end()
+        self.assertEqual(self.ended, [self.stream])
+
+    def test_client_left_before_the_answer(self) -> None:
+        """It ends even if it never began."""
+        self.line.channel.dataReceived(b"GET /stream HTTP/1.1\r\n\r\n")
+        request = self.line.channel.requests[0]
+        self.line.channel.connectionLost(Failure(ConnectionError()))
+        cast(Any, request)._say(self.stream)
+        self.assertEqual(self.ended, [self.stream])
+
+    def test_slow_client(self) -> None:
+        """What it does not take waits, and nothing is added to what is written; then it goes on."""
+        self.listen()
+        self.line.channel.pauseProducing()
+        self.clock.advance(KEEPALIVE_SECONDS)
+        for number in range(MAX_WAITING_EVENTS):
+            self.stream.say(b"%d," % number)
+        self.assertEqual(self.heard(), b"")
+        self.line.channel.resumeProducing()
+        self.assertEqual(self.heard().count(b","), MAX_WAITING_EVENTS)
+
+    def test_client_that_falls_behind(self) -> None:
+        """One that falls too far behind is cut off, and so is one that takes nothing for long."""
+        self.listen()
+        self.line.channel.pauseProducing()
+        for _ in range(MAX_WAITING_EVENTS + 2):
+            self.stream.say(b"x")
+        self.assertTrue(self.line.aborted)
+        self.assertEqual(self.stream.take(), b"")
+
+    def test_client_that_takes_nothing(self) -> None:
+        """Nobody is waited for for ever."""
+        self.listen()
+        self.line.channel.pauseProducing()
+        self.clock.advance(WRITE_SECONDS)
+        self.assertTrue(self.line.aborted)
+
+    def test_close(self) -> None:
+        """At the end of the server streams end in order."""
+        self.listen()
+        self.site.close()
+        self.assertEqual(self.heard(), b"0\r\n\r\n")
+        self.assertTrue(self.line.transport.disconnecting)
+        self.assertEqual(self.ended, [self.stream])
+
+    def test_head(self) -> None:
+        """Who asks for the headers only gets those, and no stream."""
+        head = self.listen(b"HEAD /stream HTTP/1.1\r\n\r\n")
+        self.assertIn("text/event-stream", head)
+        self.assertEqual(self.ended, [self.stream])
+        self.assertEqual(self.ask(b"GET /hello HTTP/1.1\r\n\r\n")[0], 200)
+
+    def test_old_client(self) -> None:
+        """HTTP 1.0 knows no chunks: the stream is as long as the connection."""
+        self.listen(b"GET /stream HTTP/1.0\r\n\r\n")
+        self.stream.say(b"x")
+        self.assertEqual(self.heard(), b"x")
+
+    def test_flood_behind_it(self) -> None:
+        """What a client sends behind its request is not piled up."""
+        self.listen()
+        self.line.channel.dataReceived(b"GET /hello HTTP/1.1\r\n\r\n" * 300)
+        self.assertEqual(self.line.transport.producerState, "paused")

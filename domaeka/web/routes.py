@@ -1,9 +1,9 @@
 """
 HTTP, without the network: which function a request goes to, and what it may give back.
 
-A route is a method, a path and a function that takes a L{Call} and gives back an L{Answer}, L{None}
-(204) or something that JSON can say; at once, by a Deferred or as a coroutine.  What it does not
-grant, it says by raising L{Refusal}.
+A route is a method, a path and a function that takes a L{Call} and gives back an L{Answer}, an
+L{EventStream}, L{None} (204) or something that JSON can say; at once, by a Deferred or as a
+coroutine.  What it does not grant, it says by raising L{Refusal}.
 """
 
 import hmac
@@ -20,7 +20,13 @@ from domaeka.errors import DomaekaError
 #: Largest body of those who have shown no token, in bytes.
 MAX_BODY_BYTES: Final = 65_536
 
+#: Most events that wait for a client of a stream to read those before; one that falls behind by
+#: more is cut off.  An event has some 500 bytes.
+MAX_WAITING_EVENTS: Final = 1000
+
 JSON: Final = "application/json"
+#: The content type of an L{EventStream}.
+EVENTS: Final = "text/event-stream"
 
 
 class Call(NamedTuple):
@@ -56,6 +62,56 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
+class EventStream:
+    """
+    An answer that goes on until one side ends it: server-sent events.
+
+    @ivar wake: called when there is something to L{take}, or the client has fallen behind; set
+        by who sends it.
+    @ivar fallen_behind: whether more events came than may wait.
+    """
+
+    def __init__(self, ended: Callable[["EventStream"], None]) -> None:
+        """@param ended: told, once, that nobody takes anything any more."""
+        self.wake: Callable[[], None] = lambda: None
+        self.fallen_behind = False
+        self._ended: Callable[[EventStream], None] | None = ended
+        self._waiting: list[bytes] = []
+
+    def say(self, event: bytes) -> None:
+        """@param event: as it goes out, from L{server_sent}."""
+        if self.fallen_behind:
+            return
+        if len(self._waiting) < MAX_WAITING_EVENTS:
+            self._waiting.append(event)
+        else:
+            self.fallen_behind = True
+            self._waiting.clear()
+        self.wake()
+
+    def take(self) -> bytes:
+        """What waits to be sent."""
+        waiting = b"".join(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def end(self) -> None:
+        """Nobody takes anything any more."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self)
+
+
+def server_sent(name: str, value: object) -> bytes:
+    """
+    An event of an L{EventStream}.
+
+    @param name: one word.
+    @param value: something that JSON can say.
+    """
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
+
+
 class Refusal(DomaekaError):
     """A request is not granted; the client is told why."""
 
@@ -85,9 +141,9 @@ def as_json(value: object, status: int = HTTPStatus.OK) -> Answer:
     return Answer(msgspec.json.encode(value), status)
 
 
-def as_answer(value: object) -> Answer:
+def as_answer(value: object) -> Answer | EventStream:
     """What a client is told of a route's result."""
-    if isinstance(value, Answer):
+    if isinstance(value, Answer | EventStream):
         return value
     return Answer(status=HTTPStatus.NO_CONTENT) if value is None else as_json(value)
 

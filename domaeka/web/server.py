@@ -10,13 +10,15 @@ Nobody holds the server up or fills its memory:
     once the answer before it has left for the kernel; meanwhile no more is kept of what is
     pipelined than one read brings;
   - an answer must be made within L{ANSWER_SECONDS} and taken within L{WRITE_SECONDS};
+  - a stream of events whose client falls behind is cut off, and so is one whose client is gone,
+    which what is sent every L{KEEPALIVE_SECONDS} shows;
   - there are L{MAX_CONNECTIONS} connections, more are closed at once.
 
 Twisted itself refuses more than 16 KiB of headers; L{MAX_HEADERS} bounds their number.
 """
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Final, Protocol, cast
@@ -30,9 +32,11 @@ from twisted.web import http
 
 from domaeka.metrics import Metrics
 from domaeka.web.routes import (
+    EVENTS,
     MAX_BODY_BYTES,
     Answer,
     Call,
+    EventStream,
     Place,
     Refusal,
     Returned,
@@ -53,6 +57,9 @@ WRITE_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 75.0
 #: How long a connection that is being closed may take to hand over what is written, in seconds.
 CLOSE_SECONDS: Final = 5.0
+#: How often something is sent in a stream of events, in seconds.  Source: proxies that close what
+#: is silent do so after 30 s and more.
+KEEPALIVE_SECONDS: Final = 15.0
 #: How much is read and thrown away behind a refusal, so that the client gets to read it, in bytes.
 MAX_DISCARDED_BYTES: Final = 1_048_576
 #: Most header lines of a request.
@@ -101,6 +108,8 @@ class Request(http.Request):
         self._body_limit = MAX_BODY_BYTES
         self._answering: Deferred[Any] | None = None
         self._late = False
+        self._stream: EventStream | None = None
+        self._keepalive: Any = None
 
     # http.Request
 
@@ -132,6 +141,7 @@ class Request(http.Request):
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         if self._answering is not None:
             self._answering.cancel()
+        self._leave_stream()
 
     # Ours
 
@@ -228,14 +238,69 @@ class Request(http.Request):
             HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", f"internal error {name}: see the log"
         ).answer()
 
-    def _say(self, answer: Answer) -> None:
+    def _say(self, answer: Answer | EventStream) -> None:
+        if isinstance(answer, EventStream):
+            self._begin_stream(answer)
+            return
         if self._disconnected:
             return
-        self.setResponseCode(answer.status)
-        for name, value in self._site.headers_of(answer).items():
-            self.responseHeaders.setRawHeaders(name, [value])
+        self._say_headers(self._site.headers_of(answer), answer.status)
         self.write(answer.body)  # type: ignore[no-untyped-call]
         self.finish()  # type: ignore[no-untyped-call]
+
+    def _say_headers(self, headers: Mapping[str, str], status: int = HTTPStatus.OK) -> None:
+        self.setResponseCode(status)
+        for name, value in headers.items():
+            self.responseHeaders.setRawHeaders(name, [value])
+
+    # Streams of events
+
+    def go_on(self) -> None:
+        """Send what waits in the stream, if there is one and its client takes it."""
+        stream = self._stream
+        if stream is None:
+            return
+        if stream.fallen_behind:
+            self._channel.cut_off()
+        elif not self._channel.is_held_up:
+            self.write(stream.take())  # type: ignore[no-untyped-call]
+
+    def end_stream(self) -> None:
+        """End the stream in order, if there is one."""
+        if self._stream is not None:
+            self._leave_stream()
+            self.finish()  # type: ignore[no-untyped-call]
+
+    def _begin_stream(self, stream: EventStream) -> None:
+        self._stream = stream
+        if self._disconnected:
+            self._leave_stream()
+            return
+        headers = self._site.headers_of(Answer(content_type=EVENTS))
+        del headers["Content-Length"]
+        self._say_headers(headers)
+        self.write(b": domaeka\n\n")  # type: ignore[no-untyped-call]
+        if self.method == b"HEAD":
+            self.end_stream()
+            return
+        self._channel.waits_for_nothing()
+        stream.wake = self.go_on
+        self._keep_alive(False)
+        self.go_on()
+
+    def _keep_alive(self, say: bool = True) -> None:
+        """What is sent to a client that is gone is noticed; so is silence, by what is between."""
+        if say and not self._channel.is_held_up:
+            self.write(b":\n\n")  # type: ignore[no-untyped-call]
+        self._keepalive = self._site.timer.callLater(KEEPALIVE_SECONDS, self._keep_alive)
+
+    def _leave_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.wake = lambda: None
+            stream.end()
+        if self._keepalive is not None and self._keepalive.active():
+            self._keepalive.cancel()
 
     def _refuse_body(self) -> None:
         self._channel.refuse(
@@ -281,7 +346,7 @@ class Channel(http.HTTPChannel):
         if self._ended:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
-                self._abort()
+                self.cut_off()
             return
         if self._idle:
             self._idle = False
@@ -326,7 +391,7 @@ class Channel(http.HTTPChannel):
 
     def loseConnection(self) -> None:
         self._ended = True
-        self._arm(CLOSE_SECONDS, self._abort)
+        self._arm(CLOSE_SECONDS, self.cut_off)
         super().loseConnection()  # type: ignore[no-untyped-call]
 
     def _send100Continue(self) -> None:
@@ -343,7 +408,7 @@ class Channel(http.HTTPChannel):
     def pauseProducing(self) -> None:
         super().pauseProducing()  # type: ignore[no-untyped-call]
         if self._unread is None:
-            self._unread = self._timer.callLater(WRITE_SECONDS, self._abort)
+            self._unread = self._timer.callLater(WRITE_SECONDS, self.cut_off)
 
     def resumeProducing(self) -> None:
         super().resumeProducing()  # type: ignore[no-untyped-call]
@@ -354,6 +419,8 @@ class Channel(http.HTTPChannel):
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self.in_turn(waiting)
+        if self.requests:
+            self.requests[0].go_on()
 
     # Ours
 
@@ -363,6 +430,11 @@ class Channel(http.HTTPChannel):
         # Requests are told only once their bodies are complete: too late to bound them.
         method, target = cast(tuple[bytes, bytes], (self._command, self._path))
         return method.decode("ascii"), target
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the client does not take what was written."""
+        return self._unread is not None
 
     def in_turn(self, serve: Callable[[], None]) -> None:
         """
@@ -388,7 +460,7 @@ class Channel(http.HTTPChannel):
         transport.write("\r\n".join((*lines, "", "")).encode("latin-1") + answer.body)
         if ITCPTransport.providedBy(transport):
             # To close with bytes unread would reset the connection and lose the answer.
-            self._arm(CLOSE_SECONDS, self._abort)
+            self._arm(CLOSE_SECONDS, self.cut_off)
             self._networkProducer.unregisterProducer()
             transport.loseWriteConnection()
         else:
@@ -398,8 +470,18 @@ class Channel(http.HTTPChannel):
         """Close: at once, or as soon as the request that is in work is answered."""
         if self._handlingRequest:
             self.persistent = 0
+            self.requests[0].end_stream()
         elif not self._ended:
             self.loseConnection()
+
+    def waits_for_nothing(self) -> None:
+        """No deadline holds until the next one is set."""
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+
+    def cut_off(self) -> None:
+        """Close at once, whatever is lost."""
+        cast(Any, self.transport).abortConnection()
 
     def _request_late(self) -> None:
         if self.requests:
@@ -410,16 +492,12 @@ class Channel(http.HTTPChannel):
             self.loseConnection()
 
     def _answer_late(self) -> None:
-        self._arm(CLOSE_SECONDS, self._abort)
+        self._arm(CLOSE_SECONDS, self.cut_off)
         self.requests[0].give_up()
-
-    def _abort(self) -> None:
-        cast(Any, self.transport).abortConnection()
 
     def _arm(self, seconds: float, act: Callable[[], None]) -> None:
         """Act in C{seconds}, and no longer as was said before."""
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+        self.waits_for_nothing()
         self._deadline = self._timer.callLater(seconds, act)
 
 

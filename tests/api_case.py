@@ -1,0 +1,231 @@
+"""What the tests of the admin API share: a server in virtual time, and a client of its API."""
+
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from domaeka.bots.api import Bot
+from domaeka.bots.dispatch import BotDispatcher
+from domaeka.config import BotsSettings, BreakerSettings
+from domaeka.interfaces import DeviceKey
+from domaeka.messages import Reply
+from domaeka.phonewire import Delivered
+from domaeka.store.bans import StoredBans
+from domaeka.store.database import Database
+from domaeka.store.devices import StoredDevices
+from domaeka.store.rooms import StoredRooms
+from domaeka.web.admin import AdminApi
+from domaeka.web.api.changes import Operations
+from domaeka.web.api.endpoints import PREFIX
+from domaeka.web.server import Channel, make_site
+from tests.bots_fakes import FakeReactor, FakeThreads
+from tests.gateway_case import GatewayCase, Peer
+from tests.storing import FakeThread
+
+TOKEN = "correct horse"
+ROOM_ID = "18398338829933617"
+
+
+class Client:
+    """A connection to the API."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.transport = StringTransport()
+        self.channel = channel
+        channel.makeConnection(self.transport)
+
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str] = {}, body: bytes = b""
+    ) -> None:
+        """Send a request."""
+        lines = [f"{method} {target} HTTP/1.1", f"Content-Length: {len(body)}"]
+        lines += (f"{name}: {value}" for name, value in headers.items())
+        self.channel.dataReceived("\r\n".join((*lines, "", "")).encode() + body)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the one answer that has come."""
+        head, _, body = self.transport.value().partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        self.transport.clear()
+        return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), body
+
+
+class ApiCase(GatewayCase):
+    """
+    A gateway with a real store, and its API.
+
+    Every answer is checked against the description of the API.
+    """
+
+    operations: Operations | None = None
+    reload: Callable[[], Any] | None = None
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.serve_api()
+
+    def serve_api(self, *settings: tuple[str, str]) -> None:
+        """
+        Start a gateway with its API, in the place of the one before.
+
+        @param settings: keys and values that are not the defaults.
+        """
+        self.serve(*settings)
+        self.thread = FakeThread()
+        self.database = Database(
+            "sqlite://", self.clock, make_worker=lambda name, reactor: self.thread
+        )
+        parts = self.parts
+        self.stored_devices = parts.devices = StoredDevices(
+            self.database, self.clock, parts.settings.devices.approval
+        )
+        self.stored_rooms = parts.rooms = StoredRooms(
+            self.database, self.clock, parts.settings.rooms.approval
+        )
+        self.stored_devices.add_listener(self.registry.approval_changed)
+        self.stored_bans = StoredBans(self.database)
+        self.successResultOf(self.database.start())
+        self.dispatcher = self.make_dispatcher()
+        self.api = AdminApi(
+            self.registry,
+            self.stored_devices,
+            self.stored_rooms,
+            self.stored_bans,
+            self.dispatcher,
+            self.operations,
+            self.reload,
+        )
+        self.site = make_site(self.api.routes(), self.clock, self.metrics, TOKEN)
+        self.document = self.decoded(self.ask_raw("GET", "/openapi.json")[2])
+        self.addCleanup(self.close_clients)
+
+    def close_clients(self) -> None:
+        """End what is open."""
+        for channel in list(self.site.channels):
+            channel.connectionLost(Failure(ConnectionError()))
+
+    def make_dispatcher(self) -> BotDispatcher:
+        """Bots with one command."""
+        bot = Bot("가게")
+
+        @bot.command("# 가격", aliases=("# price",), help="값을 알려 줍니다")
+        async def price(ctx: object) -> str:
+            return "100"
+
+        return BotDispatcher(
+            [bot],
+            FakeReactor(),
+            FakeThreads(),
+            BotsSettings(),
+            BreakerSettings(),
+            observe=lambda command: self.metrics.handler.register(command).observe,
+            failed=lambda command: self.metrics.handler_failures.register(command).inc(),
+            busy=lambda: None,
+        )
+
+    # The client
+
+    def connect_client(self) -> Client:
+        """Somebody connects to the API."""
+        channel = self.site.buildProtocol(None)
+        assert channel is not None
+        return Client(channel)
+
+    def ask_raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        query: Mapping[str, object] = {},
+        **headers: str,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """
+        @param path: behind the prefix, with every name escaped.
+        @param headers: with C{_} for C{-}; C{Authorization} is the right one where not given.
+        @return: status, headers and body.
+        """
+        client = self.connect_client()
+        target = PREFIX + path + ("?" + urlencode(query) if query else "")
+        given = {"Authorization": f"Bearer {TOKEN}"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request(method, target, given, body)
+        self.run_for(0.0)
+        answer = client.answer()
+        client.channel.connectionLost(Failure(ConnectionError()))
+        return answer
+
+    def ask(self, method: str, path: str, value: object = None, **query: object) -> tuple[int, Any]:
+        """
+        @param value: what the body says in JSON.
+        @return: status and body; checked.
+        """
+        body = b"" if value is None else json.dumps(value).encode()
+        status, _, answer = self.ask_raw(method, path, body, query)
+        self.check(method, path, status, answer)
+        return status, self.decoded(answer)
+
+    def get(self, path: str, **query: object) -> Any:
+        """The body of a page that is there."""
+        status, body = self.ask("GET", path, **query)
+        self.assertEqual(status, HTTPStatus.OK, body)
+        return body
+
+    def refusal(
+        self, method: str, path: str, value: object = None, **query: object
+    ) -> tuple[int, str, str]:
+        """Status, code and text of an error."""
+        status, body = self.ask(method, path, value, **query)
+        self.assertGreaterEqual(status, 400, body)
+        return status, body["error"]["code"], body["error"]["message"]
+
+    def decoded(self, body: bytes) -> Any:
+        """What a body says."""
+        return json.loads(body) if body else None
+
+    # The description
+
+    def check(self, method: str, path: str, status: int, body: bytes) -> None:
+        """An answer is what the description promises."""
+        operation = self.operation(method, path)
+        if operation is None:
+            return
+        response = operation["responses"].get(str(status))
+        assert response is not None, f"{method} {path}: {status} is not described"
+        content = response.get("content")
+        if content is None:
+            self.assertEqual(body, b"")
+            return
+        (described,) = content.values()
+        schema = {**described["schema"], "components": self.document["components"]}
+        Draft202012Validator(schema).validate(self.decoded(body))
+
+    def operation(self, method: str, path: str) -> Any:
+        """What is said of a method and a path; L{None} where nothing is."""
+        place = self.site.table.find((PREFIX + path).encode())
+        route = None if place is None else place.routes.get(method)
+        return None if route is None else self.document["paths"][route.path][method.lower()]
+
+    # Phones
+
+    def heard(self, key: DeviceKey, room: str = "방", channel_id: str | None = ROOM_ID) -> Peer:
+        """A phone that has authenticated, and on which a room was heard."""
+        peer = self.ready(key)
+        peer.chat("nothing", room=room, channel_id=channel_id)
+        peer.take()
+        return peer
+
+
+def path_of(*names: str) -> str:
+    """A path of these names, escaped."""
+    return "".join("/" + quote(name, safe="") for name in names)
+
+
+def replies(peer: Peer) -> list[Reply]:
+    """What a phone was given to show."""
+    return [frame.reply for frame in peer.take() if isinstance(frame, Delivered)]

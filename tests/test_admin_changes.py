@@ -1,0 +1,177 @@
+"""Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from domaeka.errors import ConfigError
+from domaeka.gateway.drain import DrainReport
+from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
+from domaeka.web.api.changes import Reloaded
+from tests.api_case import ApiCase
+
+
+class FakeOperations:
+    """
+    A server that does what it is told.
+
+    @ivar plans: where it was told to move.
+    @ivar refusal: why it does not.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.plans: list[MigrationPlan] = []
+        self.refusal: str | None = None
+        self.drain_report = DrainReport()
+        self.migration_report: MigrationReport | None = None
+
+    def drain(self, reason: str) -> None:
+        """Empty the server."""
+        self.reasons.append(reason)
+        self.drain_report = DrainReport(True, 3, 4, 5, 29.9)
+
+    def call_off_drain(self) -> bool:
+        """Serve on."""
+        ran, self.drain_report = self.drain_report.running, DrainReport()
+        return ran
+
+    def migrate(self, plan: MigrationPlan) -> "Deferred[MigrationReport]":
+        """Move every phone."""
+        if self.refusal is not None:
+            return fail(MigrationRefused(self.refusal))
+        self.plans.append(plan)
+        self.migration_report = MigrationReport(Phase.MOVING, plan.host, plan.port)
+        return succeed(self.migration_report)
+
+    def call_off_migration(self) -> bool:
+        """Move nobody else."""
+        ran = self.migration_report is not None and self.migration_report.phase is Phase.MOVING
+        if ran and self.migration_report is not None:
+            self.migration_report.phase = Phase.CALLED_OFF
+        return ran
+
+
+class ChangesTests(ApiCase):
+    """A stop, a move, other settings."""
+
+    def setUp(self) -> None:
+        self.server_operations = self.operations = FakeOperations()
+        self.reload: Any = None
+        super().setUp()
+
+    def test_drain(self) -> None:
+        """A stop is begun, seen, and called off while that is possible."""
+        self.assertFalse(self.get("/drain")["draining"])
+        status, body = self.ask("POST", "/drain")
+        self.assertEqual(status, 202)
+        self.assertEqual(
+            body,
+            {
+                "draining": True,
+                "told": 3,
+                "connections": 4,
+                "unanswered": 5,
+                "seconds_left": 29.9,
+            },
+        )
+        self.assertEqual(self.server_operations.reasons, ["operator"])
+        self.assertFalse(self.ask("DELETE", "/drain")[1]["draining"])
+        self.assertEqual(self.refusal("DELETE", "/drain")[:2], (409, "NOT_DRAINING"))
+
+    def test_migration(self) -> None:
+        """A move is begun with what was said, else by the settings; seen; called off."""
+        self.assertEqual(self.refusal("GET", "/migration")[0], 404)
+        body = {"host": "new.example.org", "port": 9000, "migrate_after": 5}
+        status, state = self.ask("POST", "/migration", body)
+        self.assertEqual((status, state["phase"]), (202, "moving"))
+        (plan,) = self.server_operations.plans
+        self.assertEqual(plan, MigrationPlan("new.example.org", 9000, False, 5.0, 30.0))
+        self.assertEqual(self.get("/migration"), state)
+        self.assertEqual(self.ask("DELETE", "/migration")[1]["phase"], "called off")
+        self.assertEqual(self.refusal("DELETE", "/migration")[:2], (409, "NOT_MIGRATING"))
+
+    def test_migration_refused(self) -> None:
+        """A server that does not answer is no place to go."""
+        self.server_operations.refusal = "it closes the connection"
+        refused = self.refusal("POST", "/migration", {"host": "h", "port": 1})
+        self.assertEqual(refused, (409, "MIGRATION_REFUSED", "it closes the connection"))
+
+    def test_wrong_migration(self) -> None:
+        """What is wrong is named."""
+        for field, body in (
+            ("host", {"port": 1}),
+            ("host", {"host": "", "port": 1}),
+            ("port", {"host": "h", "port": 0}),
+            ("port", {"host": "h", "port": "1"}),
+            ("migrate_after", {"host": "h", "port": 1, "migrate_after": -1}),
+        ):
+            status, _, text = self.refusal("POST", "/migration", body)
+            self.assertEqual((status, text.split(":")[0]), (400, field))
+
+    def test_not_served(self) -> None:
+        """What the server cannot do is not there."""
+        self.assertEqual(self.refusal("POST", "/reload")[0], 404)
+        self.operations = None
+        self.serve_api()
+        for path in ("/drain", "/migration"):
+            self.assertEqual(self.refusal("POST", path)[0], 404)
+
+
+class ReloadTests(ApiCase):
+    """The config is read again."""
+
+    operations = FakeOperations()
+
+    def test_reload(self) -> None:
+        """What has changed is said, and what needs a restart."""
+        self.reload = lambda: succeed(Reloaded(["ping.interval"], ["http.port"]))
+        self.serve_api()
+        status, body = self.ask("POST", "/reload")
+        self.assertEqual(status, 200)
+        self.assertEqual(body, {"changed": ["ping.interval"], "needs_restart": ["http.port"]})
+
+    def test_bad_file(self) -> None:
+        """A file that is wrong changes nothing, and the operator is told what is."""
+
+        def reload() -> Reloaded:
+            raise ConfigError("x.toml:3: ping.interval: must be above 0")
+
+        self.reload = reload
+        self.serve_api()
+        status, code, text = self.refusal("POST", "/reload")
+        self.assertEqual((status, code), (409, "BAD_CONFIG"))
+        self.assertIn("x.toml:3", text)
+
+
+class BotsTests(ApiCase):
+    """What the bots answer to."""
+
+    def test_bots(self) -> None:
+        """Commands with what became of them."""
+        self.metrics.handler.labels("# 가격").observe(0.1)
+        self.metrics.handler_failures.labels("# 가격").inc()
+        bots = {bot["name"]: bot["commands"] for bot in self.get("/bots")["bots"]}
+        self.assertEqual(
+            bots["가게"],
+            [
+                {
+                    "name": "# 가격",
+                    "aliases": ["# price"],
+                    "help": "값을 알려 줍니다",
+                    "operators_only": False,
+                    "calls": 1,
+                    "failures": 1,
+                    "breaker": "closed",
+                }
+            ],
+        )
+        self.assertEqual(len(bots), 2)
+
+    def test_breaker(self) -> None:
+        """A command that keeps failing is left alone, which shows; later it is tried again."""
+        breaker = self.dispatcher.breakers()["# 가격"]
+        for _ in range(5):
+            breaker.failed(breaker.begin())  # type: ignore[union-attr, arg-type]
+        (command,) = self.get("/bots")["bots"][1]["commands"]
+        self.assertEqual(command["breaker"], "open")

@@ -1,0 +1,89 @@
+"""Tests for L{domaeka.web.api.events}."""
+
+import json
+from typing import Any
+
+from domaeka.interfaces import DeviceKey
+from domaeka.web.api.endpoints import PREFIX
+from domaeka.web.api.events import EVENT_TYPES, MAX_STREAMS
+from tests.api_case import TOKEN, ApiCase, Client, path_of
+from tests.gateway_case import KEY
+
+
+class EventsTests(ApiCase):
+    """What happens is told as it happens."""
+
+    def listen(self) -> Client:
+        """Somebody asks for events."""
+        client = self.connect_client()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        client.request("GET", PREFIX + "/events", headers)
+        self.run_for(0.0)
+        return client
+
+    def hear(self, client: Client) -> list[tuple[str, Any]]:
+        """The events since the last call; each is one that is described."""
+        self.run_for(0.0)
+        text = client.transport.value().decode()
+        client.transport.clear()
+        heard = []
+        for event in text.split("\n\n"):
+            _, found, rest = event.partition("event: ")
+            if found:
+                name, _, data = rest.partition("\ndata: ")
+                self.assertIn(name, EVENT_TYPES)
+                heard.append((name, json.loads(data)))
+        return heard
+
+    def test_headers(self) -> None:
+        """The answer begins at once, and goes on."""
+        status, headers, _ = self.listen().answer()
+        self.assertEqual(status, 200)
+        self.assertEqual(headers["Content-Type"], "text/event-stream")
+        self.assertEqual(headers["Transfer-Encoding"], "chunked")
+        self.assertNotIn("Content-Length", headers)
+
+    def test_connections(self) -> None:
+        """A phone comes and goes; strangers are not told of until they end."""
+        client = self.listen()
+        self.greeted(DeviceKey("봇", "stranger"))
+        self.ready().drop()
+        (first, connected), (second, closed) = self.hear(client)
+        self.assertEqual((first, second), ("connected", "closed"))
+        self.assertEqual((connected["bot"], connected["device"]), KEY)
+        self.assertEqual((closed["id"], closed["reason"]), (connected["id"], "connection lost"))
+
+    def test_decisions(self) -> None:
+        """Decisions on devices, rooms and bans."""
+        client = self.listen()
+        self.ask("PATCH", "/devices" + path_of(*KEY), {"status": "blocked"})
+        self.ask("PATCH", "/rooms" + path_of("봇", "방\n"), {"status": "denied"})
+        self.ask("POST", "/bans", {"network": "192.0.2.7"})
+        self.ask("DELETE", "/bans", network="192.0.2.7")
+        device, room, ban, lifted = self.hear(client)
+        self.assertEqual((device[1]["kind"], device[1]["status"]), ("device", "blocked"))
+        self.assertEqual((room[1]["kind"], room[1]["name"]), ("room", "방\n"))
+        self.assertEqual((ban[0], lifted[0]), ("ban", "lifted"))
+        self.assertEqual(ban[1], lifted[1])
+
+    def test_drain(self) -> None:
+        """A stop, from its beginning to its end."""
+        client = self.listen()
+        self.drain.begin("operator")
+        self.run_for(1.0)
+        self.assertEqual([data["state"] for _, data in self.hear(client)], ["begun", "done"])
+
+    def test_nobody_listens(self) -> None:
+        """A client that is gone is forgotten."""
+        client = self.listen()
+        client.channel.connectionLost()
+        self.ready()
+        self.assertEqual(len(self.listen().answer()[2]), len(b"b\r\n: domaeka\n\n\r\n"))
+
+    def test_too_many(self) -> None:
+        """So many may listen; when one ends there is room again."""
+        clients = [self.listen() for _ in range(MAX_STREAMS)]
+        refused = self.listen()
+        self.assertEqual(refused.answer()[0], 503)
+        clients[0].channel.connectionLost()
+        self.assertEqual(self.listen().answer()[0], 200)
