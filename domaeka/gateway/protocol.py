@@ -5,6 +5,7 @@ Twisted's side of a phone's connection: bytes in, bytes out, nothing decided.
 import contextlib
 import fcntl
 import socket
+import struct
 import sys
 import termios
 from typing import Any
@@ -20,6 +21,7 @@ from zope.interface import implementer
 from domaeka.config import SocketSettings
 from domaeka.errors import CloseReason, WireError
 from domaeka.gateway.registry import Registry
+from domaeka.gateway.sender import KernelFigures
 from domaeka.gateway.session import Session
 from domaeka.policies.compression import Inflater
 from domaeka.wire import LineDecoder
@@ -34,6 +36,14 @@ INFLATED_A_TURN = 1_048_576
 BACKLOG = 1024
 #: Options that Python does not name.  Source: linux/tcp.h.
 _LINUX_OPTIONS = {"TCP_NOTSENT_LOWAT": 25} if sys.platform == "linux" else {}
+
+
+#: Where C{struct tcp_info} has what we want of it.  Source: linux/tcp.h: microseconds.
+_TCP_INFO_BYTES = 104
+_TCP_INFO_RTT = struct.Struct("=II")
+_TCP_INFO_RTT_AT = 68
+_TCP_INFO_COUNT = struct.Struct("=I")
+_TCP_INFO_RETRANSMITS_AT = 100
 
 
 @implementer(IHalfCloseableProtocol, IPullProducer)
@@ -147,7 +157,11 @@ class GatewayProtocol(Protocol):
     # IPullProducer
 
     def resumeProducing(self) -> None:
-        self._session.drained()
+        if getattr(self._lowest, "disconnecting", False):
+            # TLS closes by itself once the peer has said goodbye.
+            self._unregister()
+        else:
+            self._session.drained()
 
     def stopProducing(self) -> None:
         """The connection is lost: L{connectionLost} says so, too."""
@@ -196,6 +210,18 @@ class GatewayProtocol(Protocol):
         except (OSError, AttributeError, ValueError):
             in_kernel = 0  # not a socket, or gone already
         return self.unsent_bytes + in_kernel
+
+    def kernel_figures(self) -> KernelFigures | None:
+        """What the kernel knows of the line; L{None} where it does not say."""
+        try:
+            info = self._lowest.getHandle().getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES
+            )
+            rtt, variation = _TCP_INFO_RTT.unpack_from(info, _TCP_INFO_RTT_AT)
+            (retransmits,) = _TCP_INFO_COUNT.unpack_from(info, _TCP_INFO_RETRANSMITS_AT)
+        except (OSError, AttributeError, struct.error):
+            return None
+        return KernelFigures(rtt / 1e6, variation / 1e6, retransmits)
 
     def pause_reading(self) -> None:
         """Take no more lines, and no more bytes from the kernel, until L{resume_reading}."""
