@@ -1,5 +1,6 @@
 """What the tests of the gateway share: a gateway in virtual time, and peers that say anything."""
 
+from collections.abc import Callable
 from random import Random
 from typing import Any, Literal
 
@@ -277,6 +278,41 @@ def content_of(chat: Chat) -> str | Media | None:
     return None if chat.text == "nothing" else chat.text
 
 
+def make_parts(
+    seconds: Callable[[], float],
+    *settings: tuple[str, str],
+    dispatcher: Dispatcher,
+    devices: FakeDevices | None = None,
+    rooms: FakeRooms | None = None,
+    chat_log: FakeChatLog | None = None,
+    sessions: FakeSessions | None = None,
+) -> Parts:
+    """
+    What all connections use, with stand-ins.
+
+    @param settings: keys and values that are not the defaults.
+    """
+    # Attempts from where the peers are do not count.
+    allow = ("limits.allow", '["192.0.2.0/24", "127.0.0.0/8"]')
+    loaded = load_settings(None, [allow, *settings], {})
+    parts = Parts(
+        settings=loaded,
+        signer=Signer([SECRET], SALT, 300.0, seconds),
+        limits=AddressLimits(loaded.limits, seconds),
+        sessions=sessions,
+        devices=devices or FakeDevices(),
+        rooms=rooms or FakeRooms(),
+        chat_log=chat_log,
+        metrics=Metrics(),
+        seconds=seconds,
+        random=Random(1),
+        server_version="0",
+        node="here",
+    )
+    parts.dispatcher = dispatcher
+    return parts
+
+
 class GatewayCase(SynchronousTestCase):
     """A gateway on a virtual network, in virtual time, with a stand-in for each of its parts."""
 
@@ -301,25 +337,17 @@ class GatewayCase(SynchronousTestCase):
         )
         self.rooms = FakeRooms()
         self.chat_log = FakeChatLog()
-        self.metrics = Metrics()
         self.bots = FakeDispatcher(content_of)
-        # Attempts from where the peers are do not count.
-        loaded = load_settings(None, [("limits.allow", '["192.0.2.0/24"]'), *settings], {})
-        self.parts = Parts(
-            settings=loaded,
-            signer=Signer([SECRET], SALT, 300.0, self.clock.seconds),
-            limits=AddressLimits(loaded.limits, self.clock.seconds),
-            sessions=sessions,
+        self.parts = make_parts(
+            self.clock.seconds,
+            *settings,
             devices=self.devices,
             rooms=self.rooms,
             chat_log=self.chat_log,
-            metrics=self.metrics,
-            seconds=self.clock.seconds,
-            random=Random(1),
-            server_version="0",
-            node="here",
+            sessions=sessions,
+            dispatcher=dispatcher or self.bots,
         )
-        self.parts.dispatcher = dispatcher or self.bots
+        self.metrics = self.parts.metrics
         if hasattr(self, "factory"):
             self.registry.stop()
         self.registry: Registry = Registry(self.parts, self.clock)
