@@ -207,7 +207,7 @@ class CloseTests(GatewayCase):
         peer = self.ready()
         for number in range(1100):
             peer.chat(str(number))
-        self.assertFalse(self.session()._valve.open)
+        self.assertFalse(self.session().valve.open)
         self.close()
         self.assertEqual((peer.lost, self.registry.connections), (True, 0))
 

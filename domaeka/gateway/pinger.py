@@ -19,10 +19,20 @@ class Pinger:
     Send pings, and match their answers.
 
     @ivar liveness: when to ping, and whether the phone is still there.
+    @ivar clock_skew: how far the phone's clock was ahead of ours at its last pong, in seconds.
     @ivar waits: whether a ping is to leave that has not yet.
     """
 
-    __slots__ = ("_bot_name", "_left_at", "_parts", "_sender", "_text", "liveness", "waits")
+    __slots__ = (
+        "_bot_name",
+        "_left_at",
+        "_parts",
+        "_sender",
+        "_text",
+        "clock_skew",
+        "liveness",
+        "waits",
+    )
 
     def __init__(self, liveness: Liveness, sender: Sender, bot_name: str, parts: Parts) -> None:
         self.liveness = liveness
@@ -30,6 +40,7 @@ class Pinger:
         self._bot_name = bot_name
         self._parts = parts
         self._text: str | None = None  # of the ping that is out
+        self.clock_skew: float | None = None
         self.waits = False
         self._left_at = 0.0  # by the wall clock
 
@@ -57,6 +68,9 @@ class Pinger:
         if self._text is None or self.waits or pong.server_timestamp != self._text:
             return
         self._text = None
-        round_trip = max(0.0, self._parts.seconds() - self._left_at)
+        now_exact = self._parts.seconds()
+        if pong.auth is not None:
+            self.clock_skew = pong.auth.timestamp / 1000 - now_exact
+        round_trip = max(0.0, now_exact - self._left_at)
         if self.liveness.pong(now, round_trip):
             self._parts.metrics.rtt.observe(round_trip)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from domaeka.messages import Dialect, Reply, encode_reply, timestamp_text
 from domaeka.policies.compression import Deflater
@@ -23,6 +23,20 @@ BATCH_BYTES = 16_384
 #: Given the bytes of a text and their base64: the base64 of their gzip stream, or L{None} where
 #: that does not pay.
 Packer: TypeAlias = Callable[[bytes, bytes], bytes | None]
+
+
+class KernelFigures(NamedTuple):
+    """
+    What the kernel knows of a line.
+
+    @ivar rtt: smoothed round trip, in seconds.
+    @ivar rtt_variation: likewise.
+    @ivar retransmits: segments sent again, since the connection was made.
+    """
+
+    rtt: float
+    rtt_variation: float
+    retransmits: int
 
 
 class Carrier(Protocol):
@@ -45,6 +59,9 @@ class Carrier(Protocol):
     @property
     def backlog_bytes(self) -> int:
         """How much of what was written the peer's kernel has not taken, in bytes."""
+
+    def kernel_figures(self) -> KernelFigures | None:
+        """What the kernel knows of the line; L{None} where it does not say."""
 
     def start_inflating(self) -> None:
         """What comes behind the line that was read last is a deflate stream."""

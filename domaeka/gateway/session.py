@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.greeting import Greeting
 from domaeka.gateway.pinger import Pinger
-from domaeka.gateway.sender import Carrier, Sender
+from domaeka.gateway.sender import Carrier, KernelFigures, Sender
 from domaeka.gateway.states import NEXT, State
 from domaeka.gateway.valve import Valve
 from domaeka.gateway.verifier import AuthRefused
@@ -32,6 +32,7 @@ from domaeka.messages import (
 )
 from domaeka.policies.auth import AuthFault
 from domaeka.policies.liveness import Liveness
+from domaeka.policies.quality import Grade
 
 if TYPE_CHECKING:
     from domaeka.gateway.device import Device
@@ -165,6 +166,15 @@ class Session:
     def liveness(self) -> Liveness | None:
         """When it is pinged and how well it answers, once it has shaken hands."""
         return self._pinger.liveness if self._pinger is not None else None
+
+    @property
+    def clock_skew(self) -> float | None:
+        """How far the phone's clock was ahead of ours at its last pong, in seconds."""
+        return self._pinger.clock_skew if self._pinger is not None else None
+
+    def kernel_figures(self) -> KernelFigures | None:
+        """What the kernel knows of the line; L{None} where it does not say."""
+        return self._carrier.kernel_figures()
 
     @property
     def owes_nothing(self) -> bool:
@@ -532,6 +542,10 @@ class Session:
         self._parts.limits.verified(self.address)
         assert self._pinger is not None
         self._pinger.pong_received(pong, self._registry.steady.now)
+        if self.device is not None:
+            # On a poor line bulk waits until nothing else is on its way.
+            grade = self._pinger.liveness.quality.grade
+            self.device.outbox.hold_low = grade in (Grade.POOR, Grade.FAILING)
 
     def known_by(self, chat: Chat) -> Device:
         """The first chat whose signature held: it says who this is, if nothing else has."""
