@@ -1,7 +1,7 @@
 """Many phones at once, and how they fared."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -72,6 +72,7 @@ class Load:
         self._waiting.clear()
         for talk in [*self._talks.values()]:
             talk.finish(status)
+        self._start_more()
 
     def summary(self) -> str:
         """How it went, in a few lines."""
@@ -100,14 +101,22 @@ class Load:
             talk.tells_greetings = False
             talk.on_ready = partial(self._greeted, number)
             self._talks[number] = talk
-            for line in self._lines:
-                talk.line_written(line.replace("{phone}", str(number)))
-            talk.input_ended()
+            talk.on_room = partial(self._fill, talk, number, iter(self._lines))
+            talk.on_room()
             talk.done.addCallback(self._ended, number)
             talk.start()
         if not self._talks and not self.done.called:
             self._ended_at = self._reactor.seconds()
             self.done.callback(max(self._statuses, default=words.ALL_ANSWERED))
+
+    def _fill(self, talk: PipedTalk, number: int, lines: Iterator[str]) -> None:
+        """Give a phone more of its lines."""
+        while talk.has_room:
+            line = next(lines, None)
+            if line is None:
+                talk.input_ended()
+                return
+            talk.line_written(line.replace("{phone}", str(number)))
 
     def _greeted(self, number: int) -> None:
         """A phone has shaken hands: another one may begin."""

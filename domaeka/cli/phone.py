@@ -153,6 +153,7 @@ def phone(**given: Any) -> None:
 
     async def run(reactor: Any) -> None:
         nonlocal status
+        await task.deferLater(reactor, 0)  # signals are the reactor's once it runs
         with free_device_ids(options) as device_id:
             status = await _run(reactor, options, partial(_client, options, credentials, device_id))
 

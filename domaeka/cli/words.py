@@ -96,9 +96,10 @@ def event_text(event: ClientEvent) -> str | None:
     match event:
         case Greeting(approved=False):
             return "connected, but an operator must approve this phone before it is answered"
-        case Greeting(server_version=version, capabilities=granted):
+        case Greeting(server_version=version, capabilities=granted, resumed=resumed):
             more = f", with {', '.join(map(printable, granted))}" if granted else ""
-            return f"connected: server {printable(version)}{more}"
+            again = ", session resumed" if resumed else ""
+            return f"connected: server {printable(version)}{more}{again}"
         case Complaint(code=code, message=message):
             return f"the server says: {refusal(code, message)}"
         case Closing(reason=reason, reconnect_after=after):
