@@ -23,6 +23,8 @@ _WEIGHTS: Final = (inf, 8.0, 4.0, 1.0)
 #: Up to which part of the bytes of all outboxes together each class finds room: what is sent to
 #: many must not take the room of answers.
 _SHARES: Final = (2.0**32, 1.0, 0.75, 0.5)
+#: What another outbox held is not bounded by number once more: it may not have been acknowledged.
+_ANY_NUMBER: Final = 2**62
 
 
 class Priority(IntEnum):
@@ -151,8 +153,9 @@ class Outbox:
         epoch: str = "",
     ) -> None:
         """
-        @param max_messages: most messages held.
-        @param max_bytes: most bytes held.
+        @param max_messages: most messages held, beside those that have been sent and are not
+            acknowledged.
+        @param max_bytes: most bytes held, with those.
         @param total: shared by all outboxes.
         @param seconds: the time now, in seconds.
         @param epoch: says which numbering this is; never used before.
@@ -255,24 +258,25 @@ class Outbox:
         limit = total.limits[priority]
         if size > self._max_bytes or total.used - self._bytes + size > limit:
             return False  # not even if all of them did
-        unacknowledged = None if priority == Priority.LOW else self._unacknowledged
-        while (
-            self._messages >= self._max_messages
-            or self._bytes + size > self._max_bytes
-            or total.used + size > limit
-        ):
+        unacknowledged = self._unacknowledged or deque()
+        while True:
+            # An acknowledgement comes behind what its client had sent before: of what has left
+            # for the socket, any number may be owed one.
+            owed = len(unacknowledged) + self._again
+            full = self._messages - owed >= self._max_messages
+            if not (full or self._bytes + size > self._max_bytes or total.used + size > limit):
+                return True
             if self._queues[3]:
                 self._drop(3)
             elif priority < 3 and self._queues[2]:
                 self._drop(2)
-            elif unacknowledged:
+            elif unacknowledged and not full and priority < 3:
                 self._release(unacknowledged.popleft())
                 total.forgotten += 1
             elif priority < 2 and self._queues[1]:
                 self._drop(1)
             else:
                 return False  # full of what is critical, or on its way
-        return True
 
     def _drop(self, priority: int) -> None:
         """The oldest of a class gives way."""
@@ -462,6 +466,7 @@ class Outbox:
         """
         now = self._seconds()
         self.next_number = next_number
+        max_messages, self._max_messages = self._max_messages, _ANY_NUMBER
         # Those with a number go to the heads of their queues, in order.
         for item in sorted(items, key=lambda item: item.number or inf):
             placed = self.put(item.reply, item.priority, item.expires_at - now)
@@ -470,6 +475,7 @@ class Outbox:
                 if item.number:
                     placed.number = item.number
                     self._again += 1
+        self._max_messages = max_messages
 
     # Inside
 
