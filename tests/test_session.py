@@ -1,7 +1,7 @@
 """Tests for L{domaeka.gateway.session}: what may follow what, and what is answered."""
 
 from domaeka.errors import ErrorCode
-from domaeka.gateway.session import ERRORS_ALLOWED
+from domaeka.gateway.faults import ERRORS_ALLOWED
 from domaeka.gateway.states import NEXT, State
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.messages import Ack, Auth, Chat, Dialect, Handshake, Migrated, Pong, Reply

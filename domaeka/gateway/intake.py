@@ -50,7 +50,7 @@ class Intake:
         if chat.packed is not None:
             parts.reader.inflate(chat)
         if self._registry.draining:
-            session.refuse_work()
+            session.faults.refuse_work()
             return
         if acknowledges and not _acknowledge(session, device, chat):
             return

@@ -7,18 +7,17 @@ of chat is in L{domaeka.gateway.intake}.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
 
 from domaeka.errors import CloseReason, ErrorCode, WireError
+from domaeka.gateway.faults import Faults
 from domaeka.gateway.greeting import Greeting
 from domaeka.gateway.pinger import Pinger
 from domaeka.gateway.sender import Carrier, KernelFigures, Sender
 from domaeka.gateway.states import NEXT, State
 from domaeka.gateway.valve import Valve
-from domaeka.gateway.verifier import AuthRefused
 from domaeka.interfaces import DeviceFacts, DeviceKey
 from domaeka.messages import (
     Ack,
@@ -30,7 +29,6 @@ from domaeka.messages import (
     Reply,
     encode_error,
 )
-from domaeka.policies.auth import AuthFault
 from domaeka.policies.liveness import Liveness
 from domaeka.policies.quality import Grade
 
@@ -39,9 +37,6 @@ if TYPE_CHECKING:
     from domaeka.gateway.migration import Migration
     from domaeka.gateway.registry import Registry
 
-#: Bad frames within this many seconds that end a connection.  Source: docs/protocol.md, "Errors".
-ERRORS_ALLOWED: Final = 10
-ERRORS_SECONDS: Final = 60.0
 #: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
 #: docs/protocol.md, "Handshake".
 NO_HANDSHAKE_SECONDS: Final = 5.0
@@ -49,13 +44,6 @@ NO_HANDSHAKE_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 #: How long answers still go out to a phone that has finished sending, in seconds.
 HALF_CLOSED_SECONDS: Final = 1.0
-
-
-_FATAL_REASONS: Final = {
-    ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
-    ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
-    ErrorCode.AUTH_FAILED: CloseReason.AUTHENTICATION_FAILED,
-}
 
 
 class Session:
@@ -77,16 +65,14 @@ class Session:
     __slots__ = (
         "_backlog_bytes",
         "_carrier",
-        "_clock_fault_told",
         "_deadline",
-        "_error_times",
+        "_faults",
         "_finished_at",
         "_greeting",
         "_parts",
         "_pinger",
         "_registry",
         "_stalled_at",
-        "_work_refused",
         "address",
         "bytes_received",
         "capabilities",
@@ -142,11 +128,9 @@ class Session:
         self.valve = Valve(self.sender, registry.parts)
         self._greeting: Greeting | None = None
         self._finished_at: float | None = None
-        self._error_times: deque[float] | None = None
+        self._faults: Faults | None = None
         self._backlog_bytes = 0
         self._stalled_at = 0.0
-        self._clock_fault_told = False
-        self._work_refused = False
 
     def __str__(self) -> str:
         name = f" {self.key.bot_name!r} {self.key.device_id!r}" if self.key else ""
@@ -156,6 +140,13 @@ class Session:
     def authenticated(self) -> bool:
         """Whether a proof has held."""
         return self.device is not None
+
+    @property
+    def faults(self) -> Faults:
+        """What it is told of when something is refused: once, or so often."""
+        if self._faults is None:
+            self._faults = Faults(self, self._registry)
+        return self._faults
 
     @property
     def migration(self) -> Migration | None:
@@ -223,29 +214,7 @@ class Session:
 
     def refuse(self, error: WireError) -> None:
         """Answer a bad frame; end the conversation if it is fatal, or one too many."""
-        metrics = self._parts.metrics
-        metrics.errors.labels(error.code).inc()
-        if error.code is ErrorCode.AUTH_FAILED and not isinstance(error, AuthRefused):
-            metrics.auth_failures.labels(AuthFault.MALFORMED).inc()
-        if error.fatal:
-            reason = _FATAL_REASONS.get(error.code, CloseReason.BAD_STREAM)
-            self.close(reason, error.code, error.text)
-            return
-        if isinstance(error, AuthRefused):
-            if error.fault is AuthFault.WRONG_TIME:
-                self._tell_clock_fault(error)
-                return
-            if error.fault is AuthFault.WRONG_SIGNATURE and self.device is None:
-                self._parts.limits.failed_signature(self.address)
-        times = self._error_times
-        if times is None:
-            times = self._error_times = deque(maxlen=ERRORS_ALLOWED)
-        now = self._registry.steady.now
-        times.append(now)
-        if len(times) == ERRORS_ALLOWED and now - times[0] <= ERRORS_SECONDS:
-            self.close(CloseReason.TOO_MANY_ERRORS, error.code, error.text)
-        else:
-            self.send("error", encode_error(error.code, error.text))
+        self.faults.refused(error)
 
     def fail(self) -> None:
         """A mistake of our own: it costs this conversation only."""
@@ -561,23 +530,6 @@ class Session:
         self.authenticate(Chat)
         assert self.device is not None
         return self.device
-
-    def refuse_work(self) -> None:
-        """The server stops: say so, once."""
-        if not self._work_refused:
-            self._work_refused = True
-            self.send(
-                "error", encode_error(ErrorCode.SHUTTING_DOWN, "the server takes no more messages")
-            )
-
-    def _tell_clock_fault(self, error: WireError) -> None:
-        """The phone's clock is off, which is no attack: say so, once."""
-        if not self._clock_fault_told:
-            self._clock_fault_told = True
-            self.log.warn(
-                "{session}: right signature, wrong time: the phone's clock is off", session=self
-            )
-            self.send("error", encode_error(error.code, error.text))
 
     # Reading and writing
 
