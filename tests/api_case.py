@@ -1,18 +1,22 @@
 """What the tests of the admin API share: a server in virtual time, and a client of its API."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from domaeka.bots.api import Bot
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
+from domaeka.errors import ConfigError
+from domaeka.gateway.drain import DrainReport
+from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Reply
 from domaeka.phonewire import Delivered
@@ -21,7 +25,6 @@ from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.rooms import StoredRooms
 from domaeka.web.admin import AdminApi
-from domaeka.web.api.changes import Operations
 from domaeka.web.api.endpoints import PREFIX
 from domaeka.web.server import Channel, make_site
 from tests.bots_fakes import FakeReactor, FakeThreads
@@ -56,6 +59,55 @@ class Client:
         return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), body
 
 
+class FakeOperations:
+    """
+    A server that does what it is told.
+
+    @ivar plans: where it was told to move.
+    @ivar refusal: why it does not move, or read its settings.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.plans: list[MigrationPlan] = []
+        self.refusal: str | None = None
+        self.drain_report = DrainReport()
+        self.migration_report: MigrationReport | None = None
+        self.changed = ["ping.interval"]
+        self.restart = ["http.port"]
+
+    def reload(self) -> "FakeOperations":
+        """Read the settings again."""
+        if self.refusal is not None:
+            raise ConfigError(self.refusal)
+        return self
+
+    def drain(self, reason: str) -> None:
+        """Empty the server."""
+        self.reasons.append(reason)
+        self.drain_report = DrainReport(True, 3, 4, 5, 29.9)
+
+    def call_off_drain(self) -> bool:
+        """Serve on."""
+        ran, self.drain_report = self.drain_report.running, DrainReport()
+        return ran
+
+    def migrate(self, plan: MigrationPlan) -> "Deferred[MigrationReport]":
+        """Move every phone."""
+        if self.refusal is not None:
+            return fail(MigrationRefused(self.refusal))
+        self.plans.append(plan)
+        self.migration_report = MigrationReport(Phase.MOVING, plan.host, plan.port)
+        return succeed(self.migration_report)
+
+    def call_off_migration(self) -> bool:
+        """Move nobody else."""
+        ran = self.migration_report is not None and self.migration_report.phase is Phase.MOVING
+        if ran and self.migration_report is not None:
+            self.migration_report.phase = Phase.CALLED_OFF
+        return ran
+
+
 class ApiCase(GatewayCase):
     """
     A gateway with a real store, and its API.
@@ -63,8 +115,7 @@ class ApiCase(GatewayCase):
     Every answer is checked against the description of the API.
     """
 
-    operations: Operations | None = None
-    reload: Callable[[], Any] | None = None
+    document: Any = None
 
     def setUp(self) -> None:
         super().setUp()
@@ -92,6 +143,7 @@ class ApiCase(GatewayCase):
         self.stored_bans = StoredBans(self.database)
         self.successResultOf(self.database.start())
         self.dispatcher = self.make_dispatcher()
+        self.operations = FakeOperations()
         self.api = AdminApi(
             self.registry,
             self.stored_devices,
@@ -99,10 +151,10 @@ class ApiCase(GatewayCase):
             self.stored_bans,
             self.dispatcher,
             self.operations,
-            self.reload,
         )
         self.site = make_site(self.api.routes(), self.clock, self.metrics, TOKEN)
-        self.document = self.decoded(self.ask_raw("GET", "/openapi.json")[2])
+        if ApiCase.document is None:  # it is the same for all tests
+            ApiCase.document = self.decoded(self.ask_raw("GET", "/openapi.json")[2])
         self.addCleanup(self.close_clients)
 
     def close_clients(self) -> None:

@@ -1,64 +1,11 @@
 """Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
 
-from typing import Any
-
-from twisted.internet.defer import Deferred, fail, succeed
-
-from domaeka.errors import ConfigError
-from domaeka.gateway.drain import DrainReport
-from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
-from domaeka.web.api.changes import Reloaded
+from domaeka.gateway.migration import MigrationPlan
 from tests.api_case import ApiCase
-
-
-class FakeOperations:
-    """
-    A server that does what it is told.
-
-    @ivar plans: where it was told to move.
-    @ivar refusal: why it does not.
-    """
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.plans: list[MigrationPlan] = []
-        self.refusal: str | None = None
-        self.drain_report = DrainReport()
-        self.migration_report: MigrationReport | None = None
-
-    def drain(self, reason: str) -> None:
-        """Empty the server."""
-        self.reasons.append(reason)
-        self.drain_report = DrainReport(True, 3, 4, 5, 29.9)
-
-    def call_off_drain(self) -> bool:
-        """Serve on."""
-        ran, self.drain_report = self.drain_report.running, DrainReport()
-        return ran
-
-    def migrate(self, plan: MigrationPlan) -> "Deferred[MigrationReport]":
-        """Move every phone."""
-        if self.refusal is not None:
-            return fail(MigrationRefused(self.refusal))
-        self.plans.append(plan)
-        self.migration_report = MigrationReport(Phase.MOVING, plan.host, plan.port)
-        return succeed(self.migration_report)
-
-    def call_off_migration(self) -> bool:
-        """Move nobody else."""
-        ran = self.migration_report is not None and self.migration_report.phase is Phase.MOVING
-        if ran and self.migration_report is not None:
-            self.migration_report.phase = Phase.CALLED_OFF
-        return ran
 
 
 class ChangesTests(ApiCase):
     """A stop, a move, other settings."""
-
-    def setUp(self) -> None:
-        self.server_operations = self.operations = FakeOperations()
-        self.reload: Any = None
-        super().setUp()
 
     def test_drain(self) -> None:
         """A stop is begun, seen, and called off while that is possible."""
@@ -75,7 +22,7 @@ class ChangesTests(ApiCase):
                 "seconds_left": 29.9,
             },
         )
-        self.assertEqual(self.server_operations.reasons, ["operator"])
+        self.assertEqual(self.operations.reasons, ["operator"])
         self.assertFalse(self.ask("DELETE", "/drain")[1]["draining"])
         self.assertEqual(self.refusal("DELETE", "/drain")[:2], (409, "NOT_DRAINING"))
 
@@ -85,7 +32,7 @@ class ChangesTests(ApiCase):
         body = {"host": "new.example.org", "port": 9000, "migrate_after": 5}
         status, state = self.ask("POST", "/migration", body)
         self.assertEqual((status, state["phase"]), (202, "moving"))
-        (plan,) = self.server_operations.plans
+        (plan,) = self.operations.plans
         self.assertEqual(plan, MigrationPlan("new.example.org", 9000, False, 5.0, 30.0))
         self.assertEqual(self.get("/migration"), state)
         self.assertEqual(self.ask("DELETE", "/migration")[1]["phase"], "called off")
@@ -93,7 +40,7 @@ class ChangesTests(ApiCase):
 
     def test_migration_refused(self) -> None:
         """A server that does not answer is no place to go."""
-        self.server_operations.refusal = "it closes the connection"
+        self.operations.refusal = "it closes the connection"
         refused = self.refusal("POST", "/migration", {"host": "h", "port": 1})
         self.assertEqual(refused, (409, "MIGRATION_REFUSED", "it closes the connection"))
 
@@ -109,39 +56,17 @@ class ChangesTests(ApiCase):
             status, _, text = self.refusal("POST", "/migration", body)
             self.assertEqual((status, text.split(":")[0]), (400, field))
 
-    def test_not_served(self) -> None:
-        """What the server cannot do is not there."""
-        self.assertEqual(self.refusal("POST", "/reload")[0], 404)
-        self.operations = None
-        self.serve_api()
-        for path in ("/drain", "/migration"):
-            self.assertEqual(self.refusal("POST", path)[0], 404)
-
-
-class ReloadTests(ApiCase):
-    """The config is read again."""
-
-    operations = FakeOperations()
-
     def test_reload(self) -> None:
         """What has changed is said, and what needs a restart."""
-        self.reload = lambda: succeed(Reloaded(["ping.interval"], ["http.port"]))
-        self.serve_api()
         status, body = self.ask("POST", "/reload")
         self.assertEqual(status, 200)
         self.assertEqual(body, {"changed": ["ping.interval"], "needs_restart": ["http.port"]})
 
-    def test_bad_file(self) -> None:
-        """A file that is wrong changes nothing, and the operator is told what is."""
-
-        def reload() -> Reloaded:
-            raise ConfigError("x.toml:3: ping.interval: must be above 0")
-
-        self.reload = reload
-        self.serve_api()
-        status, code, text = self.refusal("POST", "/reload")
-        self.assertEqual((status, code), (409, "BAD_CONFIG"))
-        self.assertIn("x.toml:3", text)
+    def test_bad_settings(self) -> None:
+        """Settings that are wrong change nothing, and the operator is told what is."""
+        self.operations.refusal = "x.toml:3: ping.interval: must be above 0"
+        refused = self.refusal("POST", "/reload")
+        self.assertEqual(refused, (409, "BAD_CONFIG", self.operations.refusal))
 
 
 class BotsTests(ApiCase):

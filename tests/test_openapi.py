@@ -9,7 +9,6 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from domaeka.web.api.endpoints import PREFIX
 from tests.api_case import ROOM_ID, TOKEN, ApiCase
 from tests.gateway_case import KEY
-from tests.test_admin_changes import FakeOperations
 
 #: What is said where the path has a name.
 NAMES = {"bot": "%EB%B4%87", "device": KEY.device_id, "room": ROOM_ID, "id": "unknown"}
@@ -27,12 +26,6 @@ QUERIES = {("DELETE", "/bans"): {"network": "192.0.2.1"}}
 
 class OpenApiTests(ApiCase):
     """The description is valid, whole and true."""
-
-    operations = FakeOperations()
-
-    def setUp(self) -> None:
-        self.reload = lambda: {"changed": [], "needs_restart": []}
-        super().setUp()
 
     def operations_of(self) -> list[tuple[str, str, Any]]:
         """Each method and path that is described, and what is said of it."""

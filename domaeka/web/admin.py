@@ -2,10 +2,8 @@
 The admin API: what an operator sees of a server, and does to it.
 """
 
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any
-
-from twisted.internet.defer import Deferred
 
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.gateway.registry import Registry
@@ -14,7 +12,7 @@ from domaeka.store.devices import StoredDevices
 from domaeka.store.rooms import StoredRooms
 from domaeka.web.api.bans import BanPages
 from domaeka.web.api.bots import BotPages
-from domaeka.web.api.changes import ChangePages, Operations, Reloaded
+from domaeka.web.api.changes import ChangePages, Operations
 from domaeka.web.api.connections import ConnectionPages
 from domaeka.web.api.devices import DevicePages
 from domaeka.web.api.endpoints import Endpoint
@@ -38,29 +36,21 @@ class AdminApi:
         rooms: StoredRooms,
         bans: StoredBans,
         dispatcher: BotDispatcher,
-        operations: Operations | None = None,
-        reload: "Callable[[], Deferred[Reloaded] | Reloaded] | None" = None,
+        operations: Operations,
     ) -> None:
-        """
-        @param operations: stops and moves the server; without it these are not served.
-        @param reload: see L{ChangePages}.
-        """
+        """@param operations: the server itself."""
         parts = registry.parts
         self.events = Events(parts.seconds)
         registry.watchers.append(self.events)
         devices.add_listener(self.events.device_decided)
-        self._endpoints: list[Endpoint] = [
+        self._endpoints: tuple[Endpoint, ...] = (
             *ConnectionPages(registry).endpoints(),
             *DevicePages(registry, devices, rooms, self.events.room_decided).endpoints(),
             *MessagePages(registry, rooms).endpoints(),
             *BanPages(registry, bans, self.events.lifted).endpoints(),
             *BotPages(dispatcher, parts.metrics).endpoints(),
             *self.events.endpoints(),
-        ]
-        if operations is not None:
-            changes = ChangePages(operations, lambda: parts.settings, reload)
-            self._endpoints += changes.endpoints()
-        self._endpoints.append(
+            *ChangePages(operations, lambda: parts.settings).endpoints(),
             Endpoint(
                 method="GET",
                 path="/openapi.json",
@@ -68,13 +58,17 @@ class AdminApi:
                 subject="description",
                 summary="This description",
                 answer=dict[str, Any],
-            )
+            ),
         )
-        self._document = describe(self._endpoints, EVENT_TYPES)
+
+    @cached_property
+    def _document(self) -> bytes:
+        # Some 20 ms, and few ask for it.
+        return describe(self._endpoints, EVENT_TYPES)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All that can be done."""
-        return tuple(self._endpoints)
+        return self._endpoints
 
     def routes(self) -> tuple[Route, ...]:
         """What is to be served."""

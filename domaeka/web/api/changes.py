@@ -11,7 +11,7 @@ from msgspec import Meta
 from twisted.internet.defer import Deferred
 
 from domaeka.config import Settings
-from domaeka.errors import ConfigError
+from domaeka.errors import DomaekaError
 from domaeka.gateway.drain import DrainReport
 from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
 from domaeka.web.api.endpoints import Ask, Endpoint, Input, not_found
@@ -21,8 +21,27 @@ from domaeka.web.routes import Refusal
 _REASON: Final = "operator"
 
 
+class ReloadReport(Protocol):
+    """What reading the settings again has come to: their keys."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Those in force."""
+
+    @property
+    def restart(self) -> list[str]:
+        """Those that would only be at a restart."""
+
+
 class Operations(Protocol):
     """What an operator may do to the server."""
+
+    def reload(self) -> ReloadReport:
+        """
+        Read the settings again, and what belongs to them.
+
+        @raise DomaekaError: something is wrong; nothing has changed.
+        """
 
     def drain(self, reason: str) -> None:
         """
@@ -54,10 +73,10 @@ class Operations(Protocol):
 
 
 class Reloaded(msgspec.Struct):
-    """What reading the config again has come to: keys of settings."""
+    """What reading the settings again has come to: their keys."""
 
     changed: Annotated[list[str], Meta(description="in force")]
-    needs_restart: Annotated[list[str], Meta(description="changed in the file, and not in force")]
+    needs_restart: Annotated[list[str], Meta(description="changed, and not in force")]
 
 
 class DrainState(msgspec.Struct):
@@ -121,19 +140,10 @@ class MigrationState(msgspec.Struct):
 class ChangePages:
     """What is asked of changes."""
 
-    def __init__(
-        self,
-        operations: Operations,
-        settings: Callable[[], Settings],
-        reload: "Callable[[], Deferred[Reloaded] | Reloaded] | None" = None,
-    ) -> None:
-        """
-        @param settings: those in force.
-        @param reload: reads the config again; raises L{ConfigError} where that changes nothing.
-        """
+    def __init__(self, operations: Operations, settings: Callable[[], Settings]) -> None:
+        """@param settings: those in force."""
         self._operations = operations
         self._settings = settings
-        self._reload = reload
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """What is to be served."""
@@ -155,7 +165,7 @@ class ChangePages:
             refusals={HTTPStatus.NOT_FOUND: "there was none"},
         )
         replace = msgspec.structs.replace
-        endpoints: tuple[Endpoint, ...] = (
+        return (
             drain,
             replace(
                 drain,
@@ -191,20 +201,16 @@ class ChangePages:
                 summary="Call off a move: those that have moved stay there",
                 refusals={HTTPStatus.CONFLICT: "none runs"},
             ),
+            Endpoint(
+                method="POST",
+                path="/reload",
+                serve=self.reload,
+                subject="settings",
+                summary="Read settings, secrets, certificates and bots again",
+                answer=Reloaded,
+                refusals={HTTPStatus.CONFLICT: "something in them is wrong: nothing has changed"},
+            ),
         )
-        if self._reload is not None:
-            endpoints += (
-                Endpoint(
-                    method="POST",
-                    path="/reload",
-                    serve=self.reload,
-                    subject="settings",
-                    summary="Read the config again",
-                    answer=Reloaded,
-                    refusals={HTTPStatus.CONFLICT: "something in it is wrong: nothing is changed"},
-                ),
-            )
-        return endpoints
 
     # Stop
 
@@ -254,14 +260,13 @@ class ChangePages:
 
     # Settings
 
-    async def reload(self, ask: Ask[Any, None]) -> Reloaded:
-        """Read the config again."""
-        assert self._reload is not None
+    def reload(self, ask: Ask[Any, None]) -> Reloaded:
+        """Read the settings again."""
         try:
-            result = self._reload()
-            return await result if isinstance(result, Deferred) else result
-        except ConfigError as error:
+            report = self._operations.reload()
+        except DomaekaError as error:
             raise _conflict("BAD_CONFIG", str(error)) from None
+        return Reloaded(report.changed, report.restart)
 
 
 def _describe(report: MigrationReport) -> MigrationState:
