@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 CHECKABLE := $(VENV)/.checkable
 
-.PHONY: run test unit lint types check bench clean
+.PHONY: run test unit lint types rules check bench clean
 .DEFAULT_GOAL := test
 
 run: $(INSTALLED)
@@ -39,7 +39,13 @@ lint: $(CHECKABLE)
 types: $(CHECKABLE)
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types rules test
+
+# Debian has promtool in its package prometheus; .ci/run installs it.
+rules:
+	@if command -v promtool >/dev/null; then \
+		promtool test rules etc/prometheus/domaeka.test.yml; \
+	else echo "promtool is not installed: the alert rules are not tried"; fi
 
 bench: $(TESTABLE)
 	$(BIN)/python -m benchmarks.gateway
