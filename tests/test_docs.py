@@ -62,7 +62,7 @@ class ReferencesTests(SynchronousTestCase):
                 self.assertTrue((ROOT / name).exists(), f"{document.name}: {name}")
 
     def test_sections_named_in_code(self) -> None:
-        """Where the code says docs/x.md, "Section", there is such a section."""
+        """Every section of a document that the code names is there."""
         for source in SOURCES:
             text = re.sub(r"\n\s*(#:? )?", " ", source.read_text("utf-8"))
             for name, section in re.findall(r'(docs/[\w/-]+\.md), "([^"{}]+)"', text):
