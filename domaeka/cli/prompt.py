@@ -3,7 +3,7 @@
 import codecs
 from typing import Final
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 
 from domaeka.messages import MAX_TEXT_CHARS
 
@@ -61,15 +61,12 @@ class LineEditor:
 
     def draw(self) -> str:
         """What shows the line anew, with the cursor in its place."""
-        room = max(self.width - cell_len(self.prompt) - 1, 2)
-        before = self._text[: self._cursor]
-        after = self._text[self._cursor :]
-        if cell_len(before) > room:
-            before = chop_cells(before[::-1], room)[0][::-1]
-        room -= cell_len(before)
-        after = chop_cells(after, room)[0] if after and room > 1 else ""
-        back = f"\x1b[{cell_len(after)}D" if after else ""
-        return f"{ERASE}{self.prompt}{before}{after}{back}"
+        prompt = _fit(self.prompt, self.width // 2)
+        room = self.width - cell_len(prompt) - 1
+        before = _fit(self._text[: self._cursor][::-1], room)[::-1]
+        after = _fit(self._text[self._cursor :], room - cell_len(before))
+        cells = cell_len(after)
+        return f"{ERASE}{prompt}{before}{after}" + (f"\x1b[{cells}D" if cells else "")
 
     def _enter(self) -> str:
         line, self._text, self._cursor = self._text, "", 0
@@ -154,3 +151,12 @@ class LineEditor:
         while place < len(self._text) and not cell_len(self._text[place]):
             place += 1
         return place
+
+
+def _fit(text: str, cells: int) -> str:
+    """As much of the beginning of C{text} as is no wider than C{cells}."""
+    for place, character in enumerate(text):
+        cells -= cell_len(character)
+        if cells < 0:
+            return text[:place]
+    return text
