@@ -14,7 +14,7 @@ from domaeka.errors import ErrorCode, WireError
 #: docs/protocol.md, "Framing".
 MAX_LINE_BYTES = 1_048_576
 
-_empty_lines: Final = re.compile(rb"(?:\r?\n)*").match
+_empty_lines: Final = re.compile(rb"(?:\n++|(?:\r\n)++)*+").match
 
 
 class LineDecoder:

@@ -34,6 +34,8 @@ class Intake:
         """
         parts = self._parts
         self._received.value += 1
+        valve = session.valve
+        valve.message_came()
         acknowledges = chat.client_id is not None and "ack" in session.capabilities
         if not parts.verifier.is_new(chat.auth, session.key, session.number, line):
             self._repeats.value += 1
@@ -45,8 +47,6 @@ class Intake:
             device = session.known_by(chat)
         session.messages_received += 1
         session.sender.dialect = chat.dialect
-        valve = session.valve
-        valve.message_came()
         if chat.packed is not None:
             parts.reader.inflate(chat)
         if self._registry.draining:

@@ -448,8 +448,7 @@ class Session:
 
     def settings_changed(self) -> None:
         """Other settings are in force."""
-        if self.device is not None:
-            self.valve.authenticated(self.device)
+        self.valve.apply()
         if self._pinger is not None:
             self._pinger.liveness.apply(self._parts.settings.ping)
             self.due = self._registry.steady.now

@@ -50,25 +50,28 @@ class Valve:
         self._sender = sender
         self._parts = parts
         self._device: Device | None = None
-        self._bucket: TokenBucket | None = None
-        self._overdrawn = False
-        self._most_owed = 0  # in bytes, each answer as small as can be
-        self._calm_bytes = 0
         self.open = True
+        self.apply()
 
     def authenticated(self, device: Device) -> None:
-        """Messages of C{device} are taken from now on, within the settings as they are now."""
+        """Messages of C{device} are taken from now on."""
         self._device = device
+
+    def apply(self) -> None:
+        """Take over the settings as they are now."""
         settings = self._parts.settings
         most = max(1, settings.queue.max_messages - BATCH_MESSAGES)
+        #: In bytes, each answer as small as can be.
         self._most_owed = most * LEAST_ANSWER_BYTES
         self._calm_bytes = min(ANSWERS_BYTES, self._most_owed)
         limits = settings.limits
+        #: Of messages that are believed and of those that are not, for both take time.
         self._bucket = (
             TokenBucket(limits.messages_per_second, limits.messages_burst, self._parts.seconds)
             if limits.messages_per_second
             else None
         )
+        self._overdrawn = False
 
     def message_came(self) -> None:
         """Count a message against the rate: one over it is still taken, but the next waits."""
