@@ -1,5 +1,6 @@
 """Tests for L{domaeka.gateway.valve}: a phone can only fill its own line."""
 
+from domaeka.config import load_settings
 from domaeka.gateway.valve import ANSWERS_BYTES, PENDING_MESSAGES
 from domaeka.interfaces import DeviceKey
 from domaeka.testing import FakeDispatcher
@@ -145,6 +146,27 @@ class RateTests(GatewayCase):
             peer.pong()
         peer.chat("말")
         self.assertEqual(peer.texts, ["말"])
+
+    def test_messages_that_are_not_believed_count(self) -> None:
+        """To tell repeats, or clocks that are off, costs time as well."""
+        peer = self.greeted()
+        peer.clock_offset = 400.0
+        line = peer.line("말")
+        for _ in range(10):
+            peer.write(line * 20)
+        self.assertTrue(50 < self.metrics.auth_failures.labels("wrong time").value < 75)
+        self.assertFalse(peer.finished)
+
+    def test_limit_is_lifted(self) -> None:
+        """A pause ends where the rate is lifted meanwhile."""
+        peer = self.ready()
+        texts = [str(number) for number in range(100)]
+        peer.chat(*texts)
+        changed = load_settings(None, [("limits.messages_per_second", "0")], {})
+        self.parts.settings = changed
+        self.session().settings_changed()
+        self.run_for(1.1)
+        self.assertEqual(peer.texts, texts)
 
     def test_empty_texts_count(self) -> None:
         """Messages that are ignored are no way around it."""
