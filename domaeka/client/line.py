@@ -109,11 +109,12 @@ class Line:
     # IStreamClientEndpoint
 
     def connect(self, factory: interfaces.IProtocolFactory) -> "Deferred[interfaces.IProtocol]":
-        endpoint: Any = self._owner.endpoint_for(self.route.server)  # zope's are not typed
+        def connect() -> Any:
+            endpoint: Any = self._owner.endpoint_for(self.route.server)  # zope's are not typed
+            return endpoint.connect(factory)
+
         # Never at once: what fails at once would be told to an owner who is still starting us.
-        connecting: Deferred[interfaces.IProtocol] = deferLater(
-            self._owner.reactor, 0, endpoint.connect, factory
-        )
+        connecting: Deferred[interfaces.IProtocol] = deferLater(self._owner.reactor, 0, connect)
         return connecting.addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:

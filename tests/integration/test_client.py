@@ -1,12 +1,24 @@
 """The client library against a real server, over lines that break."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as _reactor
+from twisted.internet import ssl
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -19,10 +31,12 @@ from domaeka.client import (
     Fate,
     Greeting,
     Identity,
+    Lost,
     Reply,
     Said,
     Server,
 )
+from domaeka.testing import FakeServer
 from tests.integration.support import HOST, ServerProcess, sleep
 
 reactor: Any = _reactor
@@ -179,3 +193,87 @@ class ClientTests(TestCase):
     async def test_broken_compressed_line(self) -> None:
         """The same on a compressed one."""
         await self._exchange(CAPABILITIES)
+
+
+def make_certificate(directory: Path, host: str) -> tuple[Path, Path]:
+    """A certificate for C{host} that stands for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.now()
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    directory.mkdir(parents=True)
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+class TLSTests(TestCase):
+    """Servers with TLS."""
+
+    timeout = 30
+
+    async def _talk(self, host: str, trusted: bool) -> tuple[list[str], list[ClientEvent]]:
+        """Say something to a server whose certificate is for C{localhost}; stop."""
+        certificate, key = make_certificate(Path(self.mktemp()), "localhost")
+        fake = FakeServer(reactor.seconds, "k" * 16, "salt")
+        listening: Any = SSL4ServerEndpoint(
+            reactor,
+            0,
+            ssl.DefaultOpenSSLContextFactory(str(key), str(certificate)),
+            interface=HOST,
+        )
+        port = await listening.listen(fake)
+        self.addCleanup(port.stopListening)
+        authority = ssl.Certificate.loadPEM(certificate.read_bytes()) if trusted else None
+
+        def endpoint(server: Server) -> Any:
+            options = ssl.optionsForClientTLS(host, trustRoot=authority)
+            plain: Any = TCP4ClientEndpoint(reactor, HOST, server.port)
+            return wrapClientTLS(options, plain)
+
+        events: list[ClientEvent] = []
+        replies: list[str] = []
+        client = Client(
+            reactor,
+            [Server(host, port.getHost().port, tls=True)],
+            Identity(bot_name="가게봇", device_id="client"),
+            Credentials("k" * 16, "salt"),
+            lambda reply: replies.append(str(reply.content)),
+            events.append,
+            endpoint=endpoint,
+        )
+        client.startService()
+        client.say(Said(room="방", sender="나", text="가" * 50_000))
+        deadline = reactor.seconds() + 5.0
+        while not replies and not any(isinstance(event, Lost) for event in events):
+            self.assertLess(reactor.seconds(), deadline)
+            await sleep(0.02)
+        started = reactor.seconds()
+        await client.stopService()
+        self.assertLess(reactor.seconds() - started, 2.0)
+        return replies, events
+
+    async def test_good_certificate(self) -> None:
+        """A server whose certificate is good for its name is spoken to, and left in order."""
+        replies, _ = await self._talk("localhost", trusted=True)
+        self.assertEqual(replies, ["가" * 50_000])
+
+    async def test_bad_certificates(self) -> None:
+        """A certificate of nobody that is trusted, or for another name, ends the connection."""
+        for host, trusted in (("localhost", False), ("elsewhere.example", True)):
+            replies, events = await self._talk(host, trusted)
+            self.assertEqual(replies, [])
+            self.assertFalse(any(isinstance(event, Greeting) for event in events))
