@@ -27,7 +27,7 @@ from domaeka.web.api.endpoints import (
     not_found,
     time_text,
 )
-from domaeka.web.api.paging import Place, cursor, page_of, read_cursor
+from domaeka.web.api.paging import cursor, page_of, read_cursor
 from domaeka.web.routes import Refusal
 
 _SUBJECT: Final = "bans"
@@ -147,13 +147,13 @@ class BanPages:
         after = read_cursor(ask.query.after, str)
         shown, last, total = page_of(
             self._limits.bans(),
-            lambda ban: Place(False, ban.network, 0),
-            None if after is None else Place(False, after, 0),
+            lambda ban: ban.network,
+            after,
             ask.query.limit,
         )
         return Bans(
             [describe_ban(ban) for ban in shown],
-            None if last is None else cursor(last.value),
+            None if last is None else cursor(last),
             total,
         )
 

@@ -34,8 +34,6 @@ from domaeka.web.api.paging import Place, cursor, page_of, read_cursor
 
 _SUBJECT: Final = "connections"
 
-_Seconds: TypeAlias = Annotated[float, Meta(description="seconds")]
-
 
 class RoundTripTimes(msgspec.Struct):
     """Round trips of the last 100 pings, in seconds."""
@@ -88,6 +86,14 @@ class PhoneFigures(msgspec.Struct):
     active_rooms: float | None
 
 
+class KernelView(msgspec.Struct):
+    """What the server's kernel knows of the line."""
+
+    rtt: Annotated[float, Meta(description="smoothed round trip, in seconds")]
+    rtt_variation: Annotated[float, Meta(description="seconds")]
+    retransmits: Annotated[int, Meta(description="segments sent again since it was made")]
+
+
 class Connection(msgspec.Struct):
     """A connection that is open and has shaken hands."""
 
@@ -112,6 +118,10 @@ class Connection(msgspec.Struct):
     messages: Traffic
     queue: Queue
     monitoring: PhoneFigures | None
+    kernel: Annotated[KernelView | None, Meta(description="null: it does not say")]
+    clock_skew_seconds: Annotated[
+        float | None, Meta(description="how far the phone's clock is ahead")
+    ]
     ended_last_hour: Annotated[
         int, Meta(description="connections of this device that ended within the last hour")
     ]
@@ -339,7 +349,7 @@ class ConnectionPages:
         now, age = registry.exact_now, session.age
         liveness = session.liveness
         heard = session.made_at if liveness is None else liveness.last_heard
-        told = session.monitoring
+        told, kernel, skew = session.monitoring, session.kernel_figures(), session.clock_skew
         return Connection(
             id=str(session.number),
             bot=key.bot_name,
@@ -370,6 +380,8 @@ class ConnectionPages:
                 told.message_queue_size,
                 told.active_rooms,
             ),
+            kernel=None if kernel is None else KernelView(*kernel),
+            clock_skew_seconds=None if skew is None else round(skew, 3),
             ended_last_hour=ended,
         )
 

@@ -25,9 +25,9 @@ from domaeka.web.routes import (
 
 #: What all paths of the API begin with.
 PREFIX: Final = "/api/v1"
-#: Most items of a page, and how many there are where nothing is said.  Source: a page of
-#: connections takes some 50 µs an item, and no turn of the reactor may take 50 ms.
-MAX_PAGE: Final = 500
+#: Most items of a page, and how many there are where nothing is said.  Source: a connection takes
+#: some 150 µs, and no turn of the reactor may take 50 ms.
+MAX_PAGE: Final = 200
 PAGE: Final = 100
 
 _Q = TypeVar("_Q")

@@ -6,6 +6,7 @@ import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from heapq import nlargest, nsmallest
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from domaeka.web.api.endpoints import bad_request
 
 _T = TypeVar("_T")
+_P = TypeVar("_P", str, "Place")
 
 
 class Place(NamedTuple):
@@ -49,25 +51,26 @@ def read_cursor(after: str | None, kind: Any) -> Any:
 
 def page_of(
     items: Iterable[_T],
-    place: Callable[[_T], Place],
-    after: Place | None,
+    place: Callable[[_T], _P],
+    after: _P | None,
     limit: int,
     descending: bool = False,
-) -> tuple[list[_T], Place | None, int]:
+) -> tuple[list[_T], _P | None, int]:
     """
     A page of items in the order of their places.
 
+    @param place: where an item stands, no two at the same.
     @param after: the place of the last item of the page before.
     @return: the items, the place of the last one if others follow, and how many there are in all.
     """
     total = 0
-    rest: list[tuple[Place, _T]] = []
+    rest: list[tuple[_P, _T]] = []
     for item in items:
         total += 1
         at = place(item)
         if after is None or (at < after if descending else at > after):
             rest.append((at, item))
     pick = nlargest if descending else nsmallest
-    found = pick(limit + 1, rest, key=lambda pair: pair[0])
+    found = pick(limit + 1, rest, key=itemgetter(0))
     shown = found[:limit]
     return [item for _, item in shown], shown[-1][0] if len(found) > limit else None, total
