@@ -53,6 +53,7 @@ from domaeka.store.drivers import sqlite_address
 from domaeka.store.mailbox import StoredMailbox
 from domaeka.store.rooms import StoredRooms
 from domaeka.store.sessions import StoredSessions
+from domaeka.web.admin import AdminApi
 from domaeka.web.health import HealthPages, LagProbe
 from domaeka.web.server import make_site
 
@@ -189,7 +190,11 @@ class GatewayService(LoggedService):
             listening=lambda: bool(self._ports),
             draining=lambda: self._registry.draining,
         )
-        self._site = make_site(self._pages.routes(), reactor, metrics, secrets.admin_token)
+        api = AdminApi(
+            self._registry, self._devices, self._rooms, self._bans, dispatcher, operations=self
+        )
+        routes = (*self._pages.routes(), *api.routes())
+        self._site = make_site(routes, reactor, metrics, secrets.admin_token)
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
         self._watch_breakers()
@@ -509,9 +514,7 @@ class GatewayService(LoggedService):
             )
 
     def _begin_migration(self, plan: MigrationPlan) -> MigrationReport:
-        migration = Migration(
-            plan, self._registry, self._signer, self._reactor, self._shut_port, self._moved
-        )
+        migration = Migration(plan, self._registry, self._reactor, self._shut_port, self._moved)
         self._migration = migration
         migration.start()
         return migration.report
