@@ -20,10 +20,7 @@ class MigrationTests(GatewayCase):
     def begin(self) -> Migration:
         """A migration with the usual settings."""
         plan = MigrationPlan("new.example", 9000, False, 30.0, 30.0)
-        signer = self.parts.signer
-        migration = Migration(
-            plan, self.registry, signer, self.clock, self.shut_port, self.ended.append
-        )
+        migration = Migration(plan, self.registry, self.clock, self.shut_port, self.ended.append)
         migration.start()
         return migration
 

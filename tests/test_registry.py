@@ -1,5 +1,6 @@
 """Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
 
+from domaeka.errors import CloseReason
 from domaeka.gateway.registry import TAKEOVERS_SUSPECT
 from domaeka.interfaces import DeviceKey
 from tests.gateway_case import GatewayCase
@@ -225,7 +226,7 @@ class SweepTests(GatewayCase):
         """A mistake of ours costs one connection, not the sweep."""
         peer, other = self.ready(key(1)), self.ready(key(2))
         broken = next(iter(self.registry))
-        broken._finished_at = "never"  # type: ignore[assignment]
+        broken._leaving = CloseReason.OPERATOR, "never"  # type: ignore[assignment]
         broken.due = 0.0
         self.run_for(1.5)
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)

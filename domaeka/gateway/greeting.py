@@ -25,6 +25,12 @@ _APPROVED = "연결되었습니다."
 _NOT_APPROVED = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
 
 
+def signed_by(auth: Auth, address: str) -> tuple[DeviceKey, DeviceFacts]:
+    """Who a phone is, of which nothing but a signature is known."""
+    facts = DeviceFacts(auth.version or "", auth.client_type or "MessengerBotR", address=address)
+    return DeviceKey(auth.bot_name, auth.device_id), facts
+
+
 class Greeting:
     """
     Shake hands.
@@ -179,9 +185,6 @@ class Greeting:
             session.capabilities -= {"gzip"}
         self._answer(self._token, resumed)
         session.welcomed()
-        migration = session.migration
-        if migration is not None and session.capabilities:
-            migration.client_came(session)
 
     def _answer(self, token: str | None, resumed: bool) -> None:
         session = self._session

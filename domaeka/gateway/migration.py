@@ -8,6 +8,7 @@ their list.
 
 from collections.abc import Callable
 from enum import StrEnum
+from math import inf
 from typing import Final
 
 import msgspec
@@ -21,7 +22,6 @@ from domaeka.errors import CloseReason, DomaekaError
 from domaeka.gateway.registry import Registry
 from domaeka.gateway.session import Session
 from domaeka.messages import encode_migration
-from domaeka.policies.auth import Signer
 
 #: How often a migration looks around, in seconds.
 STEP_SECONDS: Final = 0.25
@@ -43,6 +43,7 @@ class Phase(StrEnum):
     DONE = "done"
     HALTED = "halted"  # too many did not arrive: nobody else is told
     CALLED_OFF = "called off"
+    INTERRUPTED = "interrupted"  # the server stops; it goes on at the next start
 
 
 class MigrationPlan(msgspec.Struct, frozen=True):
@@ -99,24 +100,29 @@ class Migration:
         self,
         plan: MigrationPlan,
         registry: Registry,
-        signer: Signer,
         reactor: IReactorTime,
         shut_port: Callable[[], object],
         ended: Callable[[MigrationReport], object],
+        open_seconds: float = 0.0,
     ) -> None:
         """
-        @param signer: signs the notices.
         @param shut_port: shuts the phones' ports.
         @param ended: told once, whatever the end.
+        @param open_seconds: how long the ports stay open at least, for clients that are yet to
+            come back.
         """
         self.report = MigrationReport(Phase.MOVING, plan.host, plan.port)
         self._plan = plan
         self._registry = registry
-        self._signer = signer
         self._shut_port = shut_port
         self._ended = ended
-        #: By number of the connection: when the client should have arrived, by the steady time.
+        self._open_until = registry.steady.now + open_seconds
+        self._close_at = inf  # whoever is still here
+        # Numbers of connections: those that know where to go, when those of them that have not
+        # said so should have arrived, by the steady time, and those that stayed beyond that.
+        self._told: set[int] = set()
         self._awaited: dict[int, float] = {}
+        self._stayed: set[int] = set()
         self._steps = LoopingCall(self._step)
         self._steps.clock = reactor
 
@@ -132,7 +138,8 @@ class Migration:
             capable=capable,
             count=len(registry),
         )
-        #: Clients told in a second, so that all that are here now are told within the spread.
+        self._capable = max(1, capable)
+        # Clients told in a second, so that all that are here now are told within the spread.
         self._rate = max(1.0, capable / self._plan.spread)
         self._owed = 0.0
         registry.tell_change("migration", self.report.phase)
@@ -142,17 +149,30 @@ class Migration:
         """Tell nobody else.  Those that have moved stay there."""
         self._end(Phase.CALLED_OFF)
 
+    def interrupt(self) -> None:
+        """The server stops: the rest is for its next start."""
+        self._end(Phase.INTERRUPTED)
+
     # What sessions say
 
     def client_came(self, session: Session) -> None:
-        """A client with capabilities has shaken hands: it is sent on at once."""
+        """
+        A client with capabilities has shaken hands: it is sent on at once, and closed as soon as
+        it has what it is owed here.
+        """
         self.report.sent_on += 1
+        self._told.add(session.number)
         session.send("serverMigration", self._notice(0.0))
-        session.close(CloseReason.MIGRATED)
+        session.leave(CloseReason.MIGRATED, self._registry.parts.settings.shutdown.drain_timeout)
 
     def client_arrived(self, session: Session) -> None:
         """A client says that the new server has greeted it."""
-        if self._awaited.pop(session.number, None) is not None:
+        number = session.number
+        if self._awaited.pop(number, None) is not None:
+            self.report.arrived += 1
+        elif number in self._stayed:
+            self._stayed.remove(number)
+            self.report.missing -= 1
             self.report.arrived += 1
 
     # Steps
@@ -162,12 +182,10 @@ class Migration:
         if self.report.phase is Phase.MOVING:
             self._tell_some(now)
             self._count_missing(now)
-            if self.report.phase is Phase.MOVING and self._clients_are_gone():
-                self.report.phase = Phase.EMPTYING
-                self._registry.tell_change("migration", self.report.phase)
-                self._shut_port()
+            if self.report.phase is Phase.MOVING and self._clients_are_gone(now):
+                self._empty(now)
         elif self.report.phase is Phase.EMPTYING:
-            self._close_some()
+            self._close_some(now)
         self.report.remaining = self._registry.connections
 
     def _tell_some(self, now: float) -> None:
@@ -177,34 +195,58 @@ class Migration:
         for session in registry:
             if self._owed < 1.0:
                 break
-            if session.capabilities and not session.closing and session.moves_at is None:
+            # One that is being greeted is told in the same breath.
+            if (
+                session.capabilities
+                and session.number not in self._told
+                and not (session.closing or session.greeting_waits)
+            ):
                 self._owed -= 1.0
                 after = self._plan.migrate_after
-                after += registry.parts.random.random() * after
-                session.moves_at = now + after
+                # Not only drawn, but each from a part of its own, so that they arrive evenly.
+                share = (self.report.told + registry.parts.random.random()) / self._capable
+                after += share % 1.0 * after
                 session.send("serverMigration", self._notice(after))
+                self._told.add(session.number)
                 self._awaited[session.number] = now + after + ARRIVAL_SECONDS
                 self.report.told += 1
 
     def _count_missing(self, now: float) -> None:
         """Halt where too many have not arrived."""
-        late = {number for number, by in self._awaited.items() if now >= by}
+        here = {session.number for session in self._registry if not session.closing}
+        self._told &= here
+        self._stayed &= here
+        late = [number for number, by in self._awaited.items() if now >= by]
         for number in late:
             del self._awaited[number]
-        # One that has left without a word may well be there.
-        stayed = sum(1 for session in self._registry if late and session.number in late)
-        self.report.missing += stayed
-        if stayed and self.report.missing > self.report.told * MISSING_PART:
+            # One that has left without a word may well be there.
+            if number in here:
+                self._stayed.add(number)
+                self.report.missing += 1
+        if late and self.report.missing > self.report.told * MISSING_PART:
             self._end(Phase.HALTED)
 
-    def _clients_are_gone(self) -> bool:
-        return not any(session.capabilities for session in self._registry)
+    def _clients_are_gone(self, now: float) -> bool:
+        """Whether only old phones are here, and clients that did not go in their time."""
+        return now >= self._open_until and not any(
+            session.capabilities and session.number not in self._stayed
+            for session in self._registry
+        )
 
-    def _close_some(self) -> None:
-        """Close old phones that owe nothing; they find the port shut, and go on."""
+    def _empty(self, now: float) -> None:
+        """Shut the port; old phones go on once they are closed."""
+        self.report.phase = Phase.EMPTYING
+        self._close_at = now + self._registry.parts.settings.shutdown.drain_timeout
+        self._registry.tell_change("migration", self.report.phase)
+        self._shut_port()
+
+    def _close_some(self, now: float) -> None:
+        """Close phones that owe nothing; they find the port shut, and go on."""
         closed = 0
         for session in self._registry:
-            if closed < CLOSED_A_STEP and not session.closing and session.owes_nothing:
+            if closed == CLOSED_A_STEP:
+                break
+            if not session.closing and (session.owes_nothing or now >= self._close_at):
                 session.close(CloseReason.MIGRATED)
                 closed += 1
         if not self._registry.connections:
@@ -215,7 +257,8 @@ class Migration:
         now = self._registry.parts.seconds()
         expires = int((now + migrate_after + NOTICE_SECONDS) * 1000)
         tls = "true" if plan.tls else "false"
-        signature = self._signer.sign(f"serverMigration|{plan.host}|{plan.port}|{tls}|{expires}")
+        signer = self._registry.parts.signer
+        signature = signer.sign(f"serverMigration|{plan.host}|{plan.port}|{tls}|{expires}")
         return encode_migration(plan.host, plan.port, migrate_after, plan.tls, expires, signature)
 
     def _end(self, phase: Phase) -> None:
@@ -228,8 +271,6 @@ class Migration:
         registry = self._registry
         if registry.migration is self:
             registry.migration = None
-        for session in registry:
-            session.moves_at = None
         registry.tell_change("migration", self.report.phase)
         self.log.info("migration {report}", report=msgspec.structs.asdict(self.report))
         self._ended(self.report)

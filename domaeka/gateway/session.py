@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.faults import Faults
-from domaeka.gateway.greeting import Greeting
+from domaeka.gateway.greeting import Greeting, signed_by
 from domaeka.gateway.pinger import Pinger
 from domaeka.gateway.sender import Carrier, KernelFigures, Sender
 from domaeka.gateway.states import NEXT, State
@@ -29,19 +29,16 @@ from domaeka.messages import (
     Reply,
     encode_error,
 )
-from domaeka.policies.liveness import Liveness
+from domaeka.policies.liveness import STALLED_SECONDS, Headway, Liveness
 from domaeka.policies.quality import Grade
 
 if TYPE_CHECKING:
     from domaeka.gateway.device import Device
-    from domaeka.gateway.migration import Migration
     from domaeka.gateway.registry import Registry
 
 #: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
 #: docs/protocol.md, "Handshake".
 NO_HANDSHAKE_SECONDS: Final = 5.0
-#: How long the peer's kernel may take nothing of what is written, in seconds.
-STALLED_SECONDS: Final = 10.0
 #: How long answers still go out to a phone that has finished sending, in seconds.
 HALF_CLOSED_SECONDS: Final = 1.0
 
@@ -63,16 +60,16 @@ class Session:
     log = Logger()
 
     __slots__ = (
-        "_backlog_bytes",
         "_carrier",
         "_deadline",
         "_faults",
-        "_finished_at",
         "_greeting",
+        "_headway",
+        "_leaving",
         "_parts",
+        "_peer_finished",
         "_pinger",
         "_registry",
-        "_stalled_at",
         "address",
         "bytes_received",
         "capabilities",
@@ -86,7 +83,6 @@ class Session:
         "messages_received",
         "monitored_at",
         "monitoring",
-        "moves_at",
         "number",
         "reason",
         "sender",
@@ -113,8 +109,6 @@ class Session:
         self.monitoring: Monitoring | None = None
         #: When that came.
         self.monitored_at = 0.0
-        #: When it was told to move to another server, if it was.
-        self.moves_at: float | None = None
         self.reason: CloseReason | None = None
         self.sender = Sender(carrier, registry.parts, self._media_left)
         self.closing = False
@@ -127,10 +121,10 @@ class Session:
         self._pinger: Pinger | None = None
         self.valve = Valve(self.sender, registry.parts)
         self._greeting: Greeting | None = None
-        self._finished_at: float | None = None
+        self._peer_finished = False
+        self._leaving: tuple[CloseReason, float] | None = None  # and until when
         self._faults: Faults | None = None
-        self._backlog_bytes = 0
-        self._stalled_at = 0.0
+        self._headway = Headway()
 
     def __str__(self) -> str:
         name = f" {self.key.bot_name!r} {self.key.device_id!r}" if self.key else ""
@@ -147,11 +141,6 @@ class Session:
         if self._faults is None:
             self._faults = Faults(self, self._registry)
         return self._faults
-
-    @property
-    def migration(self) -> Migration | None:
-        """The move to another server that runs, if one does."""
-        return self._registry.migration
 
     @property
     def liveness(self) -> Liveness | None:
@@ -224,13 +213,12 @@ class Session:
     def drained(self) -> None:
         """The kernel has all that was written."""
         self.sender.drained()
-        self._backlog_bytes = 0
+        self._headway.made()
         if self.closing:
             return
         self._pump()
         self.judge_reading()
-        if self._finished_at is not None:
-            self._close_if_finished()
+        self._close_if_leaving()
 
     def outbox_filled(self) -> None:
         """Something waits in the device's outbox, and it is not L{corked}."""
@@ -244,21 +232,38 @@ class Session:
         if not self.closing:
             self._pump()
             self.judge_reading()
+            if self._leaving is not None:
+                self._close_if_leaving()
 
     def message_done(self) -> None:
         """One message fewer owes an answer, and it is not L{corked}."""
         if not self.closing:
             self.judge_reading()
-            if self._finished_at is not None:
-                self._close_if_finished()
+            if self._leaving is not None:
+                self._close_if_leaving()
 
     def peer_finished(self) -> None:
         """The peer's FIN came: it may still read."""
         if self.closing:
             self._carrier.disconnect()
             return
-        self._finished_at = self.due = self._registry.exact_now
-        self._close_if_finished()
+        self._peer_finished = True
+        self.leave(CloseReason.PEER_CLOSED, HALF_CLOSED_SECONDS)
+
+    def leave(self, reason: CloseReason, seconds: float) -> None:
+        """
+        Close as soon as nothing is owed any more.
+
+        @param seconds: when to close in any case.
+        """
+        now = self._registry.exact_now
+        if self._leaving is not None:
+            reason, until = self._leaving
+            seconds = min(seconds, until - now)
+        self._leaving = reason, now + seconds
+        self.due = now
+        if not self.corked:
+            self._close_if_leaving()
 
     def replaced(self) -> None:
         """A newer connection of the same device takes over what waits for it."""
@@ -319,10 +324,10 @@ class Session:
         self.sender.last_words()
         self._deadline = self._registry.exact_now + self._parts.settings.socket.linger_seconds
         self.due = self._deadline
-        if self._finished_at is None:
-            self._carrier.finish()
-        else:
+        if self._peer_finished:
             self._carrier.disconnect()
+        else:
+            self._carrier.finish()
 
     def _stop_reading(self) -> None:
         """Nothing that arrives matters any more."""
@@ -348,12 +353,10 @@ class Session:
             if now >= self._deadline:
                 self._carrier.abort()
             return
-        if self._finished_at is not None and now >= self._finished_at + HALF_CLOSED_SECONDS:
-            self.close(CloseReason.PEER_CLOSED)
-            return
         self.judge_reading()
+        self._close_if_leaving()
         if self.closing:
-            return  # by what was read
+            return
         if not self.sender.idle and self._is_stalled(now) and judging:
             self.close(CloseReason.TOO_SLOW)
             self._carrier.abort()
@@ -371,23 +374,20 @@ class Session:
             self.due = pinger.liveness.due
         else:
             self._attend_unready(now, judging)
-        if self._finished_at is not None or not self.sender.idle or not self.valve.open:
+        if self._leaving is not None or not self.sender.idle or not self.valve.open:
             self.due = now
 
     def _is_stalled(self, now: float) -> bool:
         """Whether the peer's kernel has long taken nothing of what is on its way."""
-        backlog_bytes = self._carrier.backlog_bytes
         liveness = self.liveness
         deaf = liveness is not None and now < liveness.deaf_until
-        if backlog_bytes != self._backlog_bytes or deaf:
-            self._backlog_bytes = backlog_bytes
-            self._stalled_at = now
-        # One that is not read from may be held up by its own write.
-        patience = STALLED_SECONDS if self.valve.open else self._parts.settings.ping.timeout
-        return now - self._stalled_at >= patience
+        # One that is not read from may be held up by its own write; but it holds up no drain.
+        patient = not self.valve.open and not self._registry.draining
+        patience = self._parts.settings.ping.timeout if patient else STALLED_SECONDS
+        return self._headway.missing(self._carrier.backlog_bytes, now, deaf) >= patience
 
     def _attend_unready(self, now: float, judging: bool) -> None:
-        if judging and now >= self._deadline and not self._greeting_waits:
+        if judging and now >= self._deadline and not self.greeting_waits:
             if self.state is State.GREETED:
                 self.close(
                     CloseReason.AUTHENTICATION_TIMEOUT,
@@ -443,7 +443,7 @@ class Session:
         self._parts.limits.verified(self.address)
         self.valve.authenticated(self.device)
         self.due = self._registry.steady.now
-        if not self._greeting_waits:
+        if not self.greeting_waits:
             self._open_outbox()
 
     def settings_changed(self) -> None:
@@ -470,7 +470,10 @@ class Session:
             )
             assert self._pinger is not None
             self._pinger.ping()
-        if not self.corked:
+        migration = self._registry.migration
+        if migration is not None and self.capabilities:
+            migration.client_came(self)
+        elif not self.corked:
             self._pump()
 
     def _open_outbox(self) -> None:
@@ -478,7 +481,8 @@ class Session:
         self.device.connected(self, "ack" in self.capabilities)
 
     @property
-    def _greeting_waits(self) -> bool:
+    def greeting_waits(self) -> bool:
+        """Whether the answer to its handshake is still to come."""
         return self._greeting is not None and self._greeting.waits
 
     # What it says
@@ -494,8 +498,10 @@ class Session:
             self.device.outbox.ack(message.message_id)
         else:
             self._parts.metrics.frames_received.labels("migrated").inc()
-            if self.migration is not None:
-                self.migration.client_arrived(self)
+            if self._registry.migration is not None:
+                self._registry.migration.client_arrived(self)
+            # What it said until then is answered here.
+            self.leave(CloseReason.MIGRATED, self._parts.settings.shutdown.drain_timeout)
 
     def _pong_received(self, pong: Pong, line: bytes) -> None:
         self._parts.metrics.frames_received.labels("pong").inc()
@@ -518,14 +524,8 @@ class Session:
     def known_by(self, chat: Chat) -> Device:
         """The first chat whose signature held: it says who this is, if nothing else has."""
         if self.key is None:
-            auth = chat.auth
-            assert auth is not None
-            self._known_as(
-                DeviceKey(auth.bot_name, auth.device_id),
-                DeviceFacts(
-                    auth.version or "", auth.client_type or "MessengerBotR", address=self.address
-                ),
-            )
+            assert chat.auth is not None
+            self._known_as(*signed_by(chat.auth, self.address))
         self.authenticate(Chat)
         assert self.device is not None
         return self.device
@@ -552,12 +552,12 @@ class Session:
     def judge_reading(self) -> None:
         """Stop reading a phone that is given more than it takes; go on once half has gone."""
         valve = self.valve
-        if valve.calm or self._greeting_waits or not valve.changed():
+        if valve.calm or self.greeting_waits or not valve.changed():
             return
         now = self._registry.steady.now
         liveness = self.liveness
         if valve.open:
-            self._backlog_bytes = 0
+            self._headway.made()
             if liveness is not None:
                 liveness.reading_resumed(now)
             self._carrier.resume_reading()
@@ -567,10 +567,12 @@ class Session:
             self.due = now
             self._carrier.pause_reading()
 
-    def _close_if_finished(self) -> None:
-        """The peer reads only what it is owed: close once it has it."""
-        if not self.closing and self.owes_nothing:
-            self.close(CloseReason.PEER_CLOSED)
+    def _close_if_leaving(self) -> None:
+        """One that leaves stays for what it is owed, and not for ever."""
+        if self._leaving is not None and not self.closing:
+            reason, until = self._leaving
+            if self._registry.exact_now >= until or self.owes_nothing:
+                self.close(reason)
 
     # What is known of it
 

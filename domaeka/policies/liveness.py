@@ -23,6 +23,8 @@ PATIENCE_INTERVALS: Final = 3.3
 SETTLED_SAMPLES: Final = 40
 #: What "of late" is, at least, in seconds; twice as much at most.
 RECENT_SECONDS: Final = 3600.0
+#: How long the peer's kernel may take nothing of what is written, in seconds.
+STALLED_SECONDS: Final = 10.0
 #: By how many seconds a round trip and steady time may differ: two periods of the sweep.
 _CLOCK_SLACK_SECONDS: Final = 2.0
 #: Where between C{ping.interval_min} and C{ping.interval} a connection is pinged.
@@ -70,6 +72,32 @@ class SteadyTime:
         @param wall: the wall clock, in seconds.
         """
         return self.now + min(max(0.0, wall - self._wall), self._period)
+
+
+class Headway:
+    """Whether the peer's kernel takes what is written to it."""
+
+    __slots__ = ("_backlog_bytes", "_made_at")
+
+    def __init__(self) -> None:
+        self._backlog_bytes = 0
+        self._made_at = 0.0
+
+    def made(self) -> None:
+        """It has taken something."""
+        self._backlog_bytes = 0
+
+    def missing(self, backlog_bytes: int, now: float, excused: bool) -> float:
+        """
+        For how long it has taken nothing, in seconds.
+
+        @param backlog_bytes: how much waits for it.
+        @param excused: whether it need not take anything now.
+        """
+        if backlog_bytes != self._backlog_bytes or excused:
+            self._backlog_bytes = backlog_bytes
+            self._made_at = now
+        return now - self._made_at
 
 
 class Liveness:
