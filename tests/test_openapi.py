@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from domaeka.web.api.endpoints import PREFIX
+from domaeka.web.api.events import EVENT_TYPES
 from tests.api_case import ROOM_ID, TOKEN, ApiCase
 from tests.gateway_case import KEY
 
@@ -89,3 +92,35 @@ class OpenApiTests(ApiCase):
     def test_secret(self) -> None:
         """The token is not in it."""
         self.assertNotIn(TOKEN, json.dumps(self.document))
+
+
+class DocumentTests(ApiCase):
+    """docs/api.md names what there is, and nothing else."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.text = (Path(__file__).parents[1] / "docs/api.md").read_text("utf-8")
+
+    def test_operations(self) -> None:
+        """Its table has a row for each operation."""
+        rows = set(re.findall(r"^\| ([A-Z]+) \| `(/[^`]+)` \|", self.text, re.M))
+        self.assertEqual(rows, {(one.method, one.path) for one in self.api.endpoints()})
+
+    def test_events(self) -> None:
+        """Its table has each event, with the type of its data."""
+        rows = re.findall(r"^\| (`[^|]+) \| `([A-Z]\w+)` \|", self.text, re.M)
+        named = {(name, kind) for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
+        self.assertEqual(named, {(name, kind.__name__) for name, kind in EVENT_TYPES.items()})
+
+    def test_bodies(self) -> None:
+        """The bodies of its examples are right."""
+        types = {
+            "$API" + one.path: one.body
+            for one in self.api.endpoints()
+            if one.body is not None and "{" not in one.path
+        }
+        found = re.findall(r"(\$API\S+) --json '([^']+)'", self.text)
+        self.assertGreater(len(found), 4)
+        for target, body in found:
+            if target in types:
+                msgspec.json.decode(body, type=types[target])

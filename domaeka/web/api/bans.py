@@ -3,6 +3,7 @@ Bans: who is not let in.
 """
 
 from collections.abc import Callable
+from heapq import nsmallest
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -27,7 +28,7 @@ from domaeka.web.api.endpoints import (
     not_found,
     time_text,
 )
-from domaeka.web.api.paging import cursor, page_of, read_cursor
+from domaeka.web.api.paging import cursor, read_cursor
 from domaeka.web.routes import Refusal
 
 _SUBJECT: Final = "bans"
@@ -144,17 +145,15 @@ class BanPages:
 
     def list(self, ask: Ask[BansQuery, None]) -> Bans:
         """A page of bans."""
-        after = read_cursor(ask.query.after, str)
-        shown, last, total = page_of(
-            self._limits.bans(),
-            lambda ban: ban.network,
-            after,
-            ask.query.limit,
-        )
+        after = read_cursor(ask.query.after, str) or ""
+        limit = ask.query.limit
+        bans = {ban.network: ban for ban in self._limits.bans()}
+        found = nsmallest(limit + 1, (network for network in bans if network > after))
+        shown = found[:limit]
         return Bans(
-            [describe_ban(ban) for ban in shown],
-            None if last is None else cursor(last),
-            total,
+            [describe_ban(bans[network]) for network in shown],
+            cursor(shown[-1]) if len(found) > limit else None,
+            len(bans),
         )
 
     async def ban(self, ask: Ask[Any, NewBan]) -> Ban:

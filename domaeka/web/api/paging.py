@@ -14,7 +14,6 @@ import msgspec
 from domaeka.web.api.endpoints import bad_request
 
 _T = TypeVar("_T")
-_P = TypeVar("_P", str, "Place")
 
 
 class Place(NamedTuple):
@@ -51,11 +50,11 @@ def read_cursor(after: str | None, kind: Any) -> Any:
 
 def page_of(
     items: Iterable[_T],
-    place: Callable[[_T], _P],
-    after: _P | None,
+    place: Callable[[_T], Place],
+    after: Place | None,
     limit: int,
     descending: bool = False,
-) -> tuple[list[_T], _P | None, int]:
+) -> tuple[list[_T], Place | None, int]:
     """
     A page of items in the order of their places.
 
@@ -64,7 +63,7 @@ def page_of(
     @return: the items, the place of the last one if others follow, and how many there are in all.
     """
     total = 0
-    rest: list[tuple[_P, _T]] = []
+    rest: list[tuple[Place, _T]] = []
     for item in items:
         total += 1
         at = place(item)
