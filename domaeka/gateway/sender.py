@@ -95,6 +95,7 @@ class Sender:
     @ivar outbox: the device's, once the connection has authenticated.
     @ivar pack: packs texts, where the client takes them so.
     @ivar urgent_bytes: how many bytes of the connection's own frames have not been written yet.
+    @ivar confirmed: how many messages the phone has for sure: those ahead of a ping it answered.
     """
 
     __slots__ = (
@@ -106,6 +107,7 @@ class Sender:
         "_parts",
         "_urgent",
         "bytes_sent",
+        "confirmed",
         "dialect",
         "idle",
         "messages_sent",
@@ -130,6 +132,7 @@ class Sender:
         self.urgent_bytes = 0
         self.bytes_sent = 0
         self.messages_sent = 0
+        self.confirmed = 0
 
     def urge(self, event: str, frame: bytes) -> None:
         """
@@ -154,6 +157,8 @@ class Sender:
                     frames.append(self._urgent.popleft())
                     length += len(frames[-1])
                 self.urgent_bytes -= length
+                if not self._urgent:
+                    self._urgent = None  # an empty one takes 700 bytes
             batch = None
             if outbox is not None and length < BATCH_BYTES:
                 batch = self._take_replies(outbox, frames, length)
@@ -225,21 +230,23 @@ class Sender:
                 self._batch_bytes += len(data)
                 self._carrier.write_more(data)
 
-    def release(self, unsent_bytes: int) -> None:
+    def release(self, unsent_bytes: int) -> int:
         """
         Give the outbox back: what never left waits again.
 
         @param unsent_bytes: how much of what was written the kernel has not taken.
+        @return: how many messages did leave, and are not known to have arrived.
         """
         outbox, self.outbox = self.outbox, None
         if outbox is None:
-            return
+            return 0
         sent_bytes = self._batch_bytes - unsent_bytes
         if unsent_bytes and self._deflater is not None:
             sent_bytes = 0  # where a reply ends in the stream is not known
         unsent = [outgoing for outgoing in self._batch or () if outgoing.end > sent_bytes]
         self._batch = None
         outbox.connection_lost(unsent)
+        return self.messages_sent - len(unsent) - self.confirmed
 
     @property
     def urgent_waits(self) -> bool:
