@@ -74,12 +74,25 @@ class DrainTests(GatewayCase):
         self.assertEqual((peer.texts, peer.lost, ended), (["하나", "둘"], True, [True]))
 
     def test_one_that_reads_nothing(self) -> None:
-        """A phone that reads nothing cannot hold it up: its time bounds all, lingering too."""
+        """A phone that reads nothing cannot hold it up, not even for the whole time."""
+        peer = self.ready()
+        peer.stop_reading()
+        peer.chat(*["x" * 30_000] * 8)
+        ended = self.begin()
+        self.run_for(12.0)
+        self.assertEqual((ended, self.registry.connections), ([True], 0))
+        self.assertEqual(self.reasons, {"too slow": 1})
+
+    def test_one_that_reads_too_slowly(self) -> None:
+        """The time set bounds all, lingering too, for a phone that reads a little as well."""
+        self.serve(("shutdown.drain_timeout", "6"))
         peer = self.ready()
         peer.stop_reading()
         peer.chat(*["x" * 12_000] * 8)
         ended = self.begin()
-        self.run_for(30.1)
+        self.run_for(5.9)
+        self.assertEqual(ended, [])
+        self.run_for(0.2)
         self.assertEqual((ended, self.registry.connections), ([True], 0))
 
     def test_work_that_takes_too_long(self) -> None:
