@@ -29,22 +29,16 @@ from domaeka.config import Settings, setting_types
 from domaeka.errors import ConfigError, DomaekaError
 from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
 from domaeka.gateway.drain import Drain, DrainReport
-from domaeka.gateway.migration import (
-    Migration,
-    MigrationPlan,
-    MigrationRefused,
-    MigrationReport,
-    Phase,
-)
+from domaeka.gateway.migration import MigrationPlan, MigrationReport
+from domaeka.gateway.moves import Moves
 from domaeka.gateway.parts import Parts
-from domaeka.gateway.probe import ProbeFailed, probe
 from domaeka.gateway.protocol import GatewayFactory, open_listener, set_socket_options
 from domaeka.gateway.registry import Registry
 from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
-from domaeka.state import Secrets, load_secrets
+from domaeka.state import Secrets, load_secrets, node_name, private_file
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
@@ -136,7 +130,7 @@ class GatewayService(LoggedService):
         self._directory = directory
         self._read_settings = read_settings
         self._more_bots = tuple(more_bots)
-        url = settings.storage.url or sqlite_address(directory / DATABASE_NAME)
+        url = settings.storage.url or sqlite_address(private_file(directory / DATABASE_NAME))
         self._database = database = Database(
             url,
             reactor,
@@ -150,7 +144,7 @@ class GatewayService(LoggedService):
         )
         self._bans = StoredBans(database)
         now = reactor.seconds
-        self.node = node = f"{socket.gethostname()}:{settings.server.port}"
+        self.node = node = node_name(directory)
         self._signer = Signer(
             secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
         )
@@ -174,9 +168,9 @@ class GatewayService(LoggedService):
         self._registry = Registry(self._parts, reactor)
         self._devices.add_listener(self._registry.approval_changed)
         self._drain = Drain(self._registry, reactor)
-        self._migration: Migration | None = None
-        self._last_migration: MigrationReport | None = None
-        self._plan_path = directory / PLAN_NAME
+        self._moves = Moves(
+            self._registry, reactor, directory / PLAN_NAME, self._shut_port, self._listen
+        )
         self._certificates = Certificates(settings.tls) if settings.tls.certificate else None
         self._look = LoopingCall(self._look_at_certificates)
         self._look.clock = reactor
@@ -188,7 +182,7 @@ class GatewayService(LoggedService):
             reactor,
             {"store": database.health, "chat log": self._chat_log.health},
             listening=lambda: bool(self._ports),
-            draining=lambda: self._registry.draining,
+            draining=lambda: self._registry.draining or self._moves.away,
         )
         api = AdminApi(
             self._registry, self._devices, self._rooms, self._bans, dispatcher, operations=self
@@ -210,7 +204,7 @@ class GatewayService(LoggedService):
         """Have the gauges read where things are."""
         budget = self._registry.budget
         metrics.connections.watch(lambda: len(self._registry))
-        metrics.draining.watch(lambda: float(self._registry.draining))
+        metrics.draining.watch(lambda: float(self._registry.draining or self._moves.away))
         metrics.sessions.watch(self._sessions.live)
         metrics.certificate_expires.watch(
             lambda: 0.0 if self._certificates is None else self._certificates.expires
@@ -238,6 +232,7 @@ class GatewayService(LoggedService):
         self._chat_log.start()
         self._dispatcher.start()
         self._registry.start()
+        self._moves.go_on()
         self._probe.start()
         if self._certificates is not None:
             self._look.start(LOOK_SECONDS, now=False)
@@ -250,7 +245,6 @@ class GatewayService(LoggedService):
 
     def _store_opened(self, _: None) -> "Deferred[Any]":
         """Take back what was kept, then let phones in."""
-        self._go_on_migrating()
         loaded = self._all(
             self._bans.load().addCallback(self._parts.limits.load),
             self._mailbox.load().addCallback(self._registry.load_mail),
@@ -361,7 +355,6 @@ class GatewayService(LoggedService):
         self._stopping = True
         if self._patience.active():
             self._patience.cancel()
-        self._leave_migration()
         if not self._drain.running:
             self._begin_drain("shutdown")
         yield self._drain.finished()
@@ -442,7 +435,6 @@ class GatewayService(LoggedService):
         """
         if self._drain.running:
             return
-        self._leave_migration()
         self._begin_drain(reason)
 
         def ended(emptied: bool) -> None:
@@ -460,6 +452,7 @@ class GatewayService(LoggedService):
         if self._stopping or not self._drain.call_off():
             return False
         self._listen()
+        self._moves.go_on()
         return True
 
     @property
@@ -473,36 +466,19 @@ class GatewayService(LoggedService):
 
         @return: fires once it has begun; fails with L{MigrationRefused} where it cannot.
         """
-        if self._drain.running or self._migration is not None:
-            return fail(MigrationRefused("a drain or a migration runs already"))
-        probed = probe(self._reactor, plan.host, plan.port, plan.tls, self.node)
-
-        def answered(_: None) -> MigrationReport:
-            if self._drain.running or self._migration is not None:
-                raise MigrationRefused("a drain or a migration runs already")
-            self._plan_path.write_bytes(msgspec.json.encode(plan))
-            return self._begin_migration(plan)
-
-        def refused(failure: Failure) -> Failure:
-            if isinstance(failure.value, ProbeFailed):
-                return Failure(MigrationRefused(str(failure.value)))  # type: ignore[no-untyped-call]
-            return failure
-
-        return probed.addCallback(answered).addErrback(refused)
+        return self._moves.begin(plan)
 
     def call_off_migration(self) -> bool:
         """@return: whether one ran."""
-        if self._migration is None:
-            return False
-        self._migration.call_off()
-        return True
+        return self._moves.call_off()
 
     @property
     def migration_report(self) -> MigrationReport | None:
         """How a migration goes, or how the last one went."""
-        return self._last_migration if self._migration is None else self._migration.report
+        return self._moves.report
 
     def _begin_drain(self, reason: str) -> None:
+        self._moves.interrupt()
         self._shut_port()
         self._drain.begin(reason)
 
@@ -512,37 +488,6 @@ class GatewayService(LoggedService):
             maybeDeferred(port.stopListening).addErrback(
                 lambda failure: self.log.failure("a port could not be shut", failure)
             )
-
-    def _begin_migration(self, plan: MigrationPlan) -> MigrationReport:
-        migration = Migration(plan, self._registry, self._reactor, self._shut_port, self._moved)
-        self._migration = migration
-        migration.start()
-        return migration.report
-
-    def _moved(self, report: MigrationReport) -> None:
-        """A migration has ended."""
-        self._migration, self._last_migration = None, report
-        if not self._stopping:
-            self._plan_path.unlink(missing_ok=True)
-            if report.phase is not Phase.DONE and not self._drain.running:
-                self._listen()
-
-    def _leave_migration(self) -> None:
-        """The process ends: a migration goes on once it is started again."""
-        if self._migration is not None:
-            self._migration.call_off()
-
-    def _go_on_migrating(self) -> None:
-        """Go on with a migration that was under way when the process ended."""
-        try:
-            plan = msgspec.json.decode(self._plan_path.read_bytes(), type=MigrationPlan)
-        except FileNotFoundError:
-            return
-        except (OSError, msgspec.DecodeError) as error:
-            self.log.error("{path}: {error}", path=str(self._plan_path), error=error)
-            return
-        self.log.info("a migration was under way: it goes on")
-        self._begin_migration(plan)
 
     def _all(self, *waiting: "Deferred[None]") -> "Deferred[Any]":
         """Wait for all, and log what fails."""

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import socket
 import stat
 import tempfile
 import tomllib
@@ -23,6 +24,9 @@ from domaeka.errors import ConfigError
 
 #: Where in the state directory the secrets are.
 SECRETS_NAME: Final = "secrets.toml"
+#: Where in the state directory the name of the server is, and how long it may be, in characters.
+NODE_NAME: Final = "node"
+_MAX_NODE_CHARS: Final = 128
 #: A new secret, in bytes: 256 bits.
 _SECRET_BYTES: Final = 32
 #: Largest file of secrets that is read, in bytes: five texts, and comments.
@@ -186,6 +190,38 @@ def check_key(name: str, key: str, accept_published: bool) -> None:
             f"{name} is the key that old scripts were published with, which everybody knows; for "
             "the days of a move set auth.accept_published_key"
         )
+
+
+def private_file(path: Path) -> Path:
+    """
+    A file of the state directory that nobody else may read: the one that is there, or a new one.
+
+    @raise ConfigError: it cannot be made: one line that says why.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why(error)}") from None
+    return path
+
+
+def node_name(directory: Path) -> str:
+    """
+    What a server is called among others: made once, whatever its machine is called later.
+
+    @raise ConfigError: it cannot be read or written: one line that says why.
+    """
+    path = directory / NODE_NAME
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        name = ""
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why(error)}") from None
+    if not name:
+        name = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
+        private_file(path).write_text(name + "\n", encoding="utf-8")
+    return name[:_MAX_NODE_CHARS]
 
 
 def _create(path: Path) -> None:

@@ -9,7 +9,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from domaeka import state
 from domaeka.config import AuthSettings
 from domaeka.errors import ConfigError
-from domaeka.state import Secrets, load_or_create_secrets, load_secrets, state_directory
+from domaeka.state import (
+    Secrets,
+    load_or_create_secrets,
+    load_secrets,
+    node_name,
+    state_directory,
+)
 
 
 def mode_of(path: Path) -> int:
@@ -164,3 +170,24 @@ class SecretsTests(SynchronousTestCase):
         """A line of a log that shows the object shows no secret."""
         found = load_or_create_secrets(self.directory)
         self.assertNotIn(found.secret_key, f"{found!r} {found}")
+
+
+class NodeNameTests(SynchronousTestCase):
+    """Tests for L{node_name}."""
+
+    def test_stays(self) -> None:
+        """It is made once, for whoever owns the directory only."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        name = node_name(directory)
+        self.assertEqual(node_name(directory), name)
+        self.assertEqual((directory / "node").stat().st_mode & 0o777, 0o600)
+
+    def test_of_its_own(self) -> None:
+        """No two servers have the same, though they are on one machine."""
+        names = []
+        for _ in range(2):
+            directory = Path(self.mktemp())
+            directory.mkdir()
+            names.append(node_name(directory))
+        self.assertNotEqual(*names)

@@ -50,7 +50,7 @@ def init(
     secrets = load_or_create_secrets(directory, settings.auth)
     click.echo(f"Settings: {file}")
     click.echo(f"Secrets:  {directory}/secrets.toml")
-    start = f"twistd -n domaeka --config {file}"
+    start = f"twistd -n --pidfile= domaeka --config {file}"
     click.echo(f"Start:    {start}" + (f" --state-dir {directory}" if state_dir else ""))
     click.echo("\nFor the phone's bridge script; whoever reads it can speak for the phone:\n")
     click.echo(script_lines(host or own_address(), port or settings.server.port, secrets))

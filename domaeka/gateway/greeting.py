@@ -43,13 +43,14 @@ class Greeting:
 
     log = Logger()
 
-    __slots__ = ("_carrier", "_parts", "_session", "_token", "waits")
+    __slots__ = ("_asks", "_carrier", "_parts", "_session", "_token", "waits")
 
     def __init__(self, session: Session, parts: Parts, carrier: Carrier) -> None:
         self._session = session
         self._parts = parts
         self._carrier = carrier
         self._token: str | None = None
+        self._asks = False  # it lists what it can do, and is told what of it is taken
         self.waits = False
 
     def handshake_received(self, handshake: Handshake, line: bytes, target: State) -> None:
@@ -74,7 +75,9 @@ class Greeting:
             parts.devices.enter(key, facts)
             self._welcome()
             return
-        session.capabilities = handshake.capabilities & parts.capabilities
+        if handshake.capabilities is not None:
+            self._asks = True
+            session.capabilities = handshake.capabilities & parts.capabilities
         session.sender.dialect = handshake.dialect
         proven = parts.verifier.needless
         if handshake.auth is not None and not proven:
@@ -196,7 +199,7 @@ class Greeting:
             approval is None and settings.devices.approval == "signed"
         )
         more: dict[str, object] = {}
-        if session.capabilities:
+        if self._asks:
             more["capabilities"] = sorted(session.capabilities)
         if "ack" in session.capabilities and session.device is not None:
             more["epoch"] = session.device.outbox.epoch

@@ -57,6 +57,7 @@ class Handshake(msgspec.Struct, gc=False):
     A phone says who it is.
 
     @ivar bare: whether it came in the form of 3.2, without C{event}.
+    @ivar capabilities: those that we know; L{None} where it lists none, as old phones.
     @ivar session_token: L{None} where none was shown; what is no text reads as an empty one.
     """
 
@@ -67,7 +68,7 @@ class Handshake(msgspec.Struct, gc=False):
     device_ip: str
     device_info: str
     bare: bool
-    capabilities: frozenset[str]
+    capabilities: frozenset[str] | None
     session_token: str | None
     auth: Auth | None
 
@@ -477,7 +478,7 @@ def _handshake(data: _HandshakeData, bare: bool) -> Handshake:
         (data.device_ip or "")[:MAX_NAME_CHARS],
         (data.device_info or "")[:MAX_TITLE_CHARS],
         bare,
-        _CAPABILITIES.intersection(data.capabilities or ()),
+        None if data.capabilities is None else _CAPABILITIES.intersection(data.capabilities),
         token,
         data.auth,
     )
