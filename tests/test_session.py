@@ -1,89 +1,11 @@
-"""Tests for L{domaeka.gateway.session}: what may follow what, and what is answered."""
+"""Tests for L{domaeka.gateway.session}: deadlines, proofs, and how a conversation ends."""
 
-from domaeka.errors import ErrorCode
-from domaeka.gateway.faults import ERRORS_ALLOWED
-from domaeka.gateway.states import NEXT, State
-from domaeka.interfaces import Approval, DeviceKey, RoomKey
-from domaeka.messages import Ack, Auth, Chat, Dialect, Handshake, Migrated, Pong, Reply
-from domaeka.phonewire import encode_migrated
-from domaeka.testing import FakeDispatcher
-from tests.gateway_case import KEY, GatewayCase, Peer
+from domaeka.gateway.states import State
+from domaeka.interfaces import DeviceKey
+from tests.gateway_case import KEY, GatewayCase
 
 OTHER = DeviceKey("봇", "e" * 16)
 JUNK = b'{"event":"nonsense"}\n'
-
-
-class _Broken:
-    """A dispatcher that breaks its promise."""
-
-    def submit(self, chat: object, origin: object) -> None:
-        raise ZeroDivisionError
-
-
-class TransitionTests(GatewayCase):
-    """Tests for L{NEXT}."""
-
-    def in_state(self, state: State) -> Peer:
-        """A peer whose conversation has come so far."""
-        if state is State.GREETED:
-            return self.greeted()
-        if state is State.READY:
-            return self.ready()
-        peer = self.connect()
-        if state is State.KNOWN:
-            peer.chat("nothing")
-        return peer
-
-    def say(self, peer: Peer, message: type) -> None:
-        """Have C{peer} say a message of a type, all in order with it."""
-        if message is Handshake:
-            peer.handshake()
-        elif message is Chat:
-            peer.chat("nothing")
-        elif message is Pong:
-            peer.pong()
-        elif message is Ack:
-            peer.ack(0)
-        else:
-            peer.write(encode_migrated("sibling", 9000))
-
-    def test_every_pair(self) -> None:
-        """Each message leads where the table says; what is not in it changes nothing."""
-        messages = (Handshake, Chat, Pong, Ack, Migrated)
-        for number, state in enumerate([*State][:-1]):
-            for message in messages:
-                self.serve()
-                peer = self.in_state(state)
-                session = self.session()
-                self.assertIs(session.state, state)
-                peer.take()
-                self.say(peer, message)
-                expected = NEXT.get((state, message))
-                if session.closing:
-                    self.assertEqual((state, message), (State.READY, Migrated))
-                    continue  # it has said goodbye
-                self.assertIs(session.state, expected or state, (state, message))
-                codes = [] if expected else [ErrorCode.AUTH_REQUIRED]
-                self.assertEqual(peer.errors, codes, (number, state, message))
-
-    def test_proof_in_a_handshake(self) -> None:
-        """C{auth} in the handshake leads from greeted to ready."""
-        self.assertIs(NEXT[State.GREETED, Auth], State.READY)
-        self.client()
-        self.assertIs(self.session().state, State.READY)
-
-    def test_nothing_leads_out_of_closing(self) -> None:
-        """What arrives while the connection closes is not looked at."""
-        peer = self.ready()
-        peer.polite = False
-        peer.handshake(bare=False)
-        session = self.session()
-        session.close("operator")  # type: ignore[arg-type]
-        self.run_for(0.0)
-        peer.take()
-        peer.write(JUNK, peer.line("말"))
-        self.assertIs(session.state, State.CLOSING)
-        self.assertEqual((peer.frames, self.bots.submitted), ([], []))
 
 
 class HandshakeTests(GatewayCase):
@@ -228,165 +150,6 @@ class MessagesFirstTests(GatewayCase):
         self.assertEqual(self.device().describe()["스크립트"], "MessengerBotR 3.3.2")
 
 
-class ChatTests(GatewayCase):
-    """What becomes of chat."""
-
-    def test_dialects(self) -> None:
-        """A phone is answered in the form in which it spoke."""
-        for dialect in Dialect:
-            peer = self.ready(dialect=dialect)
-            peer.chat("# 안녕 }")
-            self.assertEqual(peer.texts, ["# 안녕 }"])
-
-    def test_dialect_of_the_handshake(self) -> None:
-        """Before it says anything, a bare handshake of 3.2 decides."""
-        for dialect in Dialect:
-            peer = self.ready(dialect=dialect)
-            peer.chat("nothing")
-            self.device().answer(Reply("방", None, "봇", "먼저"))
-            self.run_for(0.0)
-            self.assertEqual(peer.texts, ["먼저"])
-
-    def test_text_that_looks_like_an_order(self) -> None:
-        """What a stranger typed does not become an order to a 3.2 phone."""
-        peer = self.ready(dialect=Dialect.V32)
-        peer.chat("IMAGE_BASE64:AAAA", "MEDIA_URL:http://example.org/")
-        self.assertEqual(
-            peer.texts, ["\u200bIMAGE_BASE64:AAAA", "\u200bMEDIA_URL:http://example.org/"]
-        )
-
-    def test_empty(self) -> None:
-        """An empty text is ignored."""
-        peer = self.ready()
-        peer.chat("")
-        self.assertEqual((peer.errors, self.bots.submitted, self.chat_log.lines), ([], [], []))
-
-    def test_too_long(self) -> None:
-        """A text over the limit is refused, and the connection lives."""
-        peer = self.ready()
-        peer.chat("가" * 65_001, "다음")
-        self.assertEqual((peer.errors, peer.texts), (["MESSAGE_TOO_LONG"], ["다음"]))
-
-    def test_logged(self) -> None:
-        """Both what is said and what is answered is in the chat log."""
-        self.ready().chat("말")
-        directions = [(line.direction, line.room_name, line.text) for line in self.chat_log.lines]
-        self.assertEqual(directions, [("in", "방", "말"), ("out", "방", "말")])
-
-
-class ApprovalTests(GatewayCase):
-    """Devices and rooms that are not approved."""
-
-    def test_device(self) -> None:
-        """Chat of a device that is not approved is logged and not answered, and it stays."""
-        for approval in (Approval.PENDING, Approval.DENIED, Approval.REVOKED, Approval.BLOCKED):
-            self.devices.known[KEY] = approval
-            peer = self.greeted()
-            self.assertFalse(peer.greetings[0].approved)
-            peer.chat(approval)
-            self.assertEqual((peer.texts, peer.errors, peer.finished), ([], [], False))
-            self.assertEqual(self.chat_log.lines[-1].text, approval)
-
-    def test_room(self) -> None:
-        """Chat of a room that is not approved is logged and not answered."""
-        self.rooms.known[RoomKey("봇", "18398338829933617")] = Approval.PENDING
-        peer = self.ready()
-        peer.chat("말")
-        self.assertEqual((peer.texts, len(self.chat_log.lines)), ([], 1))
-        peer.chat("다른 방", channel_id="2")
-        self.assertEqual(peer.texts, ["다른 방"])
-
-    def test_changes_at_once(self) -> None:
-        """An operator's decision is in force on the open connection."""
-        peer = self.ready()
-        for approval, texts in (
-            (Approval.BLOCKED, []),
-            (Approval.APPROVED, ["말"]),
-            (Approval.REVOKED, []),
-        ):
-            self.devices.set_approval(KEY, approval)
-            peer.chat("말")
-            self.assertEqual(peer.texts, texts, approval)
-            peer.take()
-
-    def test_greeting(self) -> None:
-        """A device never seen is told that it is approved where its signature will do that."""
-        self.assertTrue(self.greeted(OTHER).greetings[0].approved)
-        self.serve(("devices.approval", "manual"))
-        self.assertFalse(self.greeted(OTHER).greetings[0].approved)
-
-    def test_store_unknown(self) -> None:
-        """While nobody can say what a device is, it is not answered."""
-        self.devices.store_is_known = False
-        peer = self.ready()
-        peer.chat("말")
-        self.assertEqual(peer.texts, [])
-        self.devices.set_approval(KEY, Approval.APPROVED)
-        peer.chat("말")
-        self.assertEqual(peer.texts, ["말"])
-
-
-class ErrorTests(GatewayCase):
-    """Bad frames, and mistakes of our own."""
-
-    def test_the_tenth_in_a_minute(self) -> None:
-        """Nine bad frames are answered; the tenth ends the connection."""
-        peer = self.ready()
-        peer.write(JUNK * (ERRORS_ALLOWED - 1))
-        self.assertEqual((peer.errors, peer.finished), (["BAD_FRAME"] * 9, False))
-        peer.write(JUNK + peer.line("말"))
-        self.assertEqual((len(peer.errors), peer.texts, peer.lost), (10, [], True))
-        self.assertEqual(self.reasons, {"too many errors": 1})
-
-    def test_not_in_a_minute(self) -> None:
-        """Bad frames that come slowly do no harm."""
-        peer = self.ready()
-        for _ in range(30):
-            peer.write(JUNK)
-            self.run_for(7.0)
-            peer.pong()
-        self.assertEqual((len(peer.errors), peer.finished), (30, False))
-
-    def test_counted(self) -> None:
-        """Errors are counted by their codes, and bad frames as frames."""
-        peer = self.ready()
-        peer.write(JUNK, b"\xff\n", b"{}\n")
-        self.assertEqual(self.counted(self.metrics.errors), {"BAD_FRAME": 3})
-        self.assertEqual(self.metrics.frames_received.labels("bad").value, 3)
-
-    def test_too_large(self) -> None:
-        """A line over the limit is refused at once, without waiting for its end."""
-        peer = self.ready()
-        peer.write(b"{" + b"x" * 1_048_575)
-        self.run_for(0.1)
-        self.assertEqual((peer.errors, peer.lost), (["FRAME_TOO_LARGE"], True))
-        self.assertEqual(self.reasons, {"frame too large": 1})
-
-    def test_mistake_of_our_own(self) -> None:
-        """An exception of ours costs one connection, and is logged and counted."""
-        other = self.ready(OTHER)
-        self.parts.dispatcher = _Broken()
-        peer = self.ready()
-        peer.chat("말")
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual((peer.errors, peer.lost, other.finished), (["INTERNAL"], True, False))
-        self.assertEqual(self.reasons, {"internal error": 1})
-        self.assertEqual(self.counted(self.metrics.errors), {"INTERNAL": 1})
-
-    def test_clock_fault(self) -> None:
-        """
-        A right signature with a wrong time is told once, counted as no error, and not answered.
-        """
-        peer = self.greeted()
-        peer.clock_offset = 400.0
-        peer.chat(*"0123456789ab")
-        self.assertEqual((peer.errors, peer.texts, peer.finished), (["AUTH_FAILED"], [], False))
-        self.assertEqual(self.counted(self.metrics.auth_failures), {"wrong time": 12})
-        peer.clock_offset = 0.0
-        peer.chat("말")
-        self.assertEqual(peer.texts, ["말"])
-
-
 class HalfCloseTests(GatewayCase):
     """A phone that has finished sending may still read."""
 
@@ -416,6 +179,19 @@ class HalfCloseTests(GatewayCase):
         back.pong()
         self.assertEqual((self.peer.texts, back.texts), ([], ["말"]))
 
+    def test_at_any_time_of_a_sweep(self) -> None:
+        """It has its whole second, wherever between two sweeps the phone finishes."""
+        for part in (0.0, 0.3, 0.6, 0.9):
+            self.run_for(part)
+            peer = self.ready()
+            peer.chat("말")
+            peer.finish()
+            self.run_for(0.98)
+            self.assertFalse(peer.finished, part)
+            self.bots.release()
+            self.run_for(0.0)
+            self.assertEqual(peer.texts[-1:], ["말"])
+
     def test_nothing_owed(self) -> None:
         """Where nothing is owed the connection ends at once."""
         self.bots.release()
@@ -423,30 +199,29 @@ class HalfCloseTests(GatewayCase):
         self.assertTrue(self.peer.lost)
 
 
-class HeldAnswersTests(GatewayCase):
-    """Answers that come when their connection has gone."""
+class CountTests(GatewayCase):
+    """What the metrics say of conversations."""
 
-    def test_next_connection(self) -> None:
-        """They go to the next connection of the device, once it has authenticated."""
-        self.bots.hold = True
-        peer = self.ready()
-        peer.chat("하나", "둘")
-        peer.drop()
-        self.bots.release()
-        back = self.greeted()
-        self.assertEqual(back.texts, [])
-        back.pong()
-        self.assertEqual(back.texts, ["하나", "둘"])
+    def test_frames(self) -> None:
+        """Frames are counted by their events, both ways."""
+        self.greeted(OTHER).pong()
+        peer = self.client("ack")
+        peer.chat("하나", client_id="a")
+        peer.ack(1)
+        peer.write(JUNK)
+        self.drain.begin("shutdown")
+        self.run_for(1.0)
+        received = {"handshake": 2, "pong": 1, "message": 1, "ack": 1, "bad": 1}
+        self.assertEqual(self.counted(self.metrics.frames_received), received)
+        sent = {"handshakeComplete": 2, "ping": 1, "message": 1, "ack": 1, "error": 1}
+        self.assertEqual(self.counted(self.metrics.frames_sent), sent | {"serverShutdown": 2})
 
-    def test_time_to_live(self) -> None:
-        """They wait no longer than their time."""
-        bots = FakeDispatcher(lambda chat: chat.text)
-        self.serve(("queue.message_ttl", "5"), dispatcher=bots)
-        bots.hold = True
+    def test_bytes(self) -> None:
+        """Bytes are counted, of each connection and of all."""
         peer = self.ready()
-        peer.chat("하나")
-        peer.drop()
-        bots.release()
-        self.run_for(6.0)
-        self.assertEqual(self.ready().texts, [])
-        self.assertEqual(self.metrics.expired_messages.value, 1)
+        peer.chat("말")
+        session, transport = self.session(), self.server.accepted[-1]
+        self.assertEqual(session.sender.bytes_sent, transport.bytes_written)
+        self.assertEqual(self.metrics.bytes_sent.value, transport.bytes_written)
+        self.assertEqual(self.metrics.bytes_received.value, peer.transport.bytes_written)
+        self.assertEqual((session.messages_received, session.sender.messages_sent), (1, 1))
