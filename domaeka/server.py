@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -174,6 +174,7 @@ class GatewayService(LoggedService):
         self._certificates = Certificates(settings.tls) if settings.tls.certificate else None
         self._look = LoopingCall(self._look_at_certificates)
         self._look.clock = reactor
+        self._signalled = False
         self._stopping = False
         self._ports: list[Any] = []
         self._http_port: Any = None
@@ -249,11 +250,11 @@ class GatewayService(LoggedService):
             self._bans.load().addCallback(self._parts.limits.load),
             self._mailbox.load().addCallback(self._registry.load_mail),
         )
-        return loaded.addCallback(lambda _: self._listen())
+        return loaded.addCallback(lambda _: self._listen() if self._patience.active() else None)
 
     def _listen(self) -> None:
         """Let phones in."""
-        if self._ports or not self.running:
+        if self._ports or not self.running or self._registry.draining:
             return
         if self._patience.active():
             self._patience.cancel()
@@ -340,9 +341,10 @@ class GatewayService(LoggedService):
             stop = signal.getsignal(number)
 
             def signalled(number: int, frame: FrameType | None, stop: Any = stop) -> None:
-                if self._stopping:
+                if self._signalled or self._stopping:
                     self._reactor.callFromThread(self._drain.cut_short)
                 else:
+                    self._signalled = True
                     stop(number, frame)
 
             if callable(stop):

@@ -17,6 +17,10 @@ from domaeka.messages import encode_shutdown
 DRAIN_STEP_SECONDS = 0.05
 #: Connections closed in one step: 200 a second, so that the phones do not all come back at once.
 CLOSED_A_STEP = 10
+#: How long connections may still hand over what is written when a drain is cut short, in seconds.
+LAST_SECONDS = 1.0
+#: What phones are told when a drain is called off, with C{reconnect_after} 0.
+CALLED_OFF = "called off"
 #: How often the log says how far a drain has come, in seconds.
 REPORT_SECONDS = 5.0
 
@@ -54,6 +58,7 @@ class Drain:
         self._steps: LoopingCall | None = None
         self._waiting: list[Deferred[bool]] = []
         self._told = 0
+        self._short = False
         self._cut_at = 0.0
         self._close_at = 0.0
         self._report_at = 0.0
@@ -89,6 +94,8 @@ class Drain:
         settings = registry.parts.settings
         timeout = settings.shutdown.drain_timeout
         now = registry.parts.seconds()
+        if self._short:
+            timeout = min(timeout, LAST_SECONDS)
         # Lingering is part of the time.
         self._close_at = now + timeout - min(settings.socket.linger_seconds, timeout / 2)
         self._cut_at = now + timeout
@@ -129,21 +136,29 @@ class Drain:
 
     def call_off(self) -> bool:
         """
-        Serve on.  Phones that are closed already come back by themselves.
+        Serve on, and say so.  Phones that are closed already come back by themselves.
 
         @return: whether one ran.
         """
         if not self.running:
             return False
         self._registry.draining = False
+        for session in self._registry:
+            if session.key is not None:
+                session.send("serverShutdown", encode_shutdown(CALLED_OFF, 0.0))
         self.log.info("the drain is called off: {count} connections", count=len(self._registry))
         self._registry.tell_change("drain", "called off")
         self._finish(False)
         return True
 
     def cut_short(self) -> None:
-        """End every connection now, in order."""
-        self._close_at = self._cut_at = self._registry.parts.seconds()
+        """
+        Close every connection now, and cut it L{LAST_SECONDS} later; likewise in a drain that is
+        yet to begin.
+        """
+        self._short = True
+        self._close_at = self._registry.parts.seconds()
+        self._cut_at = min(self._cut_at, self._close_at + LAST_SECONDS)
 
     def _step(self) -> None:
         registry = self._registry

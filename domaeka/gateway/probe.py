@@ -4,15 +4,19 @@ Whether another server answers: tried before phones are sent there.
 
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionDone
+from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
+from domaeka import __version__
 from domaeka.errors import DomaekaError, WireError
-from domaeka.phonewire import Greeting, Identity, PhoneWriter, read_server_frame
+from domaeka.interfaces import DeviceKey
+from domaeka.phonewire import Complaint, Greeting, Identity, PhoneWriter, read_server_frame
+from domaeka.policies.auth import Signer
 from domaeka.wire import LineDecoder
 
 #: How long the other server may take to answer a handshake, in seconds.
@@ -26,11 +30,14 @@ class ProbeFailed(DomaekaError):
 class _Probe(Protocol):
     """Shake hands, and leave."""
 
-    def __init__(self, line: bytes, answer: "Deferred[None]") -> None:
-        self.transport: Any  # ITransport and more: typed in part only
+    transport: Any  # ITransport and more: typed in part only
+
+    def __init__(self, line: bytes) -> None:
         self._line = line
-        self._answer: Deferred[None] | None = answer
         self._decoder = LineDecoder()
+        self._ended = False
+        #: Fires once the other server has answered.
+        self.answer: Deferred[None] = Deferred(lambda _: self._leave())
 
     # IProtocol
 
@@ -40,51 +47,71 @@ class _Probe(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._decoder.feed(data)
         try:
-            while self._answer is not None and (line := self._decoder.next_line()) is not None:
+            while not self._ended and (line := self._decoder.next_line()) is not None:
                 frame = read_server_frame(line)
-                if isinstance(frame, Greeting):
+                if isinstance(frame, Complaint):
+                    self._end(f"it answers {frame.code!r:.64}")
+                elif isinstance(frame, Greeting):
                     self._end(None if frame.success else "it refuses the handshake")
         except WireError as error:
             self._end(f"it says what no server of ours says: {error}")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         clean = reason.type is ConnectionDone
-        self._end("it closes the connection" if clean else "the connection is lost")
+        self._end("it closes the connection" if clean else reason.getErrorMessage())
+
+    def _leave(self) -> None:
+        self._ended = True
+        self.transport.abortConnection()
 
     def _end(self, trouble: str | None) -> None:
-        answer, self._answer = self._answer, None
-        if answer is None:
+        if self._ended:
             return
-        self.transport.abortConnection()
+        self._leave()
         if trouble is None:
-            answer.callback(None)
+            self.answer.callback(None)
         else:
-            answer.errback(ProbeFailed(trouble))
+            self.answer.errback(ProbeFailed(trouble))
 
 
-def probe(reactor: Any, host: str, port: int, tls: bool, name: str) -> "Deferred[None]":
+def probe_key(node: str) -> DeviceKey:
+    """As which device the server that is called C{node} shakes hands."""
+    return DeviceKey("domaeka", node[:128])
+
+
+def probe(
+    reactor: Any, host: str, port: int, tls: bool, node: str, signer: Signer
+) -> "Deferred[None]":
     """
-    Shake hands with another server.
+    Shake hands with another server, as a phone does, signed with our secrets.
 
-    @param name: of this server, which is what the other one sees.
+    @param node: what this server is called.
     @return: fires when it has answered; fails with L{ProbeFailed}, in words, within
-        L{PROBE_SECONDS}.
+        L{PROBE_SECONDS}.  May be cancelled.
     """
     endpoint: Any = HostnameEndpoint(reactor, host, port, timeout=PROBE_SECONDS)
     if tls:
         endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
-    identity = Identity(bot_name="domaeka", device_id=name[:128], client_type="domaeka")
-    writer = PhoneWriter(identity, None, reactor.seconds)
-    answer: Deferred[None] = Deferred()
-    factory = Factory.forProtocol(lambda: _Probe(writer.handshake(), answer))
+    key = probe_key(node)
+    identity = Identity(
+        bot_name=key.bot_name,
+        device_id=key.device_id,
+        version=__version__,
+        client_type="domaeka",
+        device_info="a server that asks whether this one answers",
+    )
+    writer = PhoneWriter(identity, signer.sign, reactor.seconds)
+    factory = Factory.forProtocol(lambda: _Probe(writer.handshake(signed=True)))
+    factory.noisy = False
 
     def failed(failure: Failure) -> Failure:
-        if isinstance(failure.value, ProbeFailed):
-            return failure
-        text = failure.getErrorMessage() or type(failure.value).__name__
+        if isinstance(failure.value, TimeoutError | ConnectTimeoutError):
+            text = f"no answer within {PROBE_SECONDS:.0f} s"
+        else:
+            text = failure.getErrorMessage() or type(failure.value).__name__
         return Failure(ProbeFailed(f"{host}:{port}: {text}"))  # type: ignore[no-untyped-call]
 
     connecting = endpoint.connect(factory)
-    connecting.addCallback(lambda _: answer)
+    connecting.addCallback(lambda connected: connected.answer)
     connecting.addTimeout(PROBE_SECONDS, reactor)
     return connecting.addErrback(failed)  # type: ignore[no-any-return]
