@@ -11,7 +11,14 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason
-from domaeka.gateway.protocol import GatewayFactory, GatewayProtocol, peer_address
+from domaeka.gateway.protocol import (
+    LINES_A_TURN,
+    MAX_DISCARDED_BYTES,
+    STRANGERS_LINES_A_TURN,
+    GatewayFactory,
+    GatewayProtocol,
+    peer_address,
+)
 from domaeka.gateway.session import State
 from domaeka.phonewire import Delivered, read_server_frame
 from domaeka.policies.compression import Deflater, Inflater
@@ -73,6 +80,38 @@ class ReadTests(GatewayCase):
         peer = self.ready()
         peer.write(b'{"botName":""}\n', peer.line("말"))
         self.assertEqual((peer.errors, peer.texts), (["BAD_HANDSHAKE"], []))
+
+    def test_others_have_their_turn(self) -> None:
+        """Of much that comes at once some is read in a turn, of a stranger little; all in order."""
+        turns: list[object] = []
+        call_soon = self.registry.call_soon
+        self.registry.call_soon = lambda call: (turns.append(call), call_soon(call))  # type: ignore
+        peer = self.ready()
+        texts = [str(number) for number in range(3 * LINES_A_TURN - 1)]
+        peer.chat(*texts)
+        self.assertEqual((peer.texts, len(turns)), (texts, 2))
+        stranger = self.connect()
+        stranger.write(stranger.writer.handshake() * (3 * STRANGERS_LINES_A_TURN - 1))
+        self.assertEqual(len(turns), 4)
+        self.assertEqual(len(stranger.greetings), 3 * STRANGERS_LINES_A_TURN - 1)
+
+    def test_sends_on_behind_the_end(self) -> None:
+        """Who goes on sending when the connection is closing is cut off."""
+        peer = self.ready()
+        peer.polite = False
+        peer.write(b'{"botName":""}\n', bytes(MAX_DISCARDED_BYTES))
+        self.assertFalse(peer.lost)
+        peer.write(bytes(MAX_DISCARDED_BYTES))
+        self.assertTrue(peer.lost)
+
+    def test_lost_with_a_part_of_a_frame(self) -> None:
+        """What came of a frame is not held any longer than the connection."""
+        peer = self.ready()
+        protocol = self.server.accepted[-1]._protocol
+        peer.write(bytes(100_000))
+        self.assertEqual(protocol._decoder.held_bytes, 100_000)
+        peer.drop()
+        self.assertEqual(protocol._decoder.held_bytes, 0)
 
     def test_answers_go_out_together(self) -> None:
         """What is read together is answered together."""
