@@ -86,7 +86,7 @@ class PhoneWriterTests(SynchronousTestCase):
             self.assertEqual((hello.bot_name, hello.device_id), ("가게봇", PHONE.device_id))
             self.assertEqual(
                 (hello.bare, hello.auth, hello.session_token, hello.capabilities),
-                (bare, None, None, frozenset()),
+                (bare, None, None, None),
             )
         hello = self.read(
             self.writer.handshake(signed=True, capabilities=["ack"], session_token="t")
