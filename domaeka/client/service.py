@@ -39,8 +39,11 @@ from domaeka.policies.auth import Signer
 
 #: How long making a connection may take, in seconds.
 CONNECT_SECONDS: Final = 10.0
-#: How long a line that has been replaced waits for acknowledgements, in seconds.
+#: How long chat waits, when the server has changed, for the one before to acknowledge what it was
+#: sent, and how long that one has for its answers, in seconds.  Source: docs/client.md, "Several
+#: servers"; the server gives itself half of it (docs/settings.md, C{shutdown.drain_timeout}).
 SETTLE_SECONDS: Final = 5.0
+LEAVE_SECONDS: Final = 60.0
 #: How often a preferred server is looked for, in seconds; half of it is at random.  And how long
 #: it may take to greet us.  Source: docs/client.md, "Several servers".
 RETURN_SECONDS: Final = 300.0
@@ -122,10 +125,13 @@ class Client(Service):
         self._line = Line(self, Route(servers, reactor.seconds, random))
         self._next: Line | None = None  # tried beside, to take the place of _line
         self._next_until = 0.0
-        self._retiring: Line | None = None  # replaced, but owed acknowledgements
+        self._retiring: Line | None = None  # replaced, but owes us something
+        self._settle_at = 0.0
         self._retire_at = 0.0
+        self._holding = False  # chat, for what the retiring line is yet to acknowledge
         self._ending: list[Deferred[None]] = []
         self._move: _Move | None = None
+        self._move_call: Any = None
         self._hold_until: float | None = None  # told that the server closes
         self._return_at = 0.0
         self._tick_at = 0.0
@@ -188,7 +194,9 @@ class Client(Service):
         for line in (self._line, self._next, self._retiring):
             if line is not None:
                 self._end(line)
-        self._next = self._retiring = self._move = self._hold_until = None
+        self._next = self._retiring = self._hold_until = None
+        self._holding = False
+        self._plan(None)
         return defer.gatherResults([*self._ending]).addCallback(lambda _: None)
 
     # From the lines
@@ -218,8 +226,13 @@ class Client(Service):
         """A connection is made."""
         self.tell(Connected(line.route.server))
         # The phones of old wait for no greeting.
-        if not self._capabilities and line is self._line and self._retiring is None:
-            line.open()
+        if not self._capabilities and line is self._line:
+            self._open()
+
+    def heard(self, line: Line) -> None:
+        """All that came together has been read."""
+        if line is self._retiring:
+            self._settle()
 
     def said(self, line: Line, event: Event) -> None:
         """The server said something."""
@@ -235,9 +248,12 @@ class Client(Service):
             self.log.debug("dropped: {event}", event=event)
         elif line is self._line:
             if isinstance(event, Closing):
+                called_off = self._hold_until is not None and event.reconnect_after <= 0
                 line.close_queue()
                 self._hold_until = line.route.stay_away(event.reconnect_after)
                 self.queue.stay_away(self._hold_until)
+                if called_off:
+                    self._resume()
             elif isinstance(event, Moving):
                 self._moving(event)
         self.tell(event)
@@ -251,8 +267,21 @@ class Client(Service):
         self._hold_until = None
         if line is self._next:
             self._replace(line)
-        elif self._retiring is None:
-            line.open()
+        elif line is self._line:
+            self._open()
+
+    def _open(self) -> None:
+        """What waits may go out, unless it must wait for more."""
+        if not self._holding:
+            self._line.open()
+
+    def _resume(self) -> None:
+        """The server that was to close serves on: what it refused meanwhile goes again."""
+        self._hold_until = None
+        self.queue.back()
+        if self._line.greeted and not self._holding:
+            self.queue.connection_lost()
+            self._line.open()
 
     def lost(self, line: Line, reason: CloseReason, why: str) -> None:
         """A connection ended.  Its L{ClientService} will come back, unless it is stopped here."""
@@ -266,7 +295,7 @@ class Client(Service):
             self._retired()
         elif line is self._line:
             self._memory.connection_lost()
-            if self._retiring is None:
+            if not self._holding:
                 self.queue.connection_lost()
             if self.running:
                 self.tell(Lost(server, reason, why))
@@ -279,7 +308,7 @@ class Client(Service):
             self._give_place(self._next)
         elif self._move is not None:
             line.route.moved(self._move.server, self._move.at)
-            self._move = None
+            self._plan(None)
         elif code == ErrorCode.TAKEN_OVER:
             self._end(line)
             self.tell(Stopped(ErrorCode.TAKEN_OVER))
@@ -310,46 +339,73 @@ class Client(Service):
         until = now + delay + MOVE_SECONDS
         if signed:
             until = min(until, notice.expires / 1000)
-        self._move = _Move(server, now + delay, until)
+        self._plan(_Move(server, now + delay, until))
+
+    def _plan(self, move: "_Move | None") -> None:
+        """Have a move in view, or none."""
+        if self._move_call is not None and self._move_call.active():
+            self._move_call.cancel()
+        self._move = move
+        self._move_call = None
+        if move is not None:
+            # Not at a tick: servers spread their clients more finely.
+            delay = max(0.0, move.at - self.reactor.seconds())
+            self._move_call = self.reactor.callLater(delay, self._guarded, self._check_moves)
 
     def _replace(self, line: Line) -> None:
         """C{line} has been greeted: it takes the place of the one in use."""
+        if self._retiring is not None:
+            self._retired()
         old = self._line
         self._give_place(line)
-        server = line.route.server
         old.close_queue()
+        now = self.reactor.seconds()
         self._retiring = old
-        self._retire_at = self.reactor.seconds() + SETTLE_SECONDS
-        self.tell(Moved(server))
+        self._holding = True
+        self._settle_at = now + SETTLE_SECONDS
+        self._retire_at = now + LEAVE_SECONDS
+        self.tell(Moved(line.route.server))
         self._settle()
 
     def _give_place(self, line: Line) -> None:
         """C{line} is the one in use from now on."""
         old = self._line
         self._line = line
-        self._next = self._move = None
+        self._next = None
+        self._plan(None)
         line.route.add(old.route.servers)
         self._return_at = self._next_return()
         if not old.is_connected:
             self._end(old)
 
     def _settle(self) -> None:
-        """Let the replaced line go once it owes nothing, or has had its time."""
+        """
+        Once the replaced line has acknowledged what it was sent, or has had its time for that,
+        chat goes on; the line stays until the server has closed it, for it may bring answers.
+        """
         old = self._retiring
-        if old is None or not (self.queue.settled or self.reactor.seconds() >= self._retire_at):
+        if old is None or not self._holding:
             return
+        if not (self.queue.settled or self.reactor.seconds() >= self._settle_at):
+            return
+        self._holding = False
         server = self._line.route.server
         if old.conversation is not None:
             old.conversation.migrated(server.host, server.port)
             old.flush()
-        self._retired()
+        if self._line.greeted:
+            self._line.open()
 
     def _retired(self) -> None:
+        """The replaced line has ended, or has had its time."""
         old = self._retiring
         assert old is not None
         self._retiring = None
         self._end(old)
-        self.queue.connection_lost()
+        if self._holding or not self.queue.settled:
+            # What the server in use has had already it drops.
+            self.queue.connection_lost()
+        self._holding = False
         if self._line.greeted:
             self._line.open()
 
@@ -370,26 +426,33 @@ class Client(Service):
     # Time
 
     def _tick(self) -> None:
+        self._guarded(self._look)
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        """A mistake of ours must not stop the clock."""
         try:
-            now = self.reactor.seconds()
-            # A process that was held up, or a clock that was set, judges nobody.
-            on_time = 0 <= now - self._tick_at < 2 * _TICK_SECONDS + 1
-            self._tick_at = now
-            self.queue.expire()
-            for line in (self._line, self._next, self._retiring):
-                if line is not None:
-                    line.check(on_time)
-            self._settle()
-            if self._hold_until is not None and now >= self._hold_until:
-                # The server that was to close is still there: it has changed its mind.
-                self._hold_until = None
-                if self._line.greeted and self._retiring is None:
-                    self._line.open()
-            self._check_moves(now)
+            function()
         except Exception:
             self.log.failure("a look at the client's deadlines failed")
 
-    def _check_moves(self, now: float) -> None:
+    def _look(self) -> None:
+        now = self.reactor.seconds()
+        # A process that was held up, or a clock that was set, judges nobody.
+        on_time = 0 <= now - self._tick_at < 2 * _TICK_SECONDS + 1
+        self._tick_at = now
+        self.queue.expire()
+        for line in (self._line, self._next, self._retiring):
+            if line is not None:
+                line.check(on_time)
+        self._settle()
+        if self._retiring is not None and now >= self._retire_at:
+            self._retired()
+        if self._hold_until is not None and now >= self._hold_until and self._line.greeted:
+            self._resume()
+        self._check_moves()
+
+    def _check_moves(self) -> None:
+        now = self.reactor.seconds()
         if self._next is not None:
             if now >= self._next_until:
                 self._end(self._next)
@@ -398,10 +461,10 @@ class Client(Service):
         if self._move is not None:
             move = self._move
             if now >= move.until:
-                self._move = None
+                self._plan(None)
             elif now >= move.at and self._line.is_connected:
                 self._try_beside(move.server, move.until)
-                self._move = None
+                self._plan(None)
         elif now >= self._return_at:
             self._return_at = self._next_return()
             if self._line.greeted and not self._line.route.is_preferred and not self._retiring:

@@ -281,6 +281,7 @@ class FakeConversation:
                         del self._device.unacknowledged[number]
         else:
             self._server.migrated.append(message)
+            self.closing = True
 
     def _handshake(self, handshake: Handshake, line: bytes) -> None:
         server = self._server
@@ -292,7 +293,7 @@ class FakeConversation:
             return
         self.bot_name = handshake.bot_name
         self._dialect = handshake.dialect
-        granted = handshake.capabilities & server.capabilities
+        granted = (handshake.capabilities or frozenset()) & server.capabilities
         device = server.store.device((handshake.bot_name, handshake.device_id))
         token = handshake.session_token
         resumed = "session" in granted and token in device.tokens
