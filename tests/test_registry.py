@@ -1,6 +1,12 @@
 """Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
 from domaeka.errors import CloseReason
+from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import TAKEOVERS_SUSPECT
 from domaeka.interfaces import DeviceKey
 from tests.gateway_case import GatewayCase
@@ -188,6 +194,32 @@ class AddressTests(GatewayCase):
         self.assertTrue(self.connect().refused)
         self.assertEqual((forger.errors[-1], forger.lost), ("BANNED", True))
         self.assertFalse(phone.finished)
+        self.assertEqual(self.reasons, {"banned": 1})
+
+    def test_phone_that_is_heard(self) -> None:
+        """Where a phone was heard within the minute no stranger is banned."""
+        self.serve(("ping.interval", "3600"), ("ping.initial_delay_min", "59"))
+        self.server.client_host = STRANGERS_HOST
+        phone = self.ready(key(1))
+        self.run_for(50.0)
+        phone.chat("말")
+        self.run_for(50.0)
+        forger = self.connect(key(2), secret="another secret of enough bytes")
+        forger.chat(*"abcdef")
+        self.run_for(11.0)
+        self.assertFalse(self.connect().refused)
+
+    def test_banned_behind_a_balancer(self) -> None:
+        """Who is banned is told nothing behind a balancer either, and counted as such."""
+        self.parts.limits.ban("198.51.100.9", "trouble")
+        transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
+        protocol = GatewayFactory(self.registry, proxied=True).buildProtocol(None)
+        assert protocol is not None
+        protocol.makeConnection(transport)
+        transport.peerAddr = IPv4Address("TCP", "198.51.100.9", 2)
+        protocol.dataReceived(b'{"botName":""}\n')
+        self.assertEqual((transport.value(), transport.disconnected), (b"", True))
+        protocol.connectionLost(Failure(ConnectionAborted()))
         self.assertEqual(self.reasons, {"banned": 1})
 
     def test_ban_of_an_operator(self) -> None:

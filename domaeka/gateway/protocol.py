@@ -74,6 +74,7 @@ class GatewayProtocol(Protocol):
         self._decoder = LineDecoder(registry.parts.settings.server.max_frame_bytes)
         self._reading = True
         self._goes_on = False  # lines that are here wait for their turn
+        self._ends = False
         self._discarded_bytes = 0
         self._inflater: Inflater | None = None
         self._session: Session
@@ -292,7 +293,9 @@ class GatewayProtocol(Protocol):
 
     def _unregister(self) -> None:
         # A transport with a pull producer never comes to its own end.
-        self._lowest.unregisterProducer()
+        if not self._ends:
+            self._ends = True
+            self._lowest.unregisterProducer()
 
 
 def peer_address(peer: Any) -> str:
@@ -318,7 +321,7 @@ class GatewayFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> GatewayProtocol | None:
         # Behind a balancer the address is not known yet.
-        if not self._proxied and not self._registry.lets_in(peer_address(addr)):
+        if not self._proxied and self._registry.refusal(peer_address(addr)) is not None:
             return None
         protocol = GatewayProtocol(self._registry, self._proxied)
         protocol.factory = self

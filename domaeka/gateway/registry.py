@@ -171,17 +171,17 @@ class Registry:
         """Call C{function} in another turn of the reactor."""
         self._reactor.callLater(0, function)  # type: ignore[arg-type]  # IReactorTime is mistyped
 
-    def lets_in(self, address: str) -> bool:
-        """Whether a peer at C{address} may connect; if not, it is counted."""
+    def refusal(self, address: str) -> CloseReason | None:
+        """Why a peer at C{address} may not connect, which is counted; L{None}: it may."""
         admission = self.parts.limits.admit(address)
         if admission is Admission.ADMITTED:
-            return True
+            return None
+        limited = admission is Admission.RATE_LIMITED
+        reason = CloseReason.RATE_LIMITED if limited else CloseReason.BANNED
         metrics = self.parts.metrics
         metrics.attempts.labels("refused").inc()
-        metrics.refusals.labels(
-            CloseReason.RATE_LIMITED if admission is Admission.RATE_LIMITED else CloseReason.BANNED
-        ).inc()
-        return False
+        metrics.refusals.labels(reason).inc()
+        return reason
 
     def admit(self, session: Session) -> bool:
         """
@@ -329,7 +329,12 @@ class Registry:
         if now >= self._limits_due:
             self._limits_due = now + LIMITS_SECONDS
             for ban in self.parts.limits.sweep():
+            judged_at = self._limits_due - LIMITS_SECONDS
                 self.log.warn("banned {network}: {reason}", network=ban.network, reason=ban.reason)
+            for session in self._sessions.values():
+                liveness = session.liveness
+                if session.authenticated and liveness and liveness.last_heard >= judged_at:
+                    self.parts.limits.verified(session.address)
                 self.ban_made(ban)
                 self.parts.store_ban(ban)
         if now >= self._forget_due:

@@ -172,8 +172,10 @@ class Session:
     def peer_is(self, address: str) -> None:
         """A balancer has said who is behind it."""
         self.address = address
-        if not self._registry.lets_in(address):
-            self.close(CloseReason.RATE_LIMITED)
+        reason = self._registry.refusal(address)
+        if reason is not None:
+            self.close(reason)
+            self._carrier.abort()
 
     def bytes_arrived(self, count: int) -> None:
         """Bytes came, whatever they say: proof of life."""
