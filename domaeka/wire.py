@@ -29,15 +29,20 @@ class LineDecoder:
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         """@param max_bytes: longest line accepted, in bytes, newline included."""
         self._max_bytes = max_bytes
-        self._pending = bytearray()  # the start of a line, without a newline
+        # The start of a line, without a newline: a bytearray, if there is any.
+        self._pending: bytes | bytearray = b""
         self._data = b""  # what follows it, read from _position on
         self._position = 0
-        self._behind = bytearray()  # what came while _data was not read to its end
+        # What came while _data was not read to its end: likewise.
+        self._behind: bytes | bytearray = b""
 
     def feed(self, data: bytes) -> None:
         """Hold C{data} until L{next_line}."""
-        if self._behind or self._position < len(self._data):
+        if self._behind:
             self._behind += data
+            return
+        if self._position < len(self._data):
+            self._behind = bytearray(data)
             return
         self._data = data
         self._position = 0
@@ -58,13 +63,16 @@ class LineDecoder:
                     data = data[start:]
                 if len(self._pending) + len(data) >= self._max_bytes:
                     raise self._too_long()
-                self._pending += data
+                if self._pending:
+                    self._pending += data
+                elif data:
+                    self._pending = bytearray(data)
                 self._position = start = 0
                 if not self._behind:
                     self._data = b""
                     return None
                 data = self._data = bytes(self._behind)
-                self._behind = bytearray()
+                self._behind = b""
                 continue
             if len(self._pending) + end - start >= self._max_bytes:
                 raise self._too_long()
@@ -73,7 +81,7 @@ class LineDecoder:
             if self._pending:
                 self._pending += line
                 line = bytes(self._pending)
-                self._pending = bytearray()
+                self._pending = b""
             if line.endswith(b"\r"):
                 line = line[:-1]
             if line:
@@ -87,10 +95,10 @@ class LineDecoder:
     def take_rest(self) -> bytes:
         """Hand over, and forget, the bytes behind the last line returned."""
         rest = b"".join((self._pending, self._data[self._position :], self._behind))
-        self._pending = bytearray()
+        self._pending = b""
         self._data = b""
         self._position = 0
-        self._behind = bytearray()
+        self._behind = b""
         return rest
 
     @property

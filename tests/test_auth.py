@@ -323,7 +323,7 @@ class SignatureTableTests(SynchronousTestCase):
         self.judge(100_000)
         self.clock.advance(301.0)
         self.table.sweep()
-        self.assertEqual(len(device.further), 0)
+        self.assertIsNone(device.further)
 
     def test_devices_are_bounded(self) -> None:
         """Past the most devices the table fails closed."""

@@ -58,7 +58,6 @@ class Device:
             queue.max_bytes,
             registry.budget,
             registry.parts.seconds,
-            registry.next_epoch(),
         )
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
@@ -71,6 +70,13 @@ class Device:
             self._acknowledges = True
             load_mail(kept, self.outbox, self.client_ids, registry.parts.seconds())
             self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+
+    @property
+    def epoch(self) -> str:
+        """Says which numbering its outbox has: named once somebody asks."""
+        if not self.outbox.epoch:
+            self.outbox.epoch = self._registry.next_epoch()
+        return self.outbox.epoch
 
     @property
     def client_ids(self) -> ClientIds:

@@ -4,7 +4,8 @@ The handshake of one connection: who it is, how it proves that, and what it is a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from sys import intern
+from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _APPROVED = "연결되었습니다."
 _NOT_APPROVED = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
+
+
+_NONE: Final[frozenset[str]] = frozenset()  # one for all: each takes 216 bytes
 
 
 def signed_by(auth: Auth, address: str) -> tuple[DeviceKey, DeviceFacts]:
@@ -63,10 +67,11 @@ class Greeting:
         parts = self._parts
         key = DeviceKey(handshake.bot_name, handshake.device_id)
         facts = DeviceFacts(
-            handshake.version,
-            handshake.client_type,
+            # Most phones say the same: one text for all.
+            intern(handshake.version),
+            intern(handshake.client_type),
             handshake.device_ip,
-            handshake.device_info,
+            intern(handshake.device_info),
             session.address,
         )
         session.introduced(key, facts, target)
@@ -77,7 +82,7 @@ class Greeting:
             return
         if handshake.capabilities is not None:
             self._asks = True
-            session.capabilities = handshake.capabilities & parts.capabilities
+            session.capabilities = handshake.capabilities & parts.capabilities or _NONE
         session.sender.dialect = handshake.dialect
         proven = parts.verifier.needless
         if handshake.auth is not None and not proven:
@@ -183,9 +188,9 @@ class Greeting:
         self.waits = False
         if not session.authenticated:
             # Who has proven nothing could make us inflate anything.
-            session.capabilities -= {"deflate"}
+            session.capabilities = _without(session.capabilities, "deflate")
         if "deflate" in session.capabilities:
-            session.capabilities -= {"gzip"}
+            session.capabilities = _without(session.capabilities, "gzip")
         self._answer(self._token, resumed)
         session.welcomed()
 
@@ -202,7 +207,7 @@ class Greeting:
         if self._asks:
             more["capabilities"] = sorted(session.capabilities)
         if "ack" in session.capabilities and session.device is not None:
-            more["epoch"] = session.device.outbox.epoch
+            more["epoch"] = session.device.epoch
         if token is not None:
             more |= {
                 "session_token": token,
@@ -222,3 +227,8 @@ class Greeting:
                 **more,
             ),
         )
+
+
+def _without(capabilities: frozenset[str], one: str) -> frozenset[str]:
+    """C{capabilities} but for C{one}."""
+    return capabilities - {one} if one in capabilities else capabilities

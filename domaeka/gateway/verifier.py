@@ -57,14 +57,14 @@ class Verifier:
             named = is_name(auth.bot_name) and is_name(auth.device_id)
             fault = None if named else AuthFault.MALFORMED
         else:
-            fault = self._signer.fault(auth)
+            fault = self._signer.fault(auth, key)
         if fault is None:
             if key is not None and key != (auth.bot_name, auth.device_id):
                 fault = AuthFault.WRONG_DEVICE
             elif self._off:
                 return True
             else:
-                seen = self.signatures.judge(auth, connection, line)
+                seen = self.signatures.judge(auth, connection, line, key)
                 if seen is _FRESH:
                     return True
                 if seen is Seen.REPEAT:

@@ -5,7 +5,7 @@ docs/protocol.md, "auth".
 """
 
 import hashlib
-from collections import deque
+from array import array
 from collections.abc import Callable, Sequence
 from enum import Enum, StrEnum
 from hmac import compare_digest
@@ -22,6 +22,8 @@ MAX_REMEMBERED: Final = 4096
 MAX_DEVICES: Final = 65_536
 #: What an Android id, an address or a network card reads as where the script may not see it.
 UNKNOWN: Final = "unknown"
+#: What most phones have in common.
+_USUAL: Final = {text: text for text in (UNKNOWN, "MessengerBotR")}
 #: Characters of a hexadecimal SHA-256.
 _SIGNATURE_CHARS: Final = 64
 #: Longest of the signed fields, in characters: as for names on the wire.
@@ -127,10 +129,11 @@ class Signer:
         """
         return self._keys[0].sign(f"{text}|{self._salt}".encode())
 
-    def fault(self, auth: Auth) -> AuthFault | None:
+    def fault(self, auth: Auth, key: tuple[str, str] | None = None) -> AuthFault | None:
         """
         Judge what is signed, and when.
 
+        @param key: who it ought to be of, where that is known: its texts are kept, not others.
         @return: L{None} when the signature and its time are right.
         """
         form = self._forms.get(auth.device_id)
@@ -156,8 +159,8 @@ class Signer:
         ):
             return AuthFault.MALFORMED
         text = b"%b%d%b" % (prefix, timestamp, self._suffix)
-        for key in self._keys:
-            if compare_digest(key.sign(text), signature):
+        for secret in self._keys:
+            if compare_digest(secret.sign(text), signature):
                 break
         else:
             return AuthFault.WRONG_SIGNATURE
@@ -170,15 +173,25 @@ class Signer:
                 return AuthFault.WRONG_DEVICE
             if len(self._forms) >= _MAX_FORMS:
                 self._forms.clear()
-            self._forms[auth.device_id] = _Form(
-                auth.bot_name,
-                auth.client_type,
-                auth.device_uuid,
-                auth.mac_address,
-                auth.ip_address,
+            bot_name, device_id = key or (auth.bot_name, auth.device_id)
+            if (bot_name, device_id) != (auth.bot_name, auth.device_id):
+                return None  # which is for others to judge
+            self._forms[device_id] = _Form(
+                bot_name,
+                _shared(auth.client_type, device_id),
+                _shared(auth.device_uuid, device_id),
+                _shared(auth.mac_address, device_id),
+                _shared(auth.ip_address, device_id),
                 prefix,
             )
         return None
+
+
+def _shared(field: str | None, device_id: str) -> str | None:
+    """C{field}, without a copy of its own where it is what it is for most phones."""
+    if field == device_id:
+        return device_id
+    return _USUAL.get(field, field) if field is not None else None
 
 
 def _signed_prefix(auth: Auth) -> bytes | None:
@@ -213,21 +226,27 @@ class Seen(Enum):
 _FRESH: Final = Seen.FRESH
 
 
+#: A signature's connection, below the digest of its first line.
+_OWNER_BITS: Final = 64
+_OWNER_MASK: Final = (1 << _OWNER_BITS) - 1
+
+
 class _Device:
     """
     What one device has signed of late.
 
-    @ivar signatures: in the order in which they came.
+    @ivar signed: for each signature its key in L{SignatureTable._known}, and its time in
+        milliseconds, in the order in which they came.
     @ivar further: digests of the lines that came under a signature known already, each with the
         signature's time in milliseconds.
     @ivar forgotten_until: in milliseconds; nothing that old can be told from a replay.
     """
 
-    __slots__ = ("forgotten_until", "further", "signatures")
+    __slots__ = ("forgotten_until", "further", "signed")
 
     def __init__(self) -> None:
-        self.signatures: deque[str] = deque()
-        self.further: dict[int, int] = {}
+        self.signed = array("q")
+        self.further: dict[int, int] | None = None
         self.forgotten_until = -1
 
 
@@ -246,57 +265,73 @@ class SignatureTable:
         """
         self._window_ms = window * 1000
         self._seconds = seconds
-        # Signature to its time, its connection and the digest of its first line.
-        self._known: dict[str, tuple[int, int, int]] = {}
+        # A signature's hash to the digest of its first line and its connection, in one number:
+        # an idle phone has twenty of them, its pongs', and so they take 3 KB less.
+        self._known: dict[int, int] = {}
         self._devices: dict[tuple[str, str], _Device] = {}
 
-    def judge(self, auth: Auth, connection: int, line: bytes) -> Seen:
+    def judge(
+        self, auth: Auth, connection: int, line: bytes, key: tuple[str, str] | None = None
+    ) -> Seen:
         """
         Remember a line whose signature held.
 
         @param connection: a number that no other connection has.
+        @param key: bot and device id of C{auth}, where the caller has them already.
         """
-        signature = auth.signature
-        device = self._devices.get((auth.bot_name, auth.device_id))
-        # Python's keyed SipHash: 64 bits among 4,096 lines.
+        if key is None:
+            key = (auth.bot_name, auth.device_id)
+        device = self._devices.get(key)
+        # Python's keyed SipHash: 64 bits, of signatures that only the phones can make, and of
+        # lines, 4,096 to a device.
+        signature = hash(auth.signature)
         digest = hash(line)
         known = self._known.get(signature)
-        if known is not None:
-            timestamp, owner, first = known
-            if digest == first or (device is not None and digest in device.further):
-                return Seen.REPEAT
-            if owner != connection or device is None:
-                return Seen.REPLAY
-            device.further[digest] = timestamp  # another message of the same millisecond
-            if len(device.further) > MAX_REMEMBERED:
-                del device.further[next(iter(device.further))]
-            return _FRESH
         timestamp = int(auth.timestamp)
+        if known is not None:
+            further = device.further if device is not None else None
+            if digest == known >> _OWNER_BITS or (further is not None and digest in further):
+                return Seen.REPEAT
+            if known & _OWNER_MASK != connection or device is None:
+                return Seen.REPLAY
+            if further is None:
+                further = device.further = {}
+            further[digest] = timestamp  # another message of the same millisecond
+            if len(further) > MAX_REMEMBERED:
+                del further[next(iter(further))]
+            return _FRESH
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
                 return Seen.STALE
-            device = self._devices[auth.bot_name, auth.device_id] = _Device()
+            device = self._devices[key] = _Device()
         elif timestamp <= device.forgotten_until:
             return Seen.STALE
-        self._known[signature] = (timestamp, connection, digest)
-        signatures = device.signatures
-        signatures.append(signature)
-        if len(signatures) > MAX_REMEMBERED:
-            forgotten = self._known.pop(signatures.popleft())[0]
-            device.forgotten_until = max(device.forgotten_until, forgotten)
+        self._known[signature] = digest << _OWNER_BITS | connection
+        signed = device.signed
+        signed.append(signature)
+        signed.append(timestamp)
+        if len(signed) > 2 * MAX_REMEMBERED:
+            del self._known[signed[0]]
+            device.forgotten_until = max(device.forgotten_until, signed[1])
+            del signed[:2]
         return _FRESH
 
     def sweep(self) -> None:
         """Forget what is no longer valid anyway.  To be called every minute or so."""
         oldest = self._seconds() * 1000 - self._window_ms
         for key, device in list(self._devices.items()):
-            signatures = device.signatures
-            while signatures and self._known[signatures[0]][0] < oldest:
-                del self._known[signatures.popleft()]
+            signed = device.signed
+            old = 0
+            while old < len(signed) and signed[old + 1] < oldest:
+                del self._known[signed[old]]
+                old += 2
+            del signed[:old]
             further = device.further
             while further and further[first := next(iter(further))] < oldest:
                 del further[first]
-            if not signatures and device.forgotten_until < oldest:
+            if not further:
+                device.further = None
+            if not signed and device.forgotten_until < oldest:
                 del self._devices[key]
 
     def __len__(self) -> int:

@@ -179,7 +179,7 @@ class Outbox:
         self._again = 0  # how many that wait have a number: at the heads of the queues
         self._earliest = inf  # nothing expires before
         # Start-time fair queueing: who is served next, and where the last one served stood.
-        self._turns = [0.0, 0.0, 0.0, 0.0]
+        self._turns: list[float] | None = None
         self._served = 0.0
 
     @property
@@ -496,10 +496,12 @@ class Outbox:
             if low:
                 return 3
             if self._served:  # nobody is owed anything
-                self._turns = [0.0, 0.0, 0.0, 0.0]
+                self._turns = None
                 self._served = 0.0
             return -1
         turns = self._turns
+        if turns is None:
+            turns = self._turns = [0.0, 0.0, 0.0, 0.0]
         served = self._served  # who did not wait has lost the turns before
         best = 3
         least = inf

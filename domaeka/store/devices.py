@@ -255,13 +255,14 @@ class StoredDevices:
 
 def _clipped(facts: DeviceFacts) -> DeviceFacts:
     """C{facts} as they are stored: a phone says what it likes."""
-    return DeviceFacts(
+    clipped = DeviceFacts(
         storable(facts.version, NAME_CHARS),
         storable(facts.client_type, NAME_CHARS),
         storable(facts.device_ip, NAME_CHARS),
         storable(facts.device_info, TITLE_CHARS),
         storable(facts.address, NAME_CHARS),
     )
+    return facts if clipped == facts else clipped  # most are as they are
 
 
 def _from_row(row: Row[Any]) -> DeviceRecord:
