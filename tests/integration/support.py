@@ -144,6 +144,12 @@ class ServerProcess:
 
     def output(self) -> str:
         """What it has logged so far, over all its starts."""
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        pid: int = self._process.pid
+        return pid
+
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def secrets(self) -> dict[str, Any]:
