@@ -15,9 +15,18 @@ from domaeka.errors import DomaekaError
 
 #: Each command, the module of this package that has it, and what it is called there.
 COMMANDS: Final = {
+    "bans": ("operator", "bans"),
     "check-config": ("configuration", "check_config"),
+    "connections": ("operator", "connections"),
+    "devices": ("operator", "devices"),
+    "drain": ("changes", "drain"),
     "init": ("configuration", "init"),
+    "migrate": ("changes", "migrate"),
     "phone": ("phone", "phone"),
+    "reload": ("changes", "reload"),
+    "rooms": ("operator", "rooms"),
+    "send": ("changes", "send"),
+    "status": ("operator", "status"),
 }
 
 
@@ -53,6 +62,10 @@ Examples:
   domaeka check-config FILE        would the server start with it?
   domaeka phone                    be a phone: type chat, see what the bots answer
   echo '# help' | domaeka phone    the same for scripts
+  domaeka status                   how the server is
+  domaeka connections --watch      who is connected, and how well
+  domaeka devices approve BOT ID   have a phone be answered
+  domaeka drain --wait             stop the server in order
 
 \b
 The server itself is started with:  twistd -n domaeka

@@ -2,6 +2,10 @@
 
 from typing import Final
 
+from domaeka.cli.text import INTERRUPTED as INTERRUPTED
+from domaeka.cli.text import REFUSED as REFUSED
+from domaeka.cli.text import UNREACHABLE as UNREACHABLE
+from domaeka.cli.text import printable as printable
 from domaeka.client import (
     ClientEvent,
     Closing,
@@ -20,12 +24,9 @@ from domaeka.client import (
 )
 from domaeka.errors import ErrorCode
 
-#: Exit statuses; 2 is for wrong options.
+#: More exit statuses; 2 is for wrong options.
 ALL_ANSWERED: Final = 0
 UNANSWERED: Final = 1
-UNREACHABLE: Final = 3
-REFUSED: Final = 4
-INTERRUPTED: Final = 130
 
 #: What a phone can do nothing about by itself, and what a person can.
 REFUSALS: Final = {
@@ -44,16 +45,6 @@ _FATES: Final = {
     Fate.EXPIRED: "not taken by the server in time",
     Fate.TOO_LARGE: "longer than this server takes",
 }
-
-
-def printable(text: str) -> str:
-    """C{text} without what a terminal would obey: strangers write it."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else "\ufffd"
-        for character in text
-    )
 
 
 def reply_text(reply: Reply) -> str:

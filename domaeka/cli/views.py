@@ -1,0 +1,321 @@
+"""Tables for operators.  What strangers named is shown as it is, and obeyed nowhere."""
+
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from domaeka.cli.answers import (
+    Ban,
+    Connection,
+    Device,
+    Drain,
+    Ended,
+    Migration,
+    Overview,
+    Quality,
+    Room,
+)
+from domaeka.cli.text import duration, milliseconds, one_line, size
+
+#: How wide a line may become where nobody looks at it, in cells: nothing is folded for a program.
+_PIPE_WIDTH: Final = 20_000
+_STYLES: Final = {
+    "good": "green",
+    "fair": "yellow",
+    "poor": "red",
+    "failing": "bold red",
+    "approved": "green",
+    "pending": "yellow",
+    "denied": "red",
+    "revoked": "red",
+    "blocked": "red",
+    "healthy": "green",
+    "draining": "yellow",
+    "unhealthy": "bold red",
+    "open": "bold red",
+    "half open": "yellow",
+}
+
+
+def make_console() -> Console:
+    """Standard output: a terminal, or a pipe, in which no line is folded."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def show(what: RenderableType) -> None:
+    """Write it on standard output."""
+    console = make_console()
+    with console.capture() as capture:
+        console.print(what)
+    # A table fills its last column up with spaces.
+    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    console.file.write(text)
+    console.file.flush()
+
+
+def say(text: str, style: str = "") -> Text:
+    """A text of strangers, in one line."""
+    line = one_line(text)
+    return Text(line, style or _STYLES.get(line, ""), overflow="fold")
+
+
+def _table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
+    """
+    A table without lines.
+
+    @param right: the columns of numbers.
+    @param fold: the columns that give way where the terminal is narrow.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column not in fold,
+        )
+    return table
+
+
+def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, a pair in a line."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value if isinstance(value, Text) else say(value))
+    return table
+
+
+def _time(text: str | None, otherwise: str = "") -> str:
+    """A time of the API, to the second."""
+    return otherwise if text is None else f"{text[:10]} {text[11:19]}"
+
+
+def _quality(quality: Quality | None) -> Text:
+    if quality is None:
+        return Text("")
+    return Text(f"{one_line(quality.grade)} {quality.score}", _STYLES.get(quality.grade, ""))
+
+
+def _state(connection: Connection) -> Text:
+    """What stands between a phone and its answers, if anything does."""
+    approval = connection.approval
+    return say(connection.state if approval in (None, "approved") else approval or "")
+
+
+def connections_table(connections: Iterable[Connection]) -> Table:
+    """Those that are open."""
+    table = _table(
+        *("BOT", "DEVICE", "ADDRESS", "VERSION", "STATE", "QUALITY", "RTT", "P95", "LOSS"),
+        *("SILENT", "IN", "OUT", "QUEUE", "AGE"),
+        right=("RTT", "P95", "LOSS", "SILENT", "IN", "OUT", "QUEUE", "AGE"),
+        fold=("BOT", "DEVICE", "ADDRESS", "VERSION"),
+    )
+    for one in connections:
+        quality = one.quality
+        rtt = None if quality is None else quality.rtt
+        table.add_row(
+            say(one.bot),
+            say(one.device),
+            say(one.address),
+            say(one.version),
+            _state(one),
+            _quality(quality),
+            milliseconds(None if rtt is None else rtt.smoothed),
+            milliseconds(None if rtt is None else rtt.p95),
+            "" if quality is None else f"{quality.loss:.0%}",
+            duration(one.silent_seconds),
+            f"{one.messages.received}",
+            f"{one.messages.sent}",
+            f"{one.queue.messages}",
+            duration(one.age_seconds),
+        )
+    return table
+
+
+def connection_facts(one: Connection) -> Table:
+    """All that is known of a connection."""
+    rows: list[tuple[str, str | Text]] = [
+        ("bot", one.bot),
+        ("device", one.device),
+        ("address", one.address),
+        ("script", f"{one.client_type} {one.version}"),
+        ("phone", one.device_info),
+        ("state", _state(one)),
+        ("capabilities", ", ".join(one.capabilities) or "none"),
+        ("since", f"{_time(one.since)}, {duration(one.age_seconds)}"),
+        ("last heard", f"{duration(one.silent_seconds)} ago"),
+        ("messages", f"{one.messages.received} in, {one.messages.sent} out"),
+        ("bytes", f"{size(one.bytes.received)} in, {size(one.bytes.sent)} out"),
+        ("waiting", f"{one.queue.messages} messages, {size(one.queue.bytes)}"),
+        ("unanswered", str(one.queue.unanswered)),
+    ]
+    quality = one.quality
+    if quality is not None:
+        rows.append(("quality", _quality(quality)))
+        rows += (("", reason) for reason in quality.reasons)
+        rows.append(("loss", f"{quality.loss:.0%} of the last 20 pings"))
+        if (rtt := quality.rtt) is not None:
+            parts = (("least", rtt.min), ("mean", rtt.avg), ("p95", rtt.p95), ("most", rtt.max))
+            text = ", ".join(f"{name} {milliseconds(value)}" for name, value in parts)
+            rows.append(("round trip", f"{milliseconds(rtt.smoothed)} ({text})"))
+            rows.append(("jitter", milliseconds(rtt.jitter)))
+        every, given_up = quality.ping_interval_seconds, quality.ping_timeout_seconds
+        rows.append(("pings", f"every {every:.0f} s, given up after {given_up:.0f} s"))
+    if (kernel := one.kernel) is not None:
+        trip = f"{milliseconds(kernel.rtt)} ± {milliseconds(kernel.rtt_variation)}"
+        rows.append(("kernel", f"{trip}, {kernel.retransmits} segments sent again"))
+    if one.clock_skew_seconds is not None:
+        rows.append(("clock", f"{one.clock_skew_seconds:+.1f} s"))
+    if (phone := one.monitoring) is not None:
+        figures = (
+            ("memory MB", phone.memory_usage),
+            ("of", phone.total_memory),
+            ("queued", phone.message_queue_size),
+            ("rooms", phone.active_rooms),
+        )
+        text = ", ".join(f"{name} {value:g}" for name, value in figures if value is not None)
+        rows.append(("phone says", f"{text} ({duration(phone.age_seconds)} ago)"))
+    if one.ended_last_hour is not None:
+        rows.append(("ended", f"{one.ended_last_hour} connections within the last hour"))
+    return _facts(rows)
+
+
+def closed_table(connections: Iterable[Ended]) -> Table:
+    """Those that have ended."""
+    table = _table(
+        *("ENDED", "SINCE", "BOT", "DEVICE", "ADDRESS", "REASON", "QUALITY", "IN", "OUT"),
+        right=("IN", "OUT"),
+        fold=("ENDED", "SINCE", "BOT", "DEVICE", "ADDRESS"),
+    )
+    for one in connections:
+        grade = "" if one.grade is None else f"{one.grade} {one.score}"
+        table.add_row(
+            _time(one.ended),
+            _time(one.since),
+            say(one.bot),
+            say(one.device if one.authenticated else f"{one.device} ?"),
+            say(one.address),
+            say(one.reason),
+            say(grade, _STYLES.get(one.grade or "", "")),
+            str(one.messages.received),
+            str(one.messages.sent),
+        )
+    return table
+
+
+def devices_table(devices: Iterable[Device]) -> Table:
+    """Devices."""
+    table = _table(
+        *("BOT", "DEVICE", "STATUS", "CONNECTED", "VERSION", "ADDRESS", "LAST SEEN", "QUEUE"),
+        right=("QUEUE",),
+        fold=("BOT", "DEVICE", "ADDRESS", "LAST SEEN"),
+    )
+    for one in devices:
+        table.add_row(
+            say(one.bot),
+            say(one.device),
+            say(one.status),
+            "yes" if one.connected else "no",
+            say(one.version),
+            say(one.address),
+            _time(one.last_seen, "never"),
+            str(one.queue.messages),
+        )
+    return table
+
+
+def rooms_table(rooms: Iterable[Room]) -> Table:
+    """Rooms."""
+    table = _table(
+        *("BOT", "ROOM", "NAME", "KIND", "STATUS", "LAST HEARD", "ON DEVICE"),
+        fold=("BOT", "ROOM", "NAME", "LAST HEARD", "ON DEVICE"),
+    )
+    for one in rooms:
+        table.add_row(
+            say(one.bot),
+            say(one.room),
+            say(one.name),
+            "group" if one.is_group else "single",
+            say(one.status),
+            _time(one.last_heard, "never"),
+            say(one.device or ""),
+        )
+    return table
+
+
+def bans_table(bans: Iterable[Ban]) -> Table:
+    """Bans."""
+    table = _table(
+        *("NETWORK", "SINCE", "UNTIL", "TIMES", "BY", "REASON"),
+        right=("TIMES",),
+        fold=("SINCE", "UNTIL", "REASON"),
+    )
+    for one in bans:
+        table.add_row(
+            say(one.network),
+            _time(one.made_at),
+            _time(one.expires, "lifted"),
+            str(one.times),
+            say(one.made_by or "server"),
+            say(one.reason),
+        )
+    return table
+
+
+def drain_line(drain: Drain) -> str:
+    """How a stop goes."""
+    if not drain.draining:
+        return "no drain runs"
+    return (
+        f"draining: {drain.told} phones told, {drain.connections} connections and "
+        f"{drain.unanswered} unanswered messages left, cut off in {drain.seconds_left:.0f} s"
+    )
+
+
+def migration_line(move: Migration) -> str:
+    """How a move goes, or how the last one went."""
+    host = f"[{move.host}]" if ":" in move.host else move.host
+    return (
+        f"{move.phase}, to {host}:{move.port}: {move.told} told, {move.arrived} arrived, "
+        f"{move.missing} missing, {move.sent_on} sent on, {move.remaining} still here"
+    )
+
+
+def overview(place: str, seen: Overview) -> Table:
+    """What C{domaeka status} shows."""
+    health, stats = seen.health, seen.stats
+    grades = ", ".join(f"{count} {grade}" for grade, count in seen.grades.items() if count)
+    down, up = size(stats.throughput.get("received", 0)), size(stats.throughput.get("sent", 0))
+    rows: list[tuple[str, str | Text]] = [
+        ("server", f"domaeka {health.version} at {place}"),
+        ("status", health.status),
+        ("up", duration(health.uptime)),
+        ("connections", f"{health.connections:.0f}" + (f" ({grades})" if grades else "")),
+        ("messages", f"{stats.messages_received:.0f} in, {stats.messages_sent:.0f} out"),
+        ("now", f"{stats.message_rate:.1f} messages/s, {down}/s in, {up}/s out"),
+    ]
+    for kind, count in seen.pending.items():
+        more = " or more" if kind in seen.more_pending else ""
+        text = f"{count}{more} waiting for approval" if count else "none waiting for approval"
+        rows.append((kind, say(text, "yellow" if count else "")))
+    rows.append(("bans", str(seen.bans)))
+    rows += ((name, found) for name, found in health.checks.items())
+    breakers = [command for bot in seen.bots.bots for command in bot.commands]
+    for one in (*breakers, *seen.bots.services):
+        if one.breaker != "closed":
+            rows.append(
+                ("breaker", say(f"{one.name}: {one.breaker}", _STYLES.get(one.breaker, "")))
+            )
+    rows += (("errors", f"{kind}: {count:.0f}") for kind, count in stats.errors.items())
+    if seen.drain.draining:
+        rows.append(("drain", drain_line(seen.drain)))
+    if seen.migration is not None:
+        rows.append(("migration", migration_line(seen.migration)))
+    return _facts(rows)
