@@ -279,6 +279,16 @@ class Metrics(Collector):
         self.dropped_messages = self._counter(
             "dropped_messages", "Messages that found no room to wait in"
         )
+        self.forgotten_messages = self._counter(
+            "forgotten_messages",
+            "Messages that were sent, and given up for want of room, before their acknowledgement",
+        )
+        self.unconfirmed_messages = self._counter(
+            "unconfirmed_messages",
+            "Messages to phones that acknowledge nothing that had left for the socket, behind the "
+            "last ping that was answered, when the connection ended: at most these were lost",
+        )
+        self.bad_acks = self._counter("bad_acks", "Acknowledgements of what was never sent")
 
         # Bots.
         self.handler = self._histograms(

@@ -24,6 +24,7 @@ class Pinger:
     """
 
     __slots__ = (
+        "_ahead",
         "_bot_name",
         "_left_at",
         "_parts",
@@ -40,6 +41,7 @@ class Pinger:
         self._bot_name = bot_name
         self._parts = parts
         self._text: str | None = None  # of the ping that is out
+        self._ahead = 0  # how many messages had been sent before it
         self.clock_skew: float | None = None
         self.waits = False
         self._left_at = 0.0  # by the wall clock
@@ -47,6 +49,7 @@ class Pinger:
     def ping(self) -> None:
         """Have a ping go out next."""
         self._text = timestamp_text(self._parts.seconds())
+        self._ahead = self._sender.messages_sent
         self.waits = True
         self._sender.urge("ping", encode_ping(self._bot_name, self._text))
 
@@ -68,6 +71,7 @@ class Pinger:
         if self._text is None or self.waits or pong.server_timestamp != self._text:
             return
         self._text = None
+        self._sender.confirmed = self._ahead
         now_exact = self._parts.seconds()
         if pong.auth is not None:
             self.clock_skew = pong.auth.timestamp / 1000 - now_exact

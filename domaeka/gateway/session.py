@@ -270,10 +270,16 @@ class Session:
     def replaced(self) -> None:
         """A newer connection of the same device takes over what waits for it."""
         unsent_bytes = self._carrier.unsent_bytes
-        self.sender.release(unsent_bytes)
+        self._release(unsent_bytes)
         self.close(CloseReason.TAKEN_OVER, ErrorCode.TAKEN_OVER, "a newer connection came")
         if unsent_bytes:
             self._carrier.abort()  # it must not arrive twice
+
+    def _release(self, unsent_bytes: int, in_order: bool = False) -> None:
+        """What waits is no longer this connection's; count what may be lost with it."""
+        unconfirmed = self.sender.release(unsent_bytes)
+        if not in_order and "ack" not in self.capabilities:
+            self._parts.metrics.unconfirmed_messages.value += unconfirmed
 
     def connection_lost(self, reason: CloseReason, unsent_bytes: int) -> None:
         """
@@ -282,7 +288,9 @@ class Session:
         @param reason: why, where nothing of ours ended it.
         @param unsent_bytes: how much of what was written the kernel never took.
         """
-        self.sender.release(unsent_bytes)
+        # A peer that closes in order behind us has read all.
+        in_order = self.reason is not None and reason is CloseReason.PEER_CLOSED
+        self._release(unsent_bytes, in_order)
         if self.reason is None:
             self.reason = reason
         self._registry.remove(self)

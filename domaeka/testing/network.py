@@ -6,7 +6,7 @@ to pause, closes halves, and needs no pumping: everything moves by C{callLater(0
 handed in.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from twisted.internet.address import IPv4Address
@@ -62,6 +62,30 @@ def run_clock(clock: Clock, seconds: float) -> None:
     clock.advance(max(0.0, end - clock.seconds()))
 
 
+class _Cable:
+    """
+    What both ends of a connection share: it may be cut after so many bytes.
+
+    @ivar unaware: the end that does not notice when it is.
+    """
+
+    def __init__(self, length: int | None, unaware: "VirtualTransport | None" = None) -> None:
+        self.left = length
+        self.unaware = unaware
+
+    def carry(self, length: int) -> int:
+        """@return: how many of C{length} bytes get through."""
+        if self.left is None:
+            return length
+        length = min(length, self.left)
+        self.left -= length
+        return length
+
+    @property
+    def is_cut(self) -> bool:
+        return self.left == 0
+
+
 @implementer(ITransport, IConsumer, IPushProducer)
 class VirtualTransport:
     """
@@ -79,6 +103,7 @@ class VirtualTransport:
         self._host = host
         self._peer_address = peer
         self._peer: VirtualTransport = self  # until joined
+        self._cable = _Cable(None)
         self._out = bytearray()  # written, not yet in the peer's kernel
         self._kernel = bytearray()  # arrived, not yet read
         self._paused = False
@@ -94,10 +119,18 @@ class VirtualTransport:
         self._streaming = False
         self._producer_paused = False
 
-    def join(self, peer: "VirtualTransport") -> None:
-        """Lay the line to the other end."""
+    def join(
+        self, peer: "VirtualTransport", length: int | None = None, unaware: bool = False
+    ) -> None:
+        """
+        Lay the line to the other end.
+
+        @param length: after how many bytes, both ways together, it is cut, if it is.
+        @param unaware: whether this end does not notice that.
+        """
         self._peer = peer
         peer._peer = self
+        self._cable = peer._cable = _Cable(length, self if unaware else None)
 
     @property
     def dataBuffer(self) -> bytes:
@@ -193,7 +226,8 @@ class VirtualTransport:
 
     def _move(self) -> None:
         self._scheduled = False
-        if isinstance(self._reset, ConnectionAborted) and not self._lost:
+        aborted = isinstance(self._reset, ConnectionAborted)
+        if self._reset is not None and (aborted or self._closing) and not self._lost:
             self._lose(self._reset)
         if not self._lost:
             self._read()
@@ -221,6 +255,9 @@ class VirtualTransport:
 
     def _write_out(self) -> None:
         peer = self._peer
+        cable = self._cable
+        if cable.is_cut and cable.unaware is self:
+            return
         if peer._lost:
             if self._out:  # the other kernel answers with a reset
                 self._lose(ConnectionLost())
@@ -229,9 +266,16 @@ class VirtualTransport:
             return
         room = KERNEL_BYTES - len(peer._kernel)
         if self._out and room > 0:
-            peer._kernel += self._out[:room]
-            del self._out[:room]
+            count = cable.carry(min(room, len(self._out)))
+            peer._kernel += self._out[:count]
+            del self._out[:count]
             peer._schedule()
+            if cable.is_cut:  # what has arrived can still be read
+                for end in (self, peer):
+                    if end is not cable.unaware:
+                        end._reset = ConnectionLost()
+                self._schedule()
+                return
             if not self._out and self._producer is not None:
                 self._ask_producer()
         if self._out or (self._producer is not None and not self._streaming):
@@ -258,10 +302,11 @@ class VirtualTransport:
         if self._producer is not None:
             self._producer.stopProducing()
             self._producer = None
-        if isinstance(reason, ConnectionAborted) or self._kernel:  # unread data: a reset too
-            peer._reset = ConnectionLost()
-        peer._peer_ended = True
-        peer._schedule()
+        if not (self._cable.is_cut and self._cable.unaware is peer):
+            if isinstance(reason, ConnectionAborted) or self._kernel:  # unread data: a reset too
+                peer._reset = ConnectionLost()
+            peer._peer_ended = True
+            peer._schedule()
         # What was not taken is still to be seen, as in Twisted.
         self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
         self._out.clear()
@@ -274,12 +319,17 @@ class VirtualServer:
 
     @ivar open: whether it takes connections; refused else.
     @ivar accepted: the server's transport of each connection, oldest first.
+    @ivar cuts: after how many bytes, both ways together, each new connection is cut; those beyond
+        its end are not.
+    @ivar unaware: whether the server does not notice cuts, as when a phone loses its network.
     """
 
     def __init__(self, reactor: Scheduler, factory: Any, client_host: str = "192.0.2.1") -> None:
         """@param client_host: the address from which clients seem to come."""
         self.open = True
         self.accepted: list[VirtualTransport] = []
+        self.cuts: Iterator[int] = iter(())
+        self.unaware = False
         self.client_host = client_host
         self._reactor = reactor
         self._factory = factory
@@ -300,7 +350,7 @@ class VirtualServer:
             raise DomaekaError("the client's factory made no protocol")
         server_end = VirtualTransport(self._reactor, server, host, peer)
         client_end = VirtualTransport(self._reactor, client, peer, host)
-        server_end.join(client_end)
+        server_end.join(client_end, next(self.cuts, None), self.unaware)
         self.accepted.append(server_end)
         server.makeConnection(server_end)
         client.makeConnection(client_end)

@@ -1,0 +1,208 @@
+"""
+Delivery as a whole: a real gateway and the real client library, on lines that break.
+
+Both keep what was accepted until it is acknowledged, so that nothing is lost, doubled or out of
+order, wherever a line is cut.
+"""
+
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Any
+
+from domaeka.client import CAPABILITIES, Client, Credentials, Fate, Identity, Said, Server
+from domaeka.errors import CloseReason
+from domaeka.interfaces import DeviceKey, Priority
+from domaeka.messages import Media, Reply
+from domaeka.policies import outbox
+from domaeka.testing import FakeSessions
+from tests.gateway_case import KEY, SALT, SECRET, GatewayCase
+
+#: Longer than any exchange here takes, in seconds.
+TTL = 3600.0
+#: Most lines that an exchange may take.
+MAX_LINES = 5000
+
+
+class DeliveryCase(GatewayCase):
+    """A gateway to which a client comes back as long as anything is left to say."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        sessions: Any = FakeSessions()
+        self.serve(
+            ("queue.message_ttl", str(TTL)),
+            ("limits.messages_per_second", "0"),
+            sessions=sessions,
+        )
+        self.heard: list[str | Media] = []
+
+    def library(self, key: DeviceKey, capabilities: Sequence[str]) -> Client:
+        """A client that comes back at once, whatever happens to its line."""
+        return Client(
+            self.clock,
+            [Server("here")],
+            Identity(bot_name=key.bot_name, device_id=key.device_id),
+            Credentials(SECRET, SALT),
+            lambda reply: self.heard.append(reply.content),
+            capabilities=capabilities,
+            endpoint=lambda server: self.server,  # type: ignore[arg-type,return-value]
+            random=lambda: 0.0,
+        )
+
+    def push(self, texts: Iterable[str], key: DeviceKey = KEY) -> None:
+        """Send messages that answer nothing."""
+        device = self.registry.reach(key)
+        for text in texts:
+            device.send(Reply("방", "1", key.bot_name, text), Priority.NORMAL, TTL)
+        self.run_for(0.0)
+
+    def exchange(
+        self,
+        said: Sequence[str],
+        pushed: Sequence[str],
+        cuts: Iterable[int],
+        *,
+        at_once: int = 10_000,
+        capabilities: Sequence[str] = CAPABILITIES,
+    ) -> int:
+        """
+        Have a client say things, be answered, and be told things besides, over lines that are
+        cut.  Each arrives once, in order.
+
+        @param cuts: after how many bytes each line is cut; those beyond its end hold.
+        @param at_once: how many messages each way are not acknowledged at a time, at most.
+        @return: how many lines it took.
+        """
+        key = DeviceKey("봇", "+".join(capabilities))
+        device = self.registry.reach(key)
+        client = self.library(key, capabilities)
+        to_say, to_push = iter(said), iter(pushed)
+        fates: list[object] = []
+        self.server.accepted.clear()
+        self.server.cuts = iter(cuts)
+        self.bots.submitted.clear()
+        self.heard.clear()
+
+        def say(fate: object = None) -> None:
+            fates.append(fate)
+            text = next(to_say, None)
+            if text is not None:
+                client.say(Said(room="방", sender="나", text=text), TTL).addCallback(say)
+
+        def push(fate: object = outbox.Fate.ACKNOWLEDGED) -> None:
+            text = next(to_push, None) if fate is outbox.Fate.ACKNOWLEDGED else None
+            if text is not None:
+                reply = Reply("방", "1", key.bot_name, text)
+                device.send(reply, Priority.NORMAL, TTL, told)
+
+        def told(fate: outbox.Fate) -> None:
+            self.clock.callLater(0.0, push, fate)
+
+        for _ in range(min(at_once, len(said))):
+            say()
+            push()
+        client.startService()
+        while fates.count(Fate.TAKEN) < len(said) or device.outbox.messages:
+            self.run_for(0.5)
+            assert len(self.server.accepted) < MAX_LINES, "it does not end"
+        client.stopService()
+        self.run_for(0.0)
+        self.assertEqual([chat.text for chat, _ in self.bots.submitted], [*said])
+        answers, others = set(said), set(pushed)
+        self.assertEqual([text for text in self.heard if text in answers], [*said])
+        self.assertEqual([text for text in self.heard if text in others], [*pushed])
+        return len(self.server.accepted)
+
+
+class CutTests(DeliveryCase):
+    """Clients with C{ack}."""
+
+    def test_at_every_byte(self) -> None:
+        """Line after line, each cut a byte later than the one before, till all has arrived."""
+        said = [f"{number} 말" for number in range(1000)]
+        pushed = [f"{number} 밀어 보냄" for number in range(1000)]
+        lines = self.exchange(said, pushed, range(MAX_LINES), at_once=2)
+        # The greeting is over after some 1,400 bytes.
+        self.assertGreater(lines, 2000)
+
+    def test_all_at_once(self) -> None:
+        """A thousand messages, and their answers, on their way at once, are cut at random."""
+        random = Random(1)
+        for capabilities in (CAPABILITIES, ("ack",), ("ack", "gzip")):
+            said = [f"{number} {'말' * random.randrange(200)}" for number in range(1000)]
+            pushed = [f"{number} 밀어 보냄" for number in range(300)]
+            cuts = [random.randrange(1, 20_000) for _ in range(40)]
+            lines = self.exchange(said, pushed, cuts, capabilities=capabilities)
+            self.assertGreater(lines, 10)
+        budget = self.registry.budget
+        self.assertEqual((budget.used, budget.dropped, budget.forgotten), (0, 0, 0))
+
+    def test_server_that_does_not_notice(self) -> None:
+        """A phone that lost its network is back before its old connection has ended."""
+        self.server.unaware = True
+        said = [f"{number} 말" for number in range(300)]
+        pushed = [f"{number} 밀어 보냄" for number in range(300)]
+        cuts = Random(2).choices(range(4000), k=200)
+        self.exchange(said, pushed, cuts, at_once=5)
+        self.assertGreater(self.reasons["taken over"], 20)
+
+
+class UnacknowledgedTests(DeliveryCase):
+    """Phones without C{ack}."""
+
+    @property
+    def unconfirmed(self) -> float:
+        """How many messages may have been lost, by the metric."""
+        return self.metrics.unconfirmed_messages.value
+
+    def test_what_had_not_left(self) -> None:
+        """
+        What had not been handed to the socket comes with the next connection; nothing comes
+        twice, nor out of order, and no more is lost than is counted.
+        """
+        pushed = [f"{number} {'밀' * 3000}" for number in range(200)]
+        heard: list[int] = []
+        for start in range(0, 200, 10):
+            peer = self.greeted()
+            peer.pong()
+            peer.stop_reading()
+            self.push(pushed[start : start + 10])
+            if start % 20:
+                peer.read_on()
+                self.run_for(60.0)
+                peer.pong()
+            peer.drop()
+            heard += map(pushed.index, peer.texts)
+        self.assertEqual(heard, sorted(set(heard)))
+        lost = len(pushed) - len(heard)
+        self.assertTrue(0 < lost <= self.unconfirmed < 100)
+
+    def test_confirmed_by_a_pong(self) -> None:
+        """A phone that answers a ping has all that was sent ahead of it."""
+        peer = self.ready()
+        peer.chat("하나", "둘")
+        peer.drop()
+        self.assertEqual(self.unconfirmed, 2)
+        peer = self.ready()
+        peer.chat("하나", "둘")
+        self.run_for(60.0)
+        peer.pong()
+        peer.chat("셋")
+        peer.drop()
+        self.assertEqual(self.unconfirmed, 3)
+
+    def test_ends_in_order(self) -> None:
+        """Where the phone closes behind the server it has read all; where it is replaced, not."""
+        peer = self.ready()
+        peer.chat("하나")
+        self.session().close(CloseReason.SHUTDOWN)
+        self.run_for(1.0)
+        self.assertEqual((self.unconfirmed, self.reasons), (0, {"shutdown": 1}))
+        peer = self.ready()
+        peer.chat("하나")
+        self.ready()
+        self.assertEqual(self.unconfirmed, 1)
+        client = self.client("ack")
+        client.chat("하나")
+        client.drop()
+        self.assertEqual(self.unconfirmed, 1)
