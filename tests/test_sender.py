@@ -33,6 +33,7 @@ class _Carrier:
         """Nothing else is asked for."""
 
     start_inflating = pause_reading = resume_reading = finish = disconnect = abort = nothing
+    kernel_figures = nothing
 
 
 class SenderTests(GatewayCase):
@@ -124,6 +125,20 @@ class SenderTests(GatewayCase):
         self.assertEqual(self.left, [])
         sender.drained()
         self.assertEqual([reply.content for reply in self.left], [Media((PICTURE,))])
+
+    def test_what_cannot_be_written(self) -> None:
+        """A reply that cannot be written costs nobody anything but itself."""
+        odd = Media((PICTURE,), format="\ud800")
+        for contents, count in (((odd,), 0), (("하나", odd, "둘"), 2)):
+            for content in contents:
+                self.put(content)
+            sender, carrier = self.sender()
+            sender.pump()
+            self.assertEqual(carrier.written.count(b"\n"), count)
+            self.assertEqual((sender.idle, self.outbox.messages), (True, 0))
+            sender.release(0)
+        self.assertEqual(len(self.flushLoggedErrors(UnicodeEncodeError)), 2)
+        self.assertEqual(self.counted(self.metrics.errors), {"bot": 2})
 
     def test_counts(self) -> None:
         """Bytes and messages are counted, as are the connection's own frames."""

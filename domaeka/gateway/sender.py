@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from twisted.logger import Logger
+
 from domaeka.messages import Dialect, Reply, encode_reply, timestamp_text
 from domaeka.policies.compression import Deflater
 from domaeka.policies.outbox import Outbox, Outgoing
@@ -98,6 +100,8 @@ class Sender:
     @ivar confirmed: how many messages the phone has for sure: those ahead of a ping it answered.
     """
 
+    log = Logger()
+
     __slots__ = (
         "_batch",
         "_batch_bytes",
@@ -168,7 +172,7 @@ class Sender:
             self._batch = batch
             self._batch_bytes = len(data)
             self.idle = False
-            if self._carrier.write(data):
+            if not data or self._carrier.write(data):
                 self.drained()
 
     def start_deflating(self) -> None:
@@ -198,7 +202,15 @@ class Sender:
         dialect = self.dialect
         batch = []
         while outgoing is not None:
-            frame = encode_reply(outgoing.reply, dialect, timestamp, outgoing.message_id, self.pack)
+            try:
+                frame = encode_reply(
+                    outgoing.reply, dialect, timestamp, outgoing.message_id, self.pack
+                )
+            except Exception:
+                # It would fail again on each connection: a bot's mistake costs one answer.
+                self.log.failure("a reply that cannot be written is dropped")
+                self._parts.metrics.errors.labels("bot").inc()
+                frame = b""
             frames.append(frame)
             length += len(frame)
             outgoing.end = length
