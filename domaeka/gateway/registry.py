@@ -326,15 +326,17 @@ class Registry:
         metrics = self.parts.metrics
         metrics.expired_messages.value = self.budget.expired
         metrics.dropped_messages.value = self.budget.dropped
+        metrics.forgotten_messages.value = self.budget.forgotten
+        metrics.bad_acks.value = self.budget.bad_acks
         if now >= self._limits_due:
-            self._limits_due = now + LIMITS_SECONDS
-            for ban in self.parts.limits.sweep():
             judged_at = self._limits_due - LIMITS_SECONDS
-                self.log.warn("banned {network}: {reason}", network=ban.network, reason=ban.reason)
+            self._limits_due = now + LIMITS_SECONDS
             for session in self._sessions.values():
                 liveness = session.liveness
                 if session.authenticated and liveness and liveness.last_heard >= judged_at:
                     self.parts.limits.verified(session.address)
+            for ban in self.parts.limits.sweep():
+                self.log.warn("banned {network}: {reason}", network=ban.network, reason=ban.reason)
                 self.ban_made(ban)
                 self.parts.store_ban(ban)
         if now >= self._forget_due:
