@@ -19,7 +19,7 @@ from domaeka.gateway.protocol import (
     GatewayProtocol,
     peer_address,
 )
-from domaeka.gateway.session import State
+from domaeka.gateway.states import State
 from domaeka.phonewire import Delivered, read_server_frame
 from domaeka.policies.compression import Deflater, Inflater
 from domaeka.wire import LineDecoder
