@@ -167,6 +167,7 @@ class Conversation:
         self._output: list[bytes] = []
         self._numbers = Numbers()
         self._to_acknowledge = 0
+        self._pong = b""
         self._max_frame_bytes: int | None = None
         self._patience = GREETING_SECONDS
         self._interval = _PING_INTERVAL_SECONDS
@@ -211,7 +212,6 @@ class Conversation:
                 self.ended = CloseReason.BAD_STREAM
                 break
             if line is None:
-                self._acknowledge()
                 break
             try:
                 frame = read_server_frame(line, self._dialect)
@@ -235,6 +235,12 @@ class Conversation:
         To be asked again, while the transport takes more, until it is empty.
         """
         pieces, self._output = self._output, []
+        if self._pong:
+            pieces.append(self._pong)
+            self._pong = b""
+        if self._to_acknowledge:
+            pieces.append(encode_received(self._to_acknowledge))
+            self._to_acknowledge = 0
         size = 0
         while self.sending and size < _BATCH_BYTES:
             line = self._next_chat()
@@ -296,7 +302,8 @@ class Conversation:
         self._patience = self._interval * SILENT_INTERVALS
         waiting = Monitoring(message_queue_size=len(self._queue))
         event = "ping" if self._dialect is Dialect.V32 else "pong"
-        self._output.append(self._writer.pong(ping.server_timestamp, waiting, event))  # type: ignore[arg-type]
+        # Only the answer to the last one counts; a server that does not read gets no more.
+        self._pong = self._writer.pong(ping.server_timestamp, waiting, event)  # type: ignore[arg-type]
 
     def _is_new(self, frame: Delivered) -> bool:
         """Whether a message has not come before.  That it came is acknowledged either way."""
@@ -308,11 +315,6 @@ class Conversation:
             self._numbers.last = number
         self._to_acknowledge = self._numbers.last
         return is_new
-
-    def _acknowledge(self) -> None:
-        if self._to_acknowledge:
-            self._output.append(encode_received(self._to_acknowledge))
-            self._to_acknowledge = 0
 
     def _next_chat(self) -> bytes | None:
         """The line of the next message in the queue."""
