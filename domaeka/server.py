@@ -60,6 +60,8 @@ STORE_PATIENCE_SECONDS = 5.0
 GC_THRESHOLDS = (20_000, 20, 20)
 #: Name of the file in the state directory that says where phones are being moved.
 PLAN_NAME = "migration.json"
+#: Where phones are being moved is told to phones, and to operators.
+_PLACE: Final = frozenset({"host", "port"})
 #: Exit status of a start that cannot work.
 EXIT_CANNOT_START = 1
 
@@ -184,6 +186,7 @@ class GatewayService(LoggedService):
             {"store": database.health, "chat log": self._chat_log.health},
             listening=lambda: bool(self._ports),
             draining=lambda: self._registry.draining or self._moves.away,
+            changes=self._changes,
         )
         api = AdminApi(
             self._registry, self._devices, self._rooms, self._bans, dispatcher, operations=self
@@ -478,6 +481,16 @@ class GatewayService(LoggedService):
     def migration_report(self) -> MigrationReport | None:
         """How a migration goes, or how the last one went."""
         return self._moves.report
+
+    def _changes(self) -> dict[str, object]:
+        """How far a drain has come, and a migration: what everybody may know."""
+        changes: dict[str, object] = {}
+        if self._drain.running:
+            changes["drain"] = msgspec.structs.asdict(self._drain.report)
+        if (report := self._moves.report) is not None:
+            moved = msgspec.structs.asdict(report)
+            changes["migration"] = {name: moved[name] for name in moved if name not in _PLACE}
+        return changes
 
     def _begin_drain(self, reason: str) -> None:
         self._moves.interrupt()

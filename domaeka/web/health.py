@@ -147,6 +147,7 @@ class HealthPages:
         checks: Mapping[str, HealthCheck],
         listening: Callable[[], bool],
         draining: Callable[[], bool],
+        changes: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """
         @param metrics: whose C{connections} is shown, too.
@@ -154,12 +155,14 @@ class HealthPages:
         @param checks: by name.
         @param listening: whether phones can connect.
         @param draining: whether the server is stopping or being moved.
+        @param changes: how far that has come, by what it is.
         """
         self._metrics = metrics
         self._timer = timer
         self._checks = checks
         self._listening = listening
         self._draining = draining
+        self._changes = changes
         self._started = timer.seconds()
         self._exposition = Exposition(metrics.registry, timer)
         self._page = _PAGE.format(version=__version__).encode()
@@ -191,6 +194,7 @@ class HealthPages:
                 "uptime": round(max(0.0, now - self._started), 3),
                 "connections": self._metrics.connections.value,
                 "checks": {name: self._check(name) for name in self._checks},
+                **self._changes(),
             },
             HTTPStatus.OK if status == "healthy" else HTTPStatus.SERVICE_UNAVAILABLE,
         )

@@ -54,13 +54,13 @@ def free_port() -> int:
 
 
 class _Watcher(ProcessProtocol):
-    def __init__(self, ended: Callable[[], None]) -> None:
+    def __init__(self, ended: Callable[[Failure], None]) -> None:
         self._ended = ended
 
     # IProcessProtocol
 
     def processEnded(self, reason: Failure) -> None:
-        self._ended()
+        self._ended(reason)
 
 
 class ServerProcess:
@@ -70,6 +70,8 @@ class ServerProcess:
     It is ended with the test, whatever happens.
 
     @ivar log: the file with its output.
+    @ivar ended_by: the signal by which its last run ended, if one did.
+    @ivar exit_status: of its last run, if it ended by itself.
     """
 
     def __init__(self, test: TestCase, *arguments: str) -> None:
@@ -82,6 +84,8 @@ class ServerProcess:
         self.log = self.directory / "server.log"
         self._arguments = arguments
         self._process: Any = None
+        self.ended_by: int | None = None
+        self.exit_status: int | None = None
         self._test = test
         test.addCleanup(self.stop)
 
@@ -128,6 +132,10 @@ class ServerProcess:
     async def stop(self) -> None:
         """Send SIGTERM, and wait for the end; after a while, SIGKILL."""
         self.signal("TERM")
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the end; after a while, SIGKILL."""
         killer = reactor.callLater(STOP_SECONDS, self.signal, "KILL")
         while self._process is not None:
             await sleep(0.02)
@@ -135,6 +143,12 @@ class ServerProcess:
             killer.cancel()
         else:
             raise AssertionError(f"the server did not stop:\n{self.output()[-4000:]}")
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        pid: int = self._process.pid
+        return pid
 
     def signal(self, name: str) -> None:
         """Send it a signal, if it still runs."""
@@ -144,12 +158,6 @@ class ServerProcess:
 
     def output(self) -> str:
         """What it has logged so far, over all its starts."""
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        pid: int = self._process.pid
-        return pid
-
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def secrets(self) -> dict[str, Any]:
@@ -184,5 +192,7 @@ class ServerProcess:
             for number, script in enumerate(scripts, 1)
         }
 
-    def _ended(self) -> None:
+    def _ended(self, reason: Failure) -> None:
         self._process = None
+        self.ended_by = getattr(reason.value, "signal", None)
+        self.exit_status = getattr(reason.value, "exitCode", None)

@@ -1,0 +1,255 @@
+"""Stops, moves and other settings, of real servers under traffic."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import sqlite3
+from collections import defaultdict
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from domaeka.phonewire import Identity, PhoneWriter, Said
+from domaeka.policies.auth import Signer
+from domaeka.testing import SCRIPTS, STANDARD_IDENTITY, FakePhone
+from tests.integration.crowd import Crowd, reactor
+from tests.integration.support import HOST, ServerProcess, sleep
+from tests.integration.test_api import Api
+
+#: Phones of each version, and clients, of which one test has as many.
+PHONES_EACH = 5
+CLIENTS = 12
+#: Phones are back after 1.0 s rather than 4.0 s.
+HURRY = 0.25
+#: What a stop may take beside C{shutdown.drain_timeout}, in seconds: the interpreter's end with it.
+STOP_SLACK_SECONDS = 3.0
+SETTINGS = (
+    *("--set", 'limits.allow=["127.0.0.0/8"]', "--bots", "tests.integration.slow_bot:bot"),
+    *("--set", "shutdown.reconnect_after=1", "--set", "server.max_connections=500"),
+)
+
+
+class ChangeCase(TestCase):
+    """Servers that are changed."""
+
+    timeout = 180
+
+    async def serve(self, *arguments: str) -> ServerProcess:
+        """A server, started."""
+        server = ServerProcess(self, *SETTINGS, *arguments)
+        await server.start()
+        return server
+
+    async def sibling(self, first: ServerProcess, *arguments: str) -> ServerProcess:
+        """Another server with the same secrets."""
+        server = ServerProcess(self, *SETTINGS, *arguments)
+        server.state.mkdir(mode=0o700)
+        shutil.copy(first.state / "secrets.toml", server.state)
+        await server.start()
+        return server
+
+    async def until(self, condition: Any, patience: float = 20.0) -> None:
+        """Wait until something holds; it may be a coroutine function."""
+        deadline = reactor.seconds() + patience
+        while True:
+            held = condition()
+            if held is not None and hasattr(held, "__await__"):
+                held = await held
+            if held:
+                return
+            self.assertLess(reactor.seconds(), deadline, "waited too long")
+            await sleep(0.05)
+
+    def field(self, *servers: ServerProcess) -> list[FakePhone]:
+        """Phones of every version, with these servers in their list."""
+        secrets = servers[0].secrets()
+        phones = []
+        for number in range(PHONES_EACH * len(SCRIPTS)):
+            phone = FakePhone(
+                reactor,
+                [TCP4ClientEndpoint(reactor, HOST, server.port) for server in servers],
+                secrets["secret_key"],
+                secrets["salt"],
+                script=list(SCRIPTS)[number % len(SCRIPTS)],
+                identity=_identity(f"{number:016x}"),
+                reconnect_scale=HURRY,
+            )
+            self.addCleanup(phone.stop)
+            phone.start()
+            phones.append(phone)
+        return phones
+
+    async def online(self, *phones: FakePhone) -> None:
+        """Wait until phones are connected."""
+        await self.until(lambda: all(phone.online for phone in phones))
+
+
+def _identity(device_id: str) -> Identity:
+    return msgspec.structs.replace(STANDARD_IDENTITY, device_id=device_id)
+
+
+def ask(phone: FakePhone, text: str) -> None:
+    """Somebody writes in a room of this phone's own."""
+    number = int(phone.identity.device_id, 16)
+    phone.say(text, f"방 {number}", str(number + 1000))
+
+
+def chat(server: ServerProcess) -> dict[tuple[str, str], list[str]]:
+    """What the chat log holds of each device and direction."""
+    lines: dict[tuple[str, str], list[str]] = defaultdict(list)
+    with contextlib.closing(sqlite3.connect(server.state / "domaeka.db")) as database:
+        for device, direction, text in database.execute(
+            "select device_id, direction, text from chat_lines order by id"
+        ):
+            lines[device, direction].append(text)
+    return lines
+
+
+class DrainTests(ChangeCase):
+    """Stops."""
+
+    async def test_under_traffic(self) -> None:
+        """
+        SIGTERM: what was accepted is answered, each is told its own time, nobody is let in, and
+        it ends by the signal, in time.  After the restart clients go on: nothing is lost, nothing
+        doubled.
+        """
+        server = await self.serve(
+            *("--set", "shutdown.drain_timeout=10", "--set", "shutdown.reconnect_after=4")
+        )
+        phones = self.field(server)
+        crowd = Crowd(self, [server], CLIENTS, 0.1)
+        await self.online(*phones)
+        await crowd.greeted()
+        for number in range(40):
+            for phone in phones:
+                ask(phone, f"# slow 1.5 늦게 {number}" if number % 20 == 10 else f"# echo {number}")
+            await sleep(0.05)
+        server.signal("TERM")
+        began = reactor.seconds()
+        await sleep(0.3)
+        status, body = await server.get("/health/ready")
+        self.assertEqual((status, b"draining" in body), (HTTPStatus.SERVICE_UNAVAILABLE, True))
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection((HOST, server.port), 1.0).close()
+        await server.ended()
+        self.assertLess(reactor.seconds() - began, 10.0)
+        self.assertEqual(server.ended_by, signal.SIGTERM)
+        self.heard_out(server, phones)
+        waits = crowd.waits()
+        for phone in phones:
+            (notice,) = [data for event, data in phone.record.notices if event == "serverShutdown"]
+            waits.append(notice["reconnect_after"])  # type: ignore[index]
+        self.assertGreater(len(set(waits)), 0.8 * len(waits))  # of a thousand milliseconds
+        self.assertTrue(all(4.0 <= wait <= 8.0 for wait in waits), waits)
+        await server.start()
+        await crowd.greeted()
+        self.assertTrue(all(greeting.resumed for greeting in crowd.greetings(server)))
+        await self.online(*phones)
+        for phone in phones:
+            ask(phone, "# echo 다시")
+        await self.until(lambda: all(phone.texts()[-1:] == ["다시"] for phone in phones))
+        await crowd.finish()
+        self.heard_out(server, phones)
+
+    def heard_out(self, server: ServerProcess, phones: list[FakePhone]) -> None:
+        """Each thing that the server had taken from a phone was answered, once."""
+        lines = chat(server)
+        for phone in phones:
+            device = phone.identity.device_id
+            asked = [line.removeprefix("# echo ") for line in lines[device, "in"]]
+            asked = [line.removeprefix("# slow 1.5 ") for line in asked]
+            self.assertGreater(len(asked), 30)
+            self.assertEqual(sorted(phone.texts()), sorted(asked))
+            self.assertEqual(phone.texts(), lines[device, "out"])
+
+    async def test_phone_that_reads_nothing(self) -> None:
+        """It cannot hold a stop up, and others do not notice it."""
+        server = await self.serve(
+            *("--set", "shutdown.drain_timeout=4", "--set", "socket.linger_seconds=1")
+        )
+        (other,) = self.field(server)[:1]
+        deaf = await deferToThread(self._deaf_phone, server)
+        self.addCleanup(deaf.close)
+        await self.online(other)
+        other.say("# echo 말")
+        await other.when_replies(1)
+        server.signal("TERM")
+        began = reactor.seconds()
+        await self.until(lambda: not other.online, 2.0)
+        await server.ended()
+        took = reactor.seconds() - began
+        self.assertTrue(2.5 < took < 4.0 + STOP_SLACK_SECONDS, took)
+
+    def _deaf_phone(self, server: ServerProcess) -> socket.socket:
+        """A phone that says much and takes nothing of what it is answered.  For a thread."""
+        secrets = server.secrets()
+        signer = Signer([secrets["secret_key"]], secrets["salt"], 0.0, reactor.seconds)
+        writer = PhoneWriter(_identity("deaf"), signer.sign, reactor.seconds)
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((HOST, server.port))
+        deaf.sendall(writer.handshake(signed=True))
+        said = Said(room="방", sender="나", text="# echo " + "x" * 60_000, channel_id="1")
+        for _ in range(8):
+            deaf.sendall(writer.chat(said))
+        return deaf
+
+    async def test_second_signal(self) -> None:
+        """It cuts a stop short, and what must be written is: sessions, and what waits."""
+        server = await self.serve()
+        crowd = Crowd(self, [server], 3, 0.2)
+        await crowd.greeted()
+        (phone,) = self.field(server)[:1]
+        await self.online(phone)
+        phone.say("# slow 20 늦게")
+        await sleep(0.5)
+        server.signal("TERM")
+        began = reactor.seconds()
+        await sleep(1.0)
+        self.assertTrue(phone.online)
+        server.signal("TERM")
+        await server.ended()
+        self.assertLess(reactor.seconds() - began, 1.0 + STOP_SLACK_SECONDS)
+        self.assertEqual(server.ended_by, signal.SIGTERM)
+        await server.start()
+        await crowd.greeted()
+        self.assertTrue(all(greeting.resumed for greeting in crowd.greetings(server)))
+        await crowd.finish()
+
+    async def test_called_off(self) -> None:
+        """
+        A stop that was begun over the API can be seen, and called off while a connection is
+        there; then all goes on.  Begun again, it ends the process by itself.
+        """
+        server = await self.serve()
+        api = Api(server)
+        crowd = Crowd(self, [server], CLIENTS, 0.1)
+        phones = self.field(server)
+        await self.online(*phones)
+        await crowd.greeted()
+        await sleep(1.0)
+        phones[0].say("# slow 3 늦게")
+        await sleep(0.2)
+        self.assertEqual((await api.ask("POST", "/drain"))[0], HTTPStatus.ACCEPTED)
+        await sleep(0.3)
+        state = await api.get("/drain")
+        self.assertTrue(state["draining"] and state["unanswered"] >= 1, state)
+        self.assertIn(b"domaeka_draining 1.0", (await server.get("/metrics"))[1])
+        self.assertIn(b'"drain":{', (await server.get("/health"))[1])
+        status, state = await api.ask("DELETE", "/drain")
+        self.assertEqual((status, state["draining"]), (HTTPStatus.OK, False))
+        self.assertTrue(await server.is_ready())
+        await phones[0].when_replies(1)
+        self.assertEqual(phones[0].record.connects[1:], [])
+        await self.online(*phones)
+        await crowd.greeted()
+        await crowd.finish()
+        await api.ask("POST", "/drain")
+        await server.ended()
+        self.assertEqual(server.exit_status, 0)
