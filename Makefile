@@ -48,7 +48,7 @@ rules:
 	else echo "promtool is not installed: the alert rules are not tried"; fi
 
 bench: $(TESTABLE)
-	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from domaeka.phonewire import Identity, PhoneWriter, Said
+from domaeka.phonewire import Asked, Identity, PhoneWriter, Said, read_server_frame
 from domaeka.policies.auth import Signer
 
 #: Texts as people write them: 20 to 60 characters, Hangul for the most part.
@@ -66,6 +66,32 @@ def chat_lines(writer: PhoneWriter, number: int) -> list[bytes]:
         )
         for index in range(number)
     ]
+
+
+def answer_pings(phones: list[Phone], until: float) -> int:
+    """
+    Have phones do nothing but answer pings.
+
+    @param until: by L{time.monotonic}.
+    @return: how many pings came.
+    """
+    pings = 0
+    with selectors.DefaultSelector() as selector:
+        for phone in phones:
+            selector.register(phone.sock, selectors.EVENT_READ, phone)
+        while (left := until - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                phone = key.data
+                data = phone.sock.recv(262_144)
+                if not data:
+                    raise ConnectionError("the server closed a connection")
+                *lines, phone.rest = (phone.rest + data).split(b"\n")
+                for line in lines:
+                    frame = read_server_frame(line)
+                    if isinstance(frame, Asked):
+                        pings += 1
+                        phone.sock.sendall(phone.writer.pong(frame.server_timestamp))
+    return pings
 
 
 def exchange(phones: list[Phone], outstanding: int, messages: int, limit: float = 120.0) -> float:

@@ -67,14 +67,14 @@ class Sink:
 
 def make_gateway(signer: Signer) -> Any:
     """The protocol of one connection to a gateway without a store."""
-    clock = Clock()
+    clock: Any = Clock()
     clock.advance(time.time())
     metrics = Metrics()
     settings = load_settings(None, [("limits.messages_per_second", "0")], {})
     dispatcher = BotDispatcher(
         (),
-        clock,  # type: ignore[arg-type]
-        CommandThreads(clock),  # type: ignore[arg-type]
+        clock,
+        CommandThreads(clock),
         settings.bots,
         BreakerSettings(),
         observe=lambda command: metrics.handler.register(command).observe,
