@@ -316,6 +316,8 @@ class Session:
 
     def close(self, reason: CloseReason, code: ErrorCode | None = None, text: str = "") -> None:
         """
+        if self.corked:
+            self._pump()  # what was answered ahead of the line that ends it
         End the conversation: say why, hand over what is written, finish; the sweep cuts it off
         at the deadline.
 
