@@ -109,5 +109,5 @@ class SendQueueTests(SynchronousTestCase):
         """What could only be refused is refused here."""
         for wrong in (said(""), said("가" * 65_001), said("가", room=" ")):
             self.assertRaises(ValueError, self.queue.put, wrong, 30.0)
-        for ttl in (0.0, -1.0, float("inf"), float("nan")):
+        for ttl in (0.0, -1.0, float("inf"), float("nan"), "soon", None):
             self.assertRaises(ValueError, self.queue.put, said("가"), ttl)

@@ -35,11 +35,18 @@ class CapabilityTests(GatewayCase):
         self.assertEqual(peer.greetings[0].capabilities, ["ack"])
 
     def test_epoch(self) -> None:
-        """Who authenticated in its handshake, and acknowledges, learns the epoch."""
-        epoch = self.client("ack").greetings[0].epoch
-        self.assertTrue(epoch)
-        self.assertEqual(self.client("ack").greetings[0].epoch, epoch)
-        self.assertNotEqual(self.client("ack", key=OTHER).greetings[0].epoch, epoch)
+        """Who acknowledges learns the epoch, whether or not its handshake proved anything."""
+        epochs: list[str | None] = []
+        for signed, key in ((False, KEY), (True, KEY), (False, KEY), (False, OTHER)):
+            peer = self.connect(key)
+            peer.handshake(signed=signed, capabilities=("ack",))
+            if not signed:
+                peer.pong()
+                peer.handshake(capabilities=("ack",))
+            epochs += {greeting.epoch for greeting in peer.greetings}
+        self.assertEqual(len(epochs), 4)
+        self.assertEqual(len({*epochs[:3]}), 1)
+        self.assertNotEqual(epochs[3], epochs[0])
 
 
 class SignedHandshakeTests(GatewayCase):

@@ -97,7 +97,7 @@ class SendQueue:
             raise ValueError(f"a text has 1 to {MAX_TEXT_CHARS} characters")
         if not said.room or said.room.isspace():
             raise ValueError("a room must have a name")
-        if not 0 < ttl < inf:
+        if not (isinstance(ttl, float | int) and 0 < ttl < inf):
             raise ValueError("a message must be allowed some time to wait")
         chars = len(said.text)
         if len(self) >= MAX_MESSAGES or self._chars + chars > MAX_CHARS:

@@ -18,7 +18,7 @@ from domaeka.messages import Auth, Handshake, encode_handshake_complete, timesta
 from domaeka.policies.auth import AuthFault
 
 if TYPE_CHECKING:
-    from domaeka.gateway.parts import Parts
+    from domaeka.gateway.registry import Registry
     from domaeka.gateway.session import Session
     from domaeka.gateway.states import State
 
@@ -47,11 +47,12 @@ class Greeting:
 
     log = Logger()
 
-    __slots__ = ("_asks", "_carrier", "_parts", "_session", "_token", "waits")
+    __slots__ = ("_asks", "_carrier", "_parts", "_registry", "_session", "_token", "waits")
 
-    def __init__(self, session: Session, parts: Parts, carrier: Carrier) -> None:
+    def __init__(self, session: Session, registry: Registry, carrier: Carrier) -> None:
         self._session = session
-        self._parts = parts
+        self._registry = registry
+        self._parts = registry.parts
         self._carrier = carrier
         self._token: str | None = None
         self._asks = False  # it lists what it can do, and is told what of it is taken
@@ -206,8 +207,8 @@ class Greeting:
         more: dict[str, object] = {}
         if self._asks:
             more["capabilities"] = sorted(session.capabilities)
-        if "ack" in session.capabilities and session.device is not None:
-            more["epoch"] = session.device.epoch
+        if "ack" in session.capabilities:
+            more["epoch"] = self._registry.numbering(session)
         if token is not None:
             more |= {
                 "session_token": token,

@@ -152,6 +152,11 @@ class Registry:
         slowest = 0.0 if device is None else device.slowest
         return Liveness(self.parts.settings.ping, self.steady.now, self.parts.random, slowest)
 
+    def numbering(self, session: Session) -> str:
+        """The epoch of a connection's numbers, even while nobody knows if it is who it says."""
+        device = None if session.key is None else self._devices.get(session.key)
+        return f"{self._epoch}.{session.number}" if device is None else device.epoch
+
     def next_epoch(self) -> str:
         """A name for the numbering of an outbox that is new."""
         self._last_epoch += 1
@@ -239,6 +244,8 @@ class Registry:
         """
         self._strangers.pop(session.number, None)
         device = self.reach(key)
+        if "ack" in session.capabilities and not device.outbox.epoch:
+            device.outbox.epoch = f"{self._epoch}.{session.number}"  # as it was told
         approval = self.parts.devices.enter(key, facts)
         device.approved = approval is Approval.APPROVED
         older = device.session

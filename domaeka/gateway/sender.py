@@ -242,23 +242,26 @@ class Sender:
                 self._batch_bytes += len(data)
                 self._carrier.write_more(data)
 
-    def release(self, unsent_bytes: int) -> int:
+    def release(self, unsent_bytes: int, read_all: bool = False) -> None:
         """
         Give the outbox back: what never left waits again.
 
         @param unsent_bytes: how much of what was written the kernel has not taken.
-        @return: how many messages did leave, and are not known to have arrived.
+        @param read_all: whether the phone is known to have all that was sent, as when it closes
+            in order behind us; else what may be lost is counted.
         """
         outbox, self.outbox = self.outbox, None
         if outbox is None:
-            return 0
+            return
         sent_bytes = self._batch_bytes - unsent_bytes
         if unsent_bytes and self._deflater is not None:
             sent_bytes = 0  # where a reply ends in the stream is not known
         unsent = [outgoing for outgoing in self._batch or () if outgoing.end > sent_bytes]
         self._batch = None
         outbox.connection_lost(unsent)
-        return self.messages_sent - len(unsent) - self.confirmed
+        if not (read_all or outbox.acknowledges):
+            unconfirmed = self.messages_sent - len(unsent) - self.confirmed
+            self._parts.metrics.unconfirmed_messages.value += unconfirmed
 
     @property
     def urgent_waits(self) -> bool:

@@ -270,16 +270,10 @@ class Session:
     def replaced(self) -> None:
         """A newer connection of the same device takes over what waits for it."""
         unsent_bytes = self._carrier.unsent_bytes
-        self._release(unsent_bytes)
+        self.sender.release(unsent_bytes)
         self.close(CloseReason.TAKEN_OVER, ErrorCode.TAKEN_OVER, "a newer connection came")
         if unsent_bytes:
             self._carrier.abort()  # it must not arrive twice
-
-    def _release(self, unsent_bytes: int, in_order: bool = False) -> None:
-        """What waits is no longer this connection's; count what may be lost with it."""
-        unconfirmed = self.sender.release(unsent_bytes)
-        if not in_order and "ack" not in self.capabilities:
-            self._parts.metrics.unconfirmed_messages.value += unconfirmed
 
     def connection_lost(self, reason: CloseReason, unsent_bytes: int) -> None:
         """
@@ -288,9 +282,7 @@ class Session:
         @param reason: why, where nothing of ours ended it.
         @param unsent_bytes: how much of what was written the kernel never took.
         """
-        # A peer that closes in order behind us has read all.
-        in_order = self.reason is not None and reason is CloseReason.PEER_CLOSED
-        self._release(unsent_bytes, in_order)
+        self.sender.release(unsent_bytes, bool(self.reason) and reason is CloseReason.PEER_CLOSED)
         if self.reason is None:
             self.reason = reason
         self._registry.remove(self)
@@ -316,8 +308,6 @@ class Session:
 
     def close(self, reason: CloseReason, code: ErrorCode | None = None, text: str = "") -> None:
         """
-        if self.corked:
-            self._pump()  # what was answered ahead of the line that ends it
         End the conversation: say why, hand over what is written, finish; the sweep cuts it off
         at the deadline.
 
@@ -325,6 +315,8 @@ class Session:
         """
         if self.closing:
             return
+        if self.corked:
+            self._pump()  # what was answered ahead of the line that ends it
         self._stop_reading()
         self.reason = reason
         may_linger = self._registry.closing(self)
@@ -428,7 +420,7 @@ class Session:
                 "a second handshake named another device",
             )
         elif self._greeting is None:
-            self._greeting = Greeting(self, self._parts, self._carrier)
+            self._greeting = Greeting(self, self._registry, self._carrier)
             self._greeting.handshake_received(handshake, line, target)
         else:
             self._greeting.handshake_repeated()
