@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from domaeka.cli import main
 from domaeka.cli.operator import GRADES, SORTS, STATES
 from domaeka.cli.reach import Desk, Exchange, Unreachable
+from domaeka.gateway.drain import DrainReport
 from domaeka.gateway.migration import MigrationReport, Phase
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.state import load_or_create_secrets
@@ -32,12 +33,13 @@ class OperatorCase(ApiCase):
 
     def setUp(self) -> None:
         super().setUp()
+        self.emptied = False
         self.pages = HealthPages(
             self.metrics,
             self.clock,
             {"store": lambda: None},
             listening=lambda: True,
-            draining=lambda: self.operations.drain_report.running,
+            draining=lambda: self.emptied or self.operations.drain_report.running,
         )
         routes = (*self.pages.routes(), *self.api.routes())
         self.site = make_site(routes, self.clock, self.metrics, TOKEN)
@@ -265,9 +267,25 @@ class ChangingTests(OperatorCase):
         self.assertTrue(self.json("drain", "--status")["draining"])
         self.assertIn("no drain runs", self.output("drain", "--off"))
         self.assertEqual(self.run_command("drain", "--off").exit_code, 1)
-        self.meanwhile = [lambda: None, lambda: setattr(self, "away", True)]
-        self.assertIn("the server has ended", self.output("drain", "--wait"))
-        self.away = False
+
+    def test_drain_to_the_end(self) -> None:
+        """Waited for until nobody answers; called off meanwhile, it has failed."""
+
+        def emptied() -> None:
+            self.operations.drain_report = DrainReport()
+            self.emptied = True
+
+        def away() -> None:
+            self.away = True
+
+        self.meanwhile = [emptied, away]
+        result = self.run_command("drain", "--wait")
+        self.assertEqual(result.exit_code, 0, result.output)
+        self.assertEqual(
+            [line.split(":")[0] for line in result.stdout.splitlines()],
+            ["draining", "no phone is left", "the server has ended"],
+        )
+        self.away = self.emptied = False
         self.meanwhile = [self.operations.call_off_drain]
         self.assertEqual(self.run_command("drain", "--wait").exit_code, 1)
 

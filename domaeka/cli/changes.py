@@ -2,14 +2,15 @@
 
 import sys
 from base64 import b64encode
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, NoReturn, get_args
 
 import click
 
 from domaeka.bots.media import MAX_MEDIA_BYTES, MAX_MEDIA_ITEMS, MAX_WAIT_MS
 from domaeka.cli import views
-from domaeka.cli.answers import Accepted, Drain, Message, Migration, Reloaded
+from domaeka.cli.answers import Accepted, Drain, Health, Message, Migration, Reloaded
 from domaeka.cli.operator import STATUSES
 from domaeka.cli.reach import Desk, Unreachable, name, operators, path_of, read_as
 from domaeka.cli.text import one_line
@@ -203,28 +204,41 @@ def drain(desk: Desk, ask: bool, off: bool, wait: bool) -> None:
     if ask + off + wait > 1:
         raise click.UsageError("--status, --off, --wait: only one of them")
     found = desk.ask("GET" if ask else "DELETE" if off else "POST", "/drain")
+    if not wait:
+        state = read_as(found, Drain)
+        if desk.as_json:
+            desk.show_json(found)
+        else:
+            begun = not ask and not off
+            click.echo(views.DRAINED if begun and not state.draining else views.drain_line(state))
+        return
+    with suppress(Unreachable):
+        _drained(desk, found)
+    if desk.as_json:
+        desk.show_json({"ended": True})
+    else:
+        click.echo("the server has ended")
+
+
+def _drained(desk: Desk, found: Any) -> NoReturn:
+    """
+    Show how a stop goes, to the end.
+
+    @raise Unreachable: the server has ended.
+    @raise click.ClickException: it was called off.
+    """
     last = ""
     while True:
         state = read_as(found, Drain)
-        line = views.drain_line(state)
-        if desk.as_json and not wait:
-            desk.show_json(found)
-        elif not desk.as_json and line != last:
-            click.echo(line)
-        if not wait:
-            return
-        if not state.draining:
+        # Once no phone is left it only writes what is to be kept.
+        if not state.draining and read_as(desk.page("/health")[1], Health).status != "draining":
             raise click.ClickException("the drain was called off")
+        line = views.drain_line(state) if state.draining else views.DRAINED
+        if not desk.as_json and line != last:
+            click.echo(line)
         last = line
         desk.pause(CHANGE_SECONDS)
-        try:
-            found = desk.ask("GET", "/drain")
-        except Unreachable:
-            break
-    if desk.as_json:
-        desk.show_json({**found, "ended": True})
-    else:
-        click.echo("the server has ended")
+        found = desk.ask("GET", "/drain")
 
 
 # Move

@@ -1,9 +1,10 @@
 """Tables for operators.  What strangers named is shown as it is, and obeyed nowhere."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,10 @@ from domaeka.cli.text import duration, milliseconds, one_line, size
 
 #: How wide a line may become where nobody looks at it, in cells: nothing is folded for a program.
 _PIPE_WIDTH: Final = 20_000
+#: Cells between two columns.
+_GAP: Final = 2
+#: A stop whose last phone has left.
+DRAINED: Final = "no phone is left: the server ends"
 _STYLES: Final = {
     "good": "green",
     "fair": "yellow",
@@ -64,21 +69,42 @@ def say(text: str, style: str = "") -> Text:
     return Text(line, style or _STYLES.get(line, ""), overflow="fold")
 
 
-def _table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
+def _table(
+    names: str,
+    rows: Iterable[Sequence[str | Text]],
+    right: str = "",
+    fold: str = "",
+    spare: str = "",
+) -> Table:
     """
     A table without lines.
 
-    @param right: the columns of numbers.
-    @param fold: the columns that give way where the terminal is narrow.
+    @param names: of the columns, with spaces in between, as all that follow.
+    @param right: those of numbers.
+    @param fold: those that give way where the terminal is narrow.
+    @param spare: those that are left out before that, the first one first.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
+    columns = names.split()
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    widths = {
+        column: max(cell_len(column), *(row[place].cell_len for row in cells), 0)
+        for place, column in enumerate(columns)
+    }
+    console_width = make_console().width
+    for column in spare.split():
+        if sum(widths.values()) + _GAP * len(widths) <= console_width:
+            break
+        del widths[column]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in widths:
         table.add_column(
-            column,
-            justify="right" if column in right else "left",
+            column.replace("_", " "),
+            justify="right" if column in right.split() else "left",
             overflow="fold",
-            no_wrap=column not in fold,
+            no_wrap=column not in fold.split(),
         )
+    for row in cells:
+        table.add_row(*(row[place] for place, column in enumerate(columns) if column in widths))
     return table
 
 
@@ -111,16 +137,11 @@ def _state(connection: Connection) -> Text:
 
 def connections_table(connections: Iterable[Connection]) -> Table:
     """Those that are open."""
-    table = _table(
-        *("BOT", "DEVICE", "ADDRESS", "VERSION", "STATE", "QUALITY", "RTT", "P95", "LOSS"),
-        *("SILENT", "IN", "OUT", "QUEUE", "AGE"),
-        right=("RTT", "P95", "LOSS", "SILENT", "IN", "OUT", "QUEUE", "AGE"),
-        fold=("BOT", "DEVICE", "ADDRESS", "VERSION"),
-    )
-    for one in connections:
+
+    def row(one: Connection) -> Sequence[str | Text]:
         quality = one.quality
         rtt = None if quality is None else quality.rtt
-        table.add_row(
+        return (
             say(one.bot),
             say(one.device),
             say(one.address),
@@ -136,7 +157,14 @@ def connections_table(connections: Iterable[Connection]) -> Table:
             f"{one.queue.messages}",
             duration(one.age_seconds),
         )
-    return table
+
+    return _table(
+        "BOT DEVICE ADDRESS VERSION STATE QUALITY RTT P95 LOSS SILENT IN OUT QUEUE AGE",
+        map(row, connections),
+        right="RTT P95 LOSS SILENT IN OUT QUEUE AGE",
+        fold="BOT DEVICE ADDRESS VERSION",
+        spare="VERSION P95 OUT IN ADDRESS AGE QUEUE",
+    )
 
 
 def connection_facts(one: Connection) -> Table:
@@ -189,14 +217,10 @@ def connection_facts(one: Connection) -> Table:
 
 def closed_table(connections: Iterable[Ended]) -> Table:
     """Those that have ended."""
-    table = _table(
-        *("ENDED", "SINCE", "BOT", "DEVICE", "ADDRESS", "REASON", "QUALITY", "IN", "OUT"),
-        right=("IN", "OUT"),
-        fold=("ENDED", "SINCE", "BOT", "DEVICE", "ADDRESS"),
-    )
-    for one in connections:
+
+    def row(one: Ended) -> Sequence[str | Text]:
         grade = "" if one.grade is None else f"{one.grade} {one.score}"
-        table.add_row(
+        return (
             _time(one.ended),
             _time(one.since),
             say(one.bot),
@@ -207,18 +231,21 @@ def closed_table(connections: Iterable[Ended]) -> Table:
             str(one.messages.received),
             str(one.messages.sent),
         )
-    return table
+
+    return _table(
+        "ENDED SINCE BOT DEVICE ADDRESS REASON QUALITY IN OUT",
+        map(row, connections),
+        right="IN OUT",
+        fold="BOT DEVICE ADDRESS",
+        spare="SINCE OUT IN ADDRESS QUALITY",
+    )
 
 
 def devices_table(devices: Iterable[Device]) -> Table:
     """Devices."""
-    table = _table(
-        *("BOT", "DEVICE", "STATUS", "CONNECTED", "VERSION", "ADDRESS", "LAST SEEN", "QUEUE"),
-        right=("QUEUE",),
-        fold=("BOT", "DEVICE", "ADDRESS", "LAST SEEN"),
-    )
-    for one in devices:
-        table.add_row(
+
+    def row(one: Device) -> Sequence[str | Text]:
+        return (
             say(one.bot),
             say(one.device),
             say(one.status),
@@ -228,17 +255,21 @@ def devices_table(devices: Iterable[Device]) -> Table:
             _time(one.last_seen, "never"),
             str(one.queue.messages),
         )
-    return table
+
+    return _table(
+        "BOT DEVICE STATUS CONNECTED VERSION ADDRESS LAST_SEEN QUEUE",
+        map(row, devices),
+        right="QUEUE",
+        fold="BOT DEVICE VERSION ADDRESS",
+        spare="VERSION ADDRESS QUEUE",
+    )
 
 
 def rooms_table(rooms: Iterable[Room]) -> Table:
     """Rooms."""
-    table = _table(
-        *("BOT", "ROOM", "NAME", "KIND", "STATUS", "LAST HEARD", "ON DEVICE"),
-        fold=("BOT", "ROOM", "NAME", "LAST HEARD", "ON DEVICE"),
-    )
-    for one in rooms:
-        table.add_row(
+
+    def row(one: Room) -> Sequence[str | Text]:
+        return (
             say(one.bot),
             say(one.room),
             say(one.name),
@@ -247,18 +278,20 @@ def rooms_table(rooms: Iterable[Room]) -> Table:
             _time(one.last_heard, "never"),
             say(one.device or ""),
         )
-    return table
+
+    return _table(
+        "BOT ROOM NAME KIND STATUS LAST_HEARD ON_DEVICE",
+        map(row, rooms),
+        fold="BOT ROOM NAME ON_DEVICE",
+        spare="ON_DEVICE KIND",
+    )
 
 
 def bans_table(bans: Iterable[Ban]) -> Table:
     """Bans."""
-    table = _table(
-        *("NETWORK", "SINCE", "UNTIL", "TIMES", "BY", "REASON"),
-        right=("TIMES",),
-        fold=("SINCE", "UNTIL", "REASON"),
-    )
-    for one in bans:
-        table.add_row(
+
+    def row(one: Ban) -> Sequence[str | Text]:
+        return (
             say(one.network),
             _time(one.made_at),
             _time(one.expires, "lifted"),
@@ -266,7 +299,14 @@ def bans_table(bans: Iterable[Ban]) -> Table:
             say(one.made_by or "server"),
             say(one.reason),
         )
-    return table
+
+    return _table(
+        "NETWORK SINCE UNTIL TIMES BY REASON",
+        map(row, bans),
+        right="TIMES",
+        fold="NETWORK BY REASON",
+        spare="TIMES",
+    )
 
 
 def drain_line(drain: Drain) -> str:

@@ -1,0 +1,113 @@
+"""The operator's commands, as processes, against real servers with a phone."""
+
+import json
+import os
+import shutil
+import signal
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from domaeka.testing import STANDARD_IDENTITY, FakePhone
+from tests.integration.support import HOST, ServerProcess
+from tests.integration.test_cli import Command
+
+BOT = STANDARD_IDENTITY.bot_name
+ROOM = "테스트방"
+ROOM_ID = "18398338829933617"
+DEVICE_ID = "a1b2c3d4e5f60718"
+
+
+class OperatorTests(TestCase):
+    """What an operator types."""
+
+    timeout = 90
+
+    async def serve(self, like: ServerProcess | None = None) -> ServerProcess:
+        """@param like: whose secrets it has."""
+        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]')
+        if like is not None:
+            server.state.mkdir(mode=0o700)
+            shutil.copy(like.state / "secrets.toml", server.state)
+        await server.start()
+        return server
+
+    async def heard(self, server: ServerProcess) -> FakePhone:
+        """A phone that has said something, and was answered."""
+        phone = server.phone(DEVICE_ID)
+        phone.say("# echo 하나", ROOM, channel_id=ROOM_ID)
+        await phone.when(lambda: phone.texts() == ["하나"])
+        return phone
+
+    def command(self, server: ServerProcess, *arguments: str, terminal: bool = False) -> Command:
+        """A command that runs."""
+        place = f"http://{HOST}:{server.http_port}"
+        options = ("--url", place, "--state-dir", str(server.state))
+        return Command(self, *arguments, *options, terminal=terminal)
+
+    async def run_command(self, server: ServerProcess, *arguments: str) -> tuple[int, str]:
+        """@return: exit status, and what was written."""
+        command = self.command(server, *arguments)
+        status = await command.ended()
+        return status, (command.out + command.notes).decode()
+
+    async def json(self, server: ServerProcess, *arguments: str) -> Any:
+        """What a command that succeeds writes for scripts."""
+        status, output = await self.run_command(server, *arguments, "--json")
+        self.assertEqual(status, 0, output)
+        return json.loads(output)
+
+    async def test_seeing_and_deciding(self) -> None:
+        """A phone, its room and its line are seen, decided on and sent to."""
+        server = await self.serve()
+        phone = await self.heard(server)
+        status, output = await self.run_command(server, "status")
+        self.assertEqual(status, 0, output)
+        self.assertIn("healthy", output)
+        status, output = await self.run_command(server, "connections", BOT, DEVICE_ID)
+        self.assertEqual(status, 0, output)
+        self.assertIn(HOST, output)
+        found = await self.json(server, "devices", "block", BOT, DEVICE_ID)
+        self.assertEqual(found["devices"][0]["status"], "blocked")
+        await self.json(server, "devices", "approve", BOT, DEVICE_ID)
+        found = await self.json(server, "rooms", "approve", BOT, ROOM)
+        self.assertEqual(found["rooms"][0]["room"], ROOM_ID)
+        found = await self.json(
+            server, *("send", "--bot", BOT, "--room", ROOM, "밖에서 온 말", "--wait")
+        )
+        self.assertEqual(found["state"], "sent")
+        await phone.when(lambda: "밖에서 온 말" in phone.texts())
+        await self.json(server, "bans", "add", "203.0.113.7")
+        self.assertEqual((await self.json(server, "bans"))["total"], 1)
+        await self.json(server, "bans", "lift", "203.0.113.7")
+        await self.watched(server)
+
+    async def watched(self, server: ServerProcess) -> None:
+        """On a terminal the connections are shown until Ctrl-C, which is a good end."""
+        command = self.command(server, "connections", "--watch", "--interval=0.2", terminal=True)
+        await command.shows(DEVICE_ID)
+        command.write(b"\x03")
+        self.assertEqual(await command.ended(), 0, command.out)
+        self.assertIn(b"\x1b[?1049l", command.out)  # the screen is as it was
+
+    async def test_changes(self) -> None:
+        """Settings are read again, phones moved, the server ended; nobody answers then."""
+        server = await self.serve()
+        other = await self.serve(like=server)
+        await self.heard(server)
+        self.assertEqual((await self.json(server, "reload"))["changed"], [])
+        target = f"{HOST}:{other.port}"
+        found = await self.json(server, "migrate", target, "--wait")
+        self.assertEqual((found["phase"], found["port"]), ("done", other.port))
+        status, output = await self.run_command(server, "migrate", "--off")
+        self.assertEqual(status, 1, output)
+        self.assertFalse((await self.json(server, "drain", "--status"))["draining"])
+        pid = server.pid
+        status, output = await self.run_command(server, "drain", "--wait")
+        self.assertEqual(status, 0, output)
+        self.assertIn("the server has ended", output)
+        with self.assertRaises(ProcessLookupError):
+            os.kill(pid, signal.SIG_DFL)
+        status, output = await self.run_command(server, "status")
+        self.assertEqual((status, len(output.splitlines())), (3, 1), output)
+        self.assertIn("Connection refused", output)
