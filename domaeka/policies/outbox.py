@@ -116,6 +116,7 @@ class Outbox:
     C{CRITICAL} goes first, the others share by weight, so that nobody starves.  What had been
     handed to a connection that ended goes again before anything new, in order, under its number.
 
+    @ivar acknowledges: whether the last connection says what has arrived.
     @ivar answer_bytes: how many bytes of answers (C{HIGH}) wait to be taken.
     @ivar epoch: says which numbering this is.
     @ivar next_number: goes to the next message that is handed over for the first time.
@@ -123,7 +124,6 @@ class Outbox:
     """
 
     __slots__ = (
-        "_acknowledges",
         "_again",
         "_away_until",
         "_bytes",
@@ -138,6 +138,7 @@ class Outbox:
         "_total",
         "_turns",
         "_unacknowledged",
+        "acknowledges",
         "answer_bytes",
         "epoch",
         "hold_low",
@@ -166,7 +167,7 @@ class Outbox:
         self._seconds = seconds
         self.epoch = epoch
         self.hold_low = False
-        self._acknowledges = False
+        self.acknowledges = False
         self.next_number = 1
         self._away_until = -inf
         # An empty deque takes 760 bytes, and most outboxes are idle: L{None} stands for one.
@@ -295,7 +296,7 @@ class Outbox:
         @param acknowledges: whether it says what has arrived.
         """
         self.connection_lost(self._handed or ())
-        self._acknowledges = acknowledges
+        self.acknowledges = acknowledges
         self._away_until = -inf
 
     def take(self) -> Outgoing | None:
@@ -330,7 +331,7 @@ class Outbox:
             if not number:
                 item.number = number = self.next_number
                 self.next_number = number + 1
-            if self._acknowledges:
+            if self.acknowledges:
                 item.message_id = number
             if self._handed is None:
                 self._handed = deque()
@@ -343,7 +344,7 @@ class Outbox:
         number = item.number
         while handed and handed[0].number <= number:
             item = handed.popleft()
-            if self._acknowledges:
+            if self.acknowledges:
                 if self._unacknowledged is None:
                     self._unacknowledged = deque()
                 self._unacknowledged.append(item)
