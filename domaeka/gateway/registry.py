@@ -327,7 +327,8 @@ class Registry:
                     session.fail()
         wall = self.parts.seconds()
         for device in list(self._devices.values()):
-            device.outbox.expire(wall)
+            if device.outbox.touched:  # most are idle
+                device.outbox.expire(wall)
             if device.session is None and device.owes_nothing and now >= device.kept_until:
                 del self._devices[device.key]
         metrics = self.parts.metrics

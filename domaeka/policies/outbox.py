@@ -117,6 +117,8 @@ class Outbox:
     handed to a connection that ended goes again before anything new, in order, under its number.
 
     @ivar acknowledges: whether the last connection says what has arrived.
+    @ivar messages: how many are held: waiting, on their way, or not acknowledged.
+    @ivar touched: whether L{expire} may have anything to do, or to tidy up.
     @ivar answer_bytes: how many bytes of answers (C{HIGH}) wait to be taken.
     @ivar epoch: says which numbering this is.
     @ivar next_number: goes to the next message that is handed over for the first time.
@@ -131,7 +133,6 @@ class Outbox:
         "_handed",
         "_max_bytes",
         "_max_messages",
-        "_messages",
         "_queues",
         "_seconds",
         "_served",
@@ -142,7 +143,9 @@ class Outbox:
         "answer_bytes",
         "epoch",
         "hold_low",
+        "messages",
         "next_number",
+        "touched",
     )
 
     def __init__(
@@ -174,7 +177,8 @@ class Outbox:
         self._queues: list[_Queue | None] = [None, None, None, None]
         self._handed: _Queue | None = None  # by number, on their way to the socket
         self._unacknowledged: _Queue | None = None  # by number, all lower than those handed
-        self._messages = 0  # waiting, handed and unacknowledged
+        self.messages = 0
+        self.touched = False
         self._bytes = 0
         self.answer_bytes = 0
         self._again = 0  # how many that wait have a number: at the heads of the queues
@@ -184,13 +188,8 @@ class Outbox:
         self._served = 0.0
 
     @property
-    def messages(self) -> int:
-        """How many are held: waiting, on their way, or not acknowledged."""
-        return self._messages
-
-    @property
     def bytes(self) -> int:
-        """How many bytes these take."""
+        """How many bytes L{messages} take."""
         return self._bytes
 
     def __len__(self) -> int:
@@ -231,7 +230,7 @@ class Outbox:
                 on_fate(Fate.EXPIRED)
             return None
         if (
-            self._messages >= self._max_messages
+            self.messages >= self._max_messages
             or self._bytes + size > self._max_bytes
             or total.used + size > total.limits[priority]
         ) and not self._make_room(priority, size):
@@ -244,7 +243,8 @@ class Outbox:
         if queue is None:
             queue = self._queues[priority] = deque()
         queue.append(item)
-        self._messages += 1
+        self.messages += 1
+        self.touched = True
         self._bytes += size
         if priority == 1:
             self.answer_bytes += size
@@ -264,7 +264,7 @@ class Outbox:
             # An acknowledgement comes behind what its client had sent before: of what has left
             # for the socket, any number may be owed one.
             owed = len(unacknowledged) + self._again
-            full = self._messages - owed >= self._max_messages
+            full = self.messages - owed >= self._max_messages
             if not (full or self._bytes + size > self._max_bytes or total.used + size > limit):
                 return True
             if self._queues[3]:
@@ -349,7 +349,7 @@ class Outbox:
                     self._unacknowledged = deque()
                 self._unacknowledged.append(item)
             else:
-                self._messages -= 1
+                self.messages -= 1
                 self._bytes -= item.size
                 self._total.used -= item.size
             if item.on_fate is not None:
@@ -414,11 +414,12 @@ class Outbox:
 
         @return: how many expired.
         """
-        if not self._messages:
+        if not self.messages:
             if self._handed is not None:
                 self._queues[:] = (None, None, None, None)
                 self._handed = self._unacknowledged = None
             self._earliest = inf
+            self.touched = False
             return 0
         if now < self._earliest:
             return 0
@@ -565,7 +566,7 @@ class Outbox:
 
     def _release(self, item: Outgoing) -> None:
         """C{item} is not held any more."""
-        self._messages -= 1
+        self.messages -= 1
         self._bytes -= item.size
         self._total.used -= item.size
 
