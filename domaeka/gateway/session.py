@@ -1,8 +1,7 @@
 """
 One phone's conversation: what it said, what that means, and what it is told.
 
-docs/protocol.md says what happens on the wire; L{NEXT} says what may follow what.  What becomes
-of chat is in L{domaeka.gateway.intake}.
+docs/protocol.md says what happens on the wire, L{NEXT} what may follow what; chat is L{Intake}'s.
 """
 
 from __future__ import annotations
