@@ -56,6 +56,10 @@ class LineDecoder:
         """
         data = self._data
         start = self._position
+        if start == len(data) and not self._behind:  # as after most reads: it ended with a line
+            self._data = b""
+            self._position = 0
+            return None
         while True:
             end = data.find(b"\n", start)
             if end < 0:
