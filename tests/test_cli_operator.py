@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult
 
+import msgspec
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.cli import main
 from domaeka.cli.operator import GRADES, SORTS, STATES
 from domaeka.cli.reach import Desk, Exchange, Unreachable
+from domaeka.cli.text import duration, escaped_json, milliseconds, one_line, size
 from domaeka.gateway.drain import DrainReport
 from domaeka.gateway.migration import MigrationReport, Phase
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
@@ -394,3 +399,43 @@ class ReachTests(OperatorCase):
         result = self.run_command("status")
         self.assertEqual(result.exit_code, 1)
         self.assertIn("give --state-dir or --token-file", result.output)
+
+
+class TextTests(SynchronousTestCase):
+    """Texts of strangers."""
+
+    @given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
+    def test_json(self, text: str, ascii_only: bool) -> None:
+        """Whatever a name holds, JSON says the same, and a terminal has nothing to obey."""
+        written = escaped_json(msgspec.json.encode({"name": text}).decode(), ascii_only)
+        self.assertEqual(json.loads(written), {"name": text})
+        self.assertTrue(written.isprintable())
+        self.assertTrue(written.isascii() or not ascii_only)
+
+    @given(st.text())
+    def test_one_line(self, text: str) -> None:
+        """Whatever a name holds, it stays in its line and commands nothing."""
+        self.assertTrue(one_line(text).isprintable())
+
+    def test_figures(self) -> None:
+        """Figures are short enough for a table."""
+        self.assertEqual(
+            [duration(s) for s in (0.4, 59, 61, 3700, 90_000)],
+            [
+                "0 s",
+                "59 s",
+                "1 m",
+                "1 h 1 m",
+                "1 d 1 h",
+            ],
+        )
+        self.assertEqual(
+            [size(n) for n in (0, 1023, 1536, 5 * 2**30)],
+            [
+                "0 B",
+                "1023 B",
+                "1.5 KiB",
+                "5.0 GiB",
+            ],
+        )
+        self.assertEqual([milliseconds(s) for s in (None, 0.0012, 0.25)], ["", "1.2 ms", "250 ms"])

@@ -5,6 +5,7 @@ How an operator's command reaches a server: which one, with which token, and wha
 import http.client
 import ipaddress
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,8 @@ class Desk:
 
     def show_json(self, value: object) -> None:
         """Write C{value}, in a line."""
-        click.echo(escaped_json(msgspec.json.encode(value).decode()))
+        unicode = sys.stdout.encoding.lower().startswith("utf")
+        click.echo(escaped_json(msgspec.json.encode(value).decode(), ascii_only=not unicode))
 
     def _send(self, method: str, target: str, body: object) -> tuple[int, bytes]:
         if self._exchange is None:
@@ -214,6 +216,8 @@ def http_exchange(place: SplitResult, token: str) -> Exchange:
                 connection.request(method, place.path.rstrip("/") + target, body, headers)
                 response = connection.getresponse()
                 answer = response.read(MAX_ANSWER_BYTES + 1)
+                if response.length and len(answer) <= MAX_ANSWER_BYTES:
+                    raise http.client.IncompleteRead(answer, response.length)
             finally:
                 connection.close()
         except OSError as error:
@@ -222,7 +226,7 @@ def http_exchange(place: SplitResult, token: str) -> Exchange:
             raise Unreachable(f"cannot reach {where}: {why}{hint}") from None
         except (http.client.HTTPException, ValueError):
             # A name that no host can have is a UnicodeError, which is a ValueError.
-            raise Unreachable(f"cannot reach {where}: what answers is no HTTP server") from None
+            raise Unreachable(f"cannot reach {where}: what answers does not speak HTTP") from None
         if len(answer) > MAX_ANSWER_BYTES:
             raise Unreachable(f"{where}: an answer of more than {MAX_ANSWER_BYTES} bytes")
         return response.status, answer

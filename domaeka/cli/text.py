@@ -23,13 +23,19 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\ufffd").replace("\t", " ")
 
 
-def escaped_json(text: str) -> str:
-    """The same value, in a JSON text that a terminal shows and obeys nothing of."""
-    if text.isprintable():
+def escaped_json(text: str, ascii_only: bool = False) -> str:
+    """
+    The same value, in a JSON text that a terminal shows and obeys nothing of.
+
+    @param ascii_only: whether nothing else can be shown.
+    """
+
+    def shown(piece: str) -> bool:
+        return piece.isprintable() and (piece.isascii() or not ascii_only)
+
+    if shown(text):
         return text
-    return "".join(
-        character if character.isprintable() else _escape(character) for character in text
-    )
+    return "".join(piece if shown(piece) else _escape(piece) for piece in text)
 
 
 def _escape(character: str) -> str:

@@ -59,7 +59,7 @@ def show(what: RenderableType) -> None:
         console.print(what)
     # A table fills its last column up with spaces.
     text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-    console.file.write(text)
+    console.file.write(text.encode(console.encoding, "replace").decode(console.encoding))
     console.file.flush()
 
 

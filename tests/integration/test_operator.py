@@ -4,18 +4,68 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from domaeka.cli.reach import Desk, Unreachable, http_exchange, read_url
+from domaeka.state import load_or_create_secrets
 from domaeka.testing import STANDARD_IDENTITY, FakePhone
-from tests.integration.support import HOST, ServerProcess
+from tests.integration.support import HOST, ServerProcess, reactor
 from tests.integration.test_cli import Command
 
 BOT = STANDARD_IDENTITY.bot_name
 ROOM = "테스트방"
 ROOM_ID = "18398338829933617"
 DEVICE_ID = "a1b2c3d4e5f60718"
+
+
+class Stranger(Protocol):
+    """A server of something else: it says what it always says, and hangs up."""
+
+    transport: Any
+
+    # IProtocol
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(self.factory.answer)
+        self.transport.loseConnection()
+
+
+class ReachTests(TestCase):
+    """Servers that are not ours."""
+
+    timeout = 30
+
+    async def test_strangers(self) -> None:
+        """Whatever answers, it is told apart from a server of ours; nothing of it is obeyed."""
+        factory: Any = Factory.forProtocol(Stranger)
+        port = reactor.listenTCP(0, factory, interface=HOST)
+        self.addCleanup(port.stopListening)
+        send = http_exchange(read_url(f"http://{HOST}:{port.getHost().port}"), "token")
+        desk = Desk(lambda place, token: send)
+        for answer in (
+            b"",
+            b"SSH-2.0-\x1b[2J\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\n<html>",
+            b"HTTP/1.1 301 Moved\r\nLocation: http://example.org/\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        ):
+            factory.answer = answer
+            desk.url, desk.state_dir = "http://localhost", self.secrets()
+            with self.assertRaises(Unreachable) as caught:
+                await deferToThread(desk.ask, "GET", "/bans")
+            self.assertTrue(caught.exception.message.isprintable(), answer)
+
+    def secrets(self) -> str:
+        """A state directory."""
+        directory = Path(self.mktemp())
+        directory.mkdir(mode=0o700)
+        load_or_create_secrets(directory)
+        return str(directory)
 
 
 class OperatorTests(TestCase):
