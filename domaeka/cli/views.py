@@ -211,7 +211,7 @@ def connection_facts(one: Connection) -> Table:
         text = ", ".join(f"{name} {value:g}" for name, value in figures if value is not None)
         rows.append(("phone says", f"{text} ({duration(phone.age_seconds)} ago)"))
     if one.ended_last_hour is not None:
-        rows.append(("ended", f"{one.ended_last_hour} connections within the last hour"))
+        rows.append(("ended", f"{one.ended_last_hour} within the last hour"))
     return _facts(rows)
 
 
