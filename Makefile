@@ -5,6 +5,7 @@
 #   make test    all tests           make unit    those without sockets: seconds
 #   make lint    ruff                make types   mypy
 #   make check   lint, types, test   make bench   what a message costs
+#   make fuzz    a million damaged inputs, others each time
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,6 +50,9 @@ rules:
 
 bench: $(TESTABLE)
 	$(BIN)/python -m benchmarks
+
+fuzz: $(TESTABLE)
+	FUZZ_INPUTS=1000000 FUZZ_SEED=$$(date +%s) $(TRIAL) tests.integration.test_fuzz
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
