@@ -42,9 +42,6 @@ class Owner(Protocol):
     def said(self, line: "Line", event: Event) -> None:
         """The server said something."""
 
-    def heard(self, line: "Line") -> None:
-        """All that came together has been read."""
-
     def lost(self, line: "Line", reason: CloseReason, why: str) -> None:
         """A connection ended.  The line will come back, unless it is stopped here."""
 
@@ -162,7 +159,6 @@ class Line:
             self.abort(conversation.ended)
             return
         self.flush()
-        self._owner.heard(self)
 
     def lost(self, reason: CloseReason, why: str) -> None:
         self._protocol = None

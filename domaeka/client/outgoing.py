@@ -80,11 +80,6 @@ class SendQueue:
         """How many wait, or are not acknowledged."""
         return len(self._waiting) + len(self._unacknowledged)
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing that was sent waits for its acknowledgement."""
-        return not self._unacknowledged
-
     def put(self, said: Said, ttl: float, on_fate: FateListener | None = None) -> None:
         """
         Let a message wait.

@@ -39,11 +39,11 @@ from domaeka.policies.auth import Signer
 
 #: How long making a connection may take, in seconds.
 CONNECT_SECONDS: Final = 10.0
-#: How long chat waits, when the server has changed, for the one before to acknowledge what it was
-#: sent, and how long that one has for its answers, in seconds.  Source: docs/client.md, "Several
-#: servers"; the server gives itself half of it (docs/settings.md, C{shutdown.drain_timeout}).
+#: How long chat waits, when the server has changed, for the one before to answer what it was told,
+#: and how long that one has for it in all, in seconds.  Source: docs/client.md, "Several servers";
+#: a server gives itself less (docs/settings.md, C{shutdown.drain_timeout}).
 SETTLE_SECONDS: Final = 5.0
-LEAVE_SECONDS: Final = 60.0
+LEAVE_SECONDS: Final = 40.0
 #: How often a preferred server is looked for, in seconds; half of it is at random.  And how long
 #: it may take to greet us.  Source: docs/client.md, "Several servers".
 RETURN_SECONDS: Final = 300.0
@@ -128,7 +128,7 @@ class Client(Service):
         self._retiring: Line | None = None  # replaced, but owes us something
         self._settle_at = 0.0
         self._retire_at = 0.0
-        self._holding = False  # chat, for what the retiring line is yet to acknowledge
+        self._holding = False  # chat, for what is yet to come on the retiring line
         self._ending: list[Deferred[None]] = []
         self._move: _Move | None = None
         self._move_call: Any = None
@@ -228,11 +228,6 @@ class Client(Service):
         # The phones of old wait for no greeting.
         if not self._capabilities and line is self._line:
             self._open()
-
-    def heard(self, line: Line) -> None:
-        """All that came together has been read."""
-        if line is self._retiring:
-            self._settle()
 
     def said(self, line: Line, event: Event) -> None:
         """The server said something."""
@@ -358,14 +353,17 @@ class Client(Service):
             self._retired()
         old = self._line
         self._give_place(line)
+        server = line.route.server
         old.close_queue()
+        if old.conversation is not None:
+            old.conversation.migrated(server.host, server.port)
+            old.flush()
         now = self.reactor.seconds()
         self._retiring = old
         self._holding = True
         self._settle_at = now + SETTLE_SECONDS
         self._retire_at = now + LEAVE_SECONDS
-        self.tell(Moved(line.route.server))
-        self._settle()
+        self.tell(Moved(server))
 
     def _give_place(self, line: Line) -> None:
         """C{line} is the one in use from now on."""
@@ -378,33 +376,17 @@ class Client(Service):
         if not old.is_connected:
             self._end(old)
 
-    def _settle(self) -> None:
-        """
-        Once the replaced line has acknowledged what it was sent, or has had its time for that,
-        chat goes on; the line stays until the server has closed it, for it may bring answers.
-        """
-        old = self._retiring
-        if old is None or not self._holding:
-            return
-        if not (self.queue.settled or self.reactor.seconds() >= self._settle_at):
-            return
-        self._holding = False
-        server = self._line.route.server
-        if old.conversation is not None:
-            old.conversation.migrated(server.host, server.port)
-            old.flush()
-        if self._line.greeted:
-            self._line.open()
-
     def _retired(self) -> None:
-        """The replaced line has ended, or has had its time."""
+        """The replaced line has ended: the server has closed it, or it has had its time."""
         old = self._retiring
         assert old is not None
         self._retiring = None
         self._end(old)
-        if self._holding or not self.queue.settled:
-            # What the server in use has had already it drops.
-            self.queue.connection_lost()
+        # What it has not acknowledged; what the server in use has had already, that one drops.
+        self.queue.connection_lost()
+        self._hold_no_more()
+
+    def _hold_no_more(self) -> None:
         self._holding = False
         if self._line.greeted:
             self._line.open()
@@ -444,7 +426,8 @@ class Client(Service):
         for line in (self._line, self._next, self._retiring):
             if line is not None:
                 line.check(on_time)
-        self._settle()
+        if self._holding and now >= self._settle_at:
+            self._hold_no_more()
         if self._retiring is not None and now >= self._retire_at:
             self._retired()
         if self._hold_until is not None and now >= self._hold_until and self._line.greeted:

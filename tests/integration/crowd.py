@@ -71,11 +71,15 @@ class Talker:
         number = len(self.said)
         text = f"{self._number}.{number}"
         self.said.append(text)
-        command = f"# slow 0.5 {text}" if number % 10 == 5 else f"# echo {text}"
+        command = f"# slow 0.5 {text}" if self._is_slow(number) else f"# echo {text}"
         said = Said(
             room=f"방 {self._number}", channel_id=str(self._number + 1), sender="나", text=command
         )
         self.client.say(said, TTL_SECONDS)
+
+    def _is_slow(self, number: int) -> bool:
+        """Whether something takes a while; not the same for all at the same time."""
+        return (number + self._number) % 10 == 5
 
     def start(self, delay: float) -> None:
         """Connect, and begin to talk some seconds later."""
@@ -101,7 +105,7 @@ class Talker:
         """What was lost, what was doubled, and which answers that take no while changed places."""
         lost = Counter(self.said) - Counter(self.replies)
         doubled = Counter(self.replies) - Counter(self.said)
-        quick = [text for text in self.replies if _place(text) % 10 != 5]
+        quick = [text for text in self.replies if not self._is_slow(_place(text))]
         in_order = sorted(quick, key=_place)
         moved = [text for text, right in zip(quick, in_order, strict=True) if text != right]
         return [

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from collections import defaultdict
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,16 +15,20 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from domaeka.client import Lost
 from domaeka.phonewire import Identity, PhoneWriter, Said
 from domaeka.policies.auth import Signer
 from domaeka.testing import SCRIPTS, STANDARD_IDENTITY, FakePhone
-from tests.integration.crowd import Crowd, reactor
+from tests.integration.crowd import Crowd, most_within, reactor
 from tests.integration.support import HOST, ServerProcess, sleep
 from tests.integration.test_api import Api
 
 #: Phones of each version, and clients, of which one test has as many.
 PHONES_EACH = 5
 CLIENTS = 12
+#: Clients that move, and over how many seconds they are told to.
+MOVERS = 100
+SPREAD_SECONDS = 10.0
 #: Phones are back after 1.0 s rather than 4.0 s.
 HURRY = 0.25
 #: What a stop may take beside C{shutdown.drain_timeout}, in seconds: the interpreter's end with it.
@@ -253,3 +258,78 @@ class DrainTests(ChangeCase):
         await api.ask("POST", "/drain")
         await server.ended()
         self.assertEqual(server.exit_status, 0)
+
+
+class MigrationTests(ChangeCase):
+    """Moves from one server to another."""
+
+    async def pair(self, one_store: bool, *arguments: str) -> tuple[ServerProcess, ServerProcess]:
+        """Two servers, on one store or on one each."""
+        if one_store:
+            path = Path(self.mktemp()).absolute()
+            path.mkdir(parents=True)
+            arguments = (*arguments, "--set", f"storage.url=sqlite:///{path}/shared.db")
+        old = await self.serve(*arguments)
+        return old, await self.sibling(old, *arguments)
+
+    async def move(self, old: ServerProcess, new: ServerProcess, **more: float) -> Any:
+        """Have everybody moved.  @return: status and body."""
+        return await Api(old).ask("POST", "/migration", {"host": HOST, "port": new.port, **more})
+
+    async def done(self, old: ServerProcess, phase: str = "done", patience: float = 60.0) -> Any:
+        """Wait for the end of a move.  @return: its report."""
+        api = Api(old)
+
+        async def ended() -> bool:
+            return (await api.get("/migration"))["phase"] == phase
+
+        await self.until(ended, patience)
+        return await api.get("/migration")
+
+    async def moves(self, one_store: bool) -> None:
+        """A crowd moves, and those of old behind it."""
+        old, new = await self.pair(one_store)
+        phones = self.field(old, new)
+        crowd = Crowd(self, [old], MOVERS)
+        await crowd.greeted(old)
+        await self.online(*phones)
+        await sleep(1.0)
+        status, state = await self.move(old, new, migrate_after=3.0, spread=SPREAD_SECONDS)
+        self.assertEqual((status, state["phase"]), (HTTPStatus.ACCEPTED, "moving"))
+        plan = old.state / "migration.json"
+        self.assertEqual(plan.stat().st_mode & 0o777, 0o600)
+        await sleep(SPREAD_SECONDS / 2)
+        health = (await old.get("/health"))[1]
+        self.assertIn(b'"status":"draining"', health)
+        self.assertIn(b'"migration":{"phase":"moving"', health)
+        self.assertTrue(all(phone.online for phone in phones))
+        report = await self.done(old)
+        figures = [report[name] for name in ("told", "arrived", "missing", "remaining")]
+        self.assertEqual(figures, [MOVERS, MOVERS, 0, 0])
+        self.assertFalse(plan.exists())
+        await crowd.greeted(new)
+        arrivals = crowd.arrivals(new)
+        self.assertEqual(len(arrivals), MOVERS)
+        even = MOVERS / SPREAD_SECONDS
+        self.assertLessEqual(most_within(arrivals, 1.0), 2 * even)
+        self.assertTrue(all(greeting.resumed is one_store for greeting in crowd.greetings(new)))
+        self.assertEqual([talker.seen(Lost) for talker in crowd.talkers], [[]] * MOVERS)
+        await self.online(*phones)
+        for phone in phones:
+            ask(phone, "# echo 여기")
+        await self.until(lambda: all(phone.texts() == ["여기"] for phone in phones))
+        self.assertGreater(min(phone.record.connects[-1] for phone in phones), max(arrivals))
+        await crowd.finish()
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection((HOST, old.port), 1.0).close()
+
+    async def test_one_store(self) -> None:
+        """
+        A hundred clients under traffic lose nothing, and nothing is doubled; they arrive evenly,
+        and are known there by their tokens.  Phones of old follow when the port is shut.
+        """
+        await self.moves(one_store=True)
+
+    async def test_two_stores(self) -> None:
+        """The same where the other server has a store of its own: signatures serve."""
+        await self.moves(one_store=False)
