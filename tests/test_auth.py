@@ -318,7 +318,7 @@ class SignatureTableTests(SynchronousTestCase):
         for number in range(10):
             self.assertEqual(self.judge(line=b"%d" % number), Seen.FRESH)
         (device,) = self.table._devices.values()
-        self.assertEqual(len(device.further), 3)
+        self.assertEqual(len(device.further or ()), 3)
         self.assertEqual(self.judge(line=b"9"), Seen.REPEAT)
         self.judge(100_000)
         self.clock.advance(301.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.web.routes import Call, Refusal, Route, RouteTable, as_answer, bearer_holds
+from domaeka.web.routes import Answer, Call, Refusal, Route, RouteTable, as_answer, bearer_holds
 
 
 def nothing(call: Call) -> NoReturn:
@@ -80,8 +80,9 @@ class AnswerTests(SynchronousTestCase):
 
     def test_values(self) -> None:
         """Nothing is 204, a value is JSON."""
-        self.assertEqual(as_answer(None).status, 204)
-        self.assertEqual(as_answer({"방": 1}).body, '{"방":1}'.encode())
+        nothing, value = as_answer(None), as_answer({"방": 1})
+        assert isinstance(nothing, Answer) and isinstance(value, Answer)
+        self.assertEqual((nothing.status, value.body), (204, '{"방":1}'.encode()))
 
     def test_refusal(self) -> None:
         """Errors have the form that the API promises."""
