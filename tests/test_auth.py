@@ -287,12 +287,14 @@ class SignatureTableTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """Of one device the last 4,096 are known; what is not newer than one forgotten is stale."""
-        for number in range(MAX_REMEMBERED + 2):
+        at_once = auth_module._FORGOTTEN_AT_ONCE
+        for number in range(MAX_REMEMBERED + 1):
+            self.assertLessEqual(len(self.table), MAX_REMEMBERED)
             self.assertEqual(self.judge(number), Seen.FRESH)
-        self.assertEqual(len(self.table), MAX_REMEMBERED)
-        for number in (-5, 0, 1):
+        self.assertEqual(len(self.table), MAX_REMEMBERED + 1 - at_once)
+        for number in (-5, 0, at_once - 1):
             self.assertEqual(self.judge(number, line=b"x"), Seen.STALE)
-        self.assertEqual(self.judge(2), Seen.REPEAT)
+        self.assertEqual(self.judge(at_once), Seen.REPEAT)
         self.assertEqual(self.judge(1, device_id="another"), Seen.FRESH)
 
     def test_out_of_order(self) -> None:

@@ -226,6 +226,8 @@ class Seen(Enum):
 _FRESH: Final = Seen.FRESH
 
 
+#: How many signatures of a device that has too many make room for new ones.
+_FORGOTTEN_AT_ONCE: Final = 64
 #: A signature's connection, below the digest of its first line.
 _OWNER_BITS: Final = 64
 _OWNER_MASK: Final = (1 << _OWNER_BITS) - 1
@@ -311,9 +313,12 @@ class SignatureTable:
         signed.append(signature)
         signed.append(timestamp)
         if len(signed) > 2 * MAX_REMEMBERED:
-            del self._known[signed[0]]
-            device.forgotten_until = max(device.forgotten_until, signed[1])
-            del signed[:2]
+            # Some at once: to move what is behind them takes 2 µs.
+            for known in signed[: 2 * _FORGOTTEN_AT_ONCE : 2]:
+                del self._known[known]
+            forgotten = max(signed[1 : 2 * _FORGOTTEN_AT_ONCE : 2])
+            device.forgotten_until = max(device.forgotten_until, forgotten)
+            del signed[: 2 * _FORGOTTEN_AT_ONCE]
         return _FRESH
 
     def sweep(self) -> None:
