@@ -63,12 +63,8 @@ class Moves:
 
     @property
     def away(self) -> bool:
-        """Whether phones are being, or have been, moved away."""
-        return self.report is not None and self.report.phase in (
-            Phase.MOVING,
-            Phase.EMPTYING,
-            Phase.DONE,
-        )
+        """Whether the port is shut, for all phones are to be elsewhere."""
+        return self.report is not None and self.report.phase in (Phase.EMPTYING, Phase.DONE)
 
     def begin(self, plan: MigrationPlan) -> "Deferred[MigrationReport]":
         """

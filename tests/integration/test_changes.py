@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -20,7 +21,7 @@ from domaeka.phonewire import Identity, PhoneWriter, Said
 from domaeka.policies.auth import Signer
 from domaeka.testing import SCRIPTS, STANDARD_IDENTITY, FakePhone
 from tests.integration.crowd import Crowd, most_within, reactor
-from tests.integration.support import HOST, ServerProcess, sleep
+from tests.integration.support import HOST, ServerProcess, free_port, sleep
 from tests.integration.test_api import Api
 
 #: Phones of each version, and clients, of which one test has as many.
@@ -281,7 +282,7 @@ class MigrationTests(ChangeCase):
         api = Api(old)
 
         async def ended() -> bool:
-            return (await api.get("/migration"))["phase"] == phase
+            return bool((await api.get("/migration"))["phase"] == phase)
 
         await self.until(ended, patience)
         return await api.get("/migration")
@@ -300,13 +301,13 @@ class MigrationTests(ChangeCase):
         self.assertEqual(plan.stat().st_mode & 0o777, 0o600)
         await sleep(SPREAD_SECONDS / 2)
         health = (await old.get("/health"))[1]
-        self.assertIn(b'"status":"draining"', health)
         self.assertIn(b'"migration":{"phase":"moving"', health)
         self.assertTrue(all(phone.online for phone in phones))
         report = await self.done(old)
         figures = [report[name] for name in ("told", "arrived", "missing", "remaining")]
         self.assertEqual(figures, [MOVERS, MOVERS, 0, 0])
         self.assertFalse(plan.exists())
+        self.assertIn(b'"status":"draining"', (await old.get("/health"))[1])
         await crowd.greeted(new)
         arrivals = crowd.arrivals(new)
         self.assertEqual(len(arrivals), MOVERS)
@@ -333,3 +334,88 @@ class MigrationTests(ChangeCase):
     async def test_two_stores(self) -> None:
         """The same where the other server has a store of its own: signatures serve."""
         await self.moves(one_store=False)
+
+    async def test_refused(self) -> None:
+        """
+        Nobody is sent to where nobody answers, to a server with other secrets, to this one
+        itself, or anywhere while the server stops.
+        """
+        old, new = await self.pair(False)
+        stranger = await self.serve()
+        hole = socket.create_server((HOST, 0))  # takes connections, and says nothing
+        self.addCleanup(hole.close)
+        for port, why in (
+            (free_port(), "refused"),
+            (stranger.port, "AUTH_FAILED"),
+            (old.port, "is this server itself"),
+        ):
+            body = {"host": HOST, "port": port}
+            status, answer = await Api(old).ask("POST", "/migration", body)
+            self.assertEqual(status, HTTPStatus.CONFLICT)
+            self.assertIn(why, answer["error"]["message"])
+        trying = ensureDeferred(
+            Api(old).ask("POST", "/migration", {"host": HOST, "port": hole.getsockname()[1]})
+        )
+        await sleep(0.5)
+        self.assertEqual((await self.move(old, new))[0], HTTPStatus.CONFLICT)
+        began = reactor.seconds()
+        await old.stop()
+        self.assertLess(reactor.seconds() - began, STOP_SLACK_SECONDS)
+        with contextlib.suppress(Exception):  # whether it is still told depends on who is first
+            self.assertEqual((await trying)[0], HTTPStatus.CONFLICT)
+        self.assertFalse((old.state / "migration.json").exists())
+        self.assertNotIn("Traceback", old.output())
+
+    async def test_called_off(self) -> None:
+        """Called off, nobody else goes, and those that are there stay there; chat goes on."""
+        old, new = await self.pair(True)
+        crowd = Crowd(self, [old], CLIENTS)
+        await crowd.greeted(old)
+        await self.move(old, new, migrate_after=1.0, spread=8.0)
+        await self.until(lambda: len(crowd.arrivals(new)) >= 2)
+        api = Api(old)
+        status, state = await api.ask("DELETE", "/migration")
+        self.assertEqual((status, state["phase"]), (HTTPStatus.OK, "called off"))
+        told = state["told"]
+        self.assertTrue(2 <= told < CLIENTS, told)
+        await sleep(4.0)
+        self.assertEqual(len(crowd.arrivals(new)), told)
+        self.assertTrue(await old.is_ready())
+        self.assertFalse((old.state / "migration.json").exists())
+        await crowd.finish()
+
+    async def test_halts(self) -> None:
+        """Where they cannot arrive it halts, and all are served on as if nothing had been."""
+        old, new = await self.pair(False)
+        crowd = Crowd(self, [old], CLIENTS)
+        await crowd.greeted(old)
+        await self.move(old, new, migrate_after=0.5, spread=1.0)
+        new.signal("KILL")
+        report = await self.done(old, "halted", 80.0)
+        self.assertEqual((report["arrived"], report["remaining"]), (0, CLIENTS))
+        self.assertTrue(await old.is_ready())
+        await crowd.finish()
+        self.assertEqual([talker.seen(Lost) for talker in crowd.talkers], [[]] * CLIENTS)
+
+    async def test_goes_on_after_a_restart(self) -> None:
+        """
+        A server that is stopped meanwhile goes on with it when it is started again: those that
+        come back are sent on, and nothing is lost.
+        """
+        old, new = await self.pair(True)
+        crowd = Crowd(self, [old], CLIENTS)
+        await crowd.greeted(old)
+        await self.move(old, new, migrate_after=1.0, spread=8.0)
+        await self.until(lambda: len(crowd.arrivals(new)) >= 2)
+        await old.stop()
+        self.assertTrue((old.state / "migration.json").exists())
+        await old.start()
+        api = Api(old)
+        state = await api.get("/migration")
+        self.assertEqual((state["phase"], state["port"]), ("moving", new.port))
+        await crowd.greeted(new)
+        self.assertGreater((await api.get("/migration"))["sent_on"], 0)
+        await crowd.finish()
+        (phone,) = self.field(old)[:1]
+        ask(phone, "# echo 아직 여기")
+        await phone.expect("아직 여기")
