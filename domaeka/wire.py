@@ -24,11 +24,12 @@ class LineDecoder:
     Holds at most C{max_bytes} of an unfinished line, beside what was fed and not yet asked for.
     """
 
-    __slots__ = ("_behind", "_data", "_max_bytes", "_pending", "_position")
+    __slots__ = ("_behind", "_data", "_pending", "_position", "max_bytes")
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         """@param max_bytes: longest line accepted, in bytes, newline included."""
-        self._max_bytes = max_bytes
+        #: As given; may be changed at any time.
+        self.max_bytes = max_bytes
         # The start of a line, without a newline: a bytearray, if there is any.
         self._pending: bytes | bytearray = b""
         self._data = b""  # what follows it, read from _position on
@@ -65,7 +66,7 @@ class LineDecoder:
             if end < 0:
                 if start:
                     data = data[start:]
-                if len(self._pending) + len(data) >= self._max_bytes:
+                if len(self._pending) + len(data) >= self.max_bytes:
                     raise self._too_long()
                 if self._pending:
                     self._pending += data
@@ -78,7 +79,7 @@ class LineDecoder:
                 data = self._data = bytes(self._behind)
                 self._behind = b""
                 continue
-            if len(self._pending) + end - start >= self._max_bytes:
+            if len(self._pending) + end - start >= self.max_bytes:
                 raise self._too_long()
             line = data[start:end]
             self._position = start = end + 1
@@ -94,7 +95,7 @@ class LineDecoder:
             self._position = start = _empty_lines(data, start).end()  # type: ignore[union-attr]
 
     def _too_long(self) -> WireError:
-        return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self._max_bytes} bytes in a frame")
+        return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self.max_bytes} bytes in a frame")
 
     def take_rest(self) -> bytes:
         """Hand over, and forget, the bytes behind the last line returned."""

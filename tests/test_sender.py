@@ -32,6 +32,9 @@ class _Carrier:
     def nothing(self) -> None:
         """Nothing else is asked for."""
 
+    def limit_lines(self, max_bytes: int) -> None:
+        """No lines come."""
+
     start_inflating = pause_reading = resume_reading = finish = disconnect = abort = nothing
     kernel_figures = nothing
 

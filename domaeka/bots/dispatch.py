@@ -116,6 +116,7 @@ class BotDispatcher:
         self._lanes: Lanes[tuple[Command, int, Chat, Origin]] = Lanes(
             settings.bot_concurrency, settings.room_concurrency
         )
+        self._breaker_settings: BreakerSettings | None = None
         self.apply(bots, settings, breaker)
         self._running: dict[_Run, None] = {}  # those that wait, oldest first
         self._told: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
@@ -144,7 +145,9 @@ class BotDispatcher:
             (channel, user)
             for channel, _, user in (text.partition("/") for text in settings.operators)
         )
-        self._breaker_settings = breaker
+        if breaker != self._breaker_settings:
+            self._breaker_settings = breaker
+            attach_services(self._seconds, breaker)
         self._breakers = {
             command.name: Breaker(
                 command.name,
@@ -165,7 +168,6 @@ class BotDispatcher:
     def start(self) -> None:
         """Begin to watch the time.  To be called in the reactor's thread."""
         self._thread = get_ident()
-        attach_services(self._seconds, self._breaker_settings)
         self._swept_at = self._seconds()
         self._sweeper.start(SWEEP_SECONDS, now=False).addErrback(_sweep_ended)
 

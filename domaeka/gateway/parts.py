@@ -60,6 +60,7 @@ class Parts:
         """Take over settings, at the start or when they have changed."""
         self.settings = settings
         self.signer = signer
+        self._signatures.window = settings.auth.clock_skew
         self.verifier = Verifier(settings.auth, signer, self._signatures, self.metrics)
         self.reader = FrameReader(settings.server.max_text_chars, settings.server.max_frame_bytes)
         #: What clients may ask for in their handshake.

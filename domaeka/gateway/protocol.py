@@ -261,6 +261,10 @@ class GatewayProtocol(Protocol):
         if not session.corked and not session.closing:
             self._read_lines(session)
 
+    def limit_lines(self, max_bytes: int) -> None:
+        """Take no longer lines from now on."""
+        self._decoder.max_bytes = max_bytes
+
     def start_inflating(self) -> None:
         """What comes behind the line that was read last is a deflate stream."""
         self._inflater = Inflater()

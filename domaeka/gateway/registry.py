@@ -169,8 +169,15 @@ class Registry:
 
     def settings_changed(self) -> None:
         """Other settings are in force: for the connections that are open, too."""
+        parts = self.parts
         for session in self:
+            if parts.limits.denies(session.address):
+                session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is denied")
+                continue
             session.settings_changed()
+            device, facts = session.device, session.facts
+            if device is not None and facts is not None and not device.approved:
+                device.approved = parts.devices.enter(device.key, facts) is Approval.APPROVED
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call C{function} in another turn of the reactor."""

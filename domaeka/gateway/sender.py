@@ -65,6 +65,9 @@ class Carrier(Protocol):
     def kernel_figures(self) -> KernelFigures | None:
         """What the kernel knows of the line; L{None} where it does not say."""
 
+    def limit_lines(self, max_bytes: int) -> None:
+        """Take no longer lines from now on."""
+
     def start_inflating(self) -> None:
         """What comes behind the line that was read last is a deflate stream."""
 

@@ -257,12 +257,11 @@ class Session:
 
         @param seconds: when to close in any case.
         """
-        now = self._registry.exact_now
+        until = self._registry.exact_now + seconds
         if self._leaving is not None:
-            reason, until = self._leaving
-            seconds = min(seconds, until - now)
-        self._leaving = reason, now + seconds
-        self.due = now
+            reason, until = self._leaving[0], min(until, self._leaving[1])
+        self._leaving = reason, until
+        self.due = self._registry.steady.now
         if not self.corked:
             self._close_if_leaving()
 
@@ -452,6 +451,7 @@ class Session:
     def settings_changed(self) -> None:
         """Other settings are in force."""
         self.valve.apply()
+        self._carrier.limit_lines(self._parts.settings.server.max_frame_bytes)
         if self._pinger is not None:
             self._pinger.liveness.apply(self._parts.settings.ping)
             self.due = self._registry.steady.now

@@ -265,7 +265,8 @@ class SignatureTable:
         @param window: how long a signature is valid after its timestamp, in seconds.
         @param seconds: the time now, in seconds since 1970.
         """
-        self._window_ms = window * 1000
+        #: As given; may be changed at any time.
+        self.window = window
         self._seconds = seconds
         # A signature's hash to the digest of its first line and its connection, in one number:
         # an idle phone has twenty of them, its pongs', and so they take 3 KB less.
@@ -323,7 +324,7 @@ class SignatureTable:
 
     def sweep(self) -> None:
         """Forget what is no longer valid anyway.  To be called every minute or so."""
-        oldest = self._seconds() * 1000 - self._window_ms
+        oldest = (self._seconds() - self.window) * 1000
         for key, device in list(self._devices.items()):
             signed = device.signed
             old = 0

@@ -237,6 +237,16 @@ class AddressLimits:
         self._full_at[key] = full_at + self._pause
         return Admission.ADMITTED
 
+    def denies(self, address: str) -> bool:
+        """Whether C{limits.deny} says that nobody at C{address} is let in."""
+        place = _place(address)
+        if place is None:
+            return False
+        bits, number, _ = place
+        return next((listed for _, listed in self._listed.matches(bits, number)), None) is (
+            Admission.DENIED
+        )
+
     def give_back(self, address: str) -> None:
         """An attempt that was admitted does not count: it authenticated, or we refused it."""
         place = _place(address)
