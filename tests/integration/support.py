@@ -70,6 +70,7 @@ class ServerProcess:
     It is ended with the test, whatever happens.
 
     @ivar log: the file with its output.
+    @ivar environment: of its processes.
     @ivar ended_by: the signal by which its last run ended, if one did.
     @ivar exit_status: of its last run, if it ended by itself.
     """
@@ -82,6 +83,7 @@ class ServerProcess:
         self.directory.mkdir(mode=0o700, parents=True)
         self.state = self.directory / "state"
         self.log = self.directory / "server.log"
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._arguments = arguments
         self._process: Any = None
         self.ended_by: int | None = None
@@ -103,7 +105,7 @@ class ServerProcess:
                 _Watcher(self._ended),
                 command[0],
                 command,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=self.environment,
                 path=str(self.directory),
                 childFDs={0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()},
             )
