@@ -123,11 +123,20 @@ class Crowd:
     """Many talkers."""
 
     def __init__(
-        self, test: TestCase, servers: Sequence[ServerProcess], count: int, period: float = 0.5
+        self,
+        test: TestCase,
+        servers: Sequence[ServerProcess],
+        count: int,
+        period: float = 0.5,
+        first: int = 0,
     ) -> None:
-        """They come and talk, all at other moments, until the test ends."""
+        """
+        They come and talk, all at other moments, until the test ends.
+
+        @param first: the number of the first of them.
+        """
         self._test = test
-        self.talkers = [Talker(number, servers, period) for number in range(count)]
+        self.talkers = [Talker(first + number, servers, period) for number in range(count)]
         for number, talker in enumerate(self.talkers):
             talker.start(period * number / count)
             test.addCleanup(talker.stop)

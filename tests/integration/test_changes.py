@@ -22,7 +22,7 @@ from domaeka.client import Lost
 from domaeka.phonewire import Identity, PhoneWriter, Said
 from domaeka.policies.auth import Signer
 from domaeka.testing import SCRIPTS, STANDARD_IDENTITY, FakePhone
-from tests.integration.crowd import Crowd, most_within, reactor
+from tests.integration.crowd import BOT, Crowd, most_within, reactor
 from tests.integration.support import HOST, ServerProcess, free_port, sleep
 from tests.integration.test_api import Api
 from tests.integration.test_sockets import make_certificate
@@ -43,7 +43,7 @@ SETTINGS = (
 )
 
 #: A bot that is changed while its server runs.
-BOT = """from domaeka import Bot
+BOT_TEXT = """from domaeka import Bot
 
 bot = Bot("reloaded")
 
@@ -224,7 +224,14 @@ class DrainTests(ChangeCase):
         """It cuts a stop short, and what must be written is: sessions, and what waits."""
         server = await self.serve()
         crowd = Crowd(self, [server], 3, 0.2)
+        gone = Crowd(self, [server], 1, 0.2, first=50)
         await crowd.greeted()
+        await gone.greeted()
+        await gone.finish()
+        (away,) = gone.talkers
+        await away.stop()
+        message = {"bot": BOT, "device": "talker-50", "room": "방", "text": "50.99", "ttl": 60}
+        self.assertEqual((await Api(server).ask("POST", "/messages", message))[0], 202)
         (phone,) = self.field(server)[:1]
         await self.online(phone)
         phone.say("# slow 20 늦게")
@@ -241,6 +248,9 @@ class DrainTests(ChangeCase):
         await crowd.greeted()
         self.assertTrue(all(greeting.resumed for greeting in crowd.greetings(server)))
         await crowd.finish()
+        away.client.startService()
+        away.said.append("50.99")
+        await gone.finish()
 
     async def test_called_off(self) -> None:
         """
@@ -452,7 +462,7 @@ class ReloadTests(ChangeCase):
     def write_bot(self, answer: str) -> None:
         """A bot that answers so."""
         self.bot = self.directory / "reloaded_bot.py"
-        text = BOT.format(answer)
+        text = BOT_TEXT.format(answer)
         if self.bot.exists():  # Python knows a file again by its time and length
             text += "#" * (self.bot.stat().st_size % 7 + 1)
         self.bot.write_text(text)
