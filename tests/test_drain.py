@@ -129,6 +129,36 @@ class DrainTests(GatewayCase):
         self.run_for(0.1)
         self.assertEqual((ended, all(peer.lost for peer in peers)), ([True], True))
 
+    def test_cut_short_with_one_that_does_not_close(self) -> None:
+        """Cut short, it still hands over what is written, but not for long."""
+        peer = self.ready()
+        peer.polite = False
+        ended = self.begin()
+        self.drain.cut_short()
+        self.run_for(0.9)
+        self.assertEqual((peer.finished, ended), (True, []))
+        self.run_for(0.2)
+        self.assertEqual(ended, [True])
+
+    def test_cut_short_before_it_begins(self) -> None:
+        """Two signals in one breath are not one."""
+        self.bots.hold = True
+        self.ready().chat("말")
+        self.drain.cut_short()
+        ended = self.begin()
+        self.run_for(1.1)
+        self.assertEqual(ended, [True])
+
+    def test_says_that_it_is_called_off(self) -> None:
+        """Who was told to stay away is told that it need not."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("하나")
+        self.begin()
+        self.drain.call_off()
+        self.run_for(0.0)
+        self.assertEqual(told(peer)[1:], [0.0])
+
     def test_called_off(self) -> None:
         """Called off, those that are still there are served on."""
         self.bots.hold = True

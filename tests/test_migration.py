@@ -3,8 +3,9 @@
 from domaeka.errors import CloseReason
 from domaeka.gateway.migration import Migration, MigrationPlan, MigrationReport, Phase
 from domaeka.interfaces import DeviceKey
-from domaeka.phonewire import Moving, encode_migrated
-from tests.gateway_case import GatewayCase, Peer
+from domaeka.messages import Reply
+from domaeka.phonewire import Greeting, Moving, encode_migrated
+from tests.gateway_case import FakeSessions, GatewayCase, Peer
 
 OLD = DeviceKey("봇", "old")
 
@@ -17,10 +18,12 @@ class MigrationTests(GatewayCase):
         self.shut = 0
         self.ended: list[MigrationReport] = []
 
-    def begin(self) -> Migration:
+    def begin(self, open_seconds: float = 0.0) -> Migration:
         """A migration with the usual settings."""
         plan = MigrationPlan("new.example", 9000, False, 30.0, 30.0)
-        migration = Migration(plan, self.registry, self.clock, self.shut_port, self.ended.append)
+        migration = Migration(
+            plan, self.registry, self.clock, self.shut_port, self.ended.append, open_seconds
+        )
         migration.start()
         return migration
 
@@ -62,6 +65,23 @@ class MigrationTests(GatewayCase):
         self.run_for(22.0)
         self.assertEqual([len(self.notices(client)) for client in clients], [1] * 60)
 
+    def test_arrivals(self) -> None:
+        """They are told to arrive evenly: in no second more than the even rate."""
+        self.serve(("server.max_connections", "300"))
+        clients = self.clients(300)
+        self.begin()
+        arrivals: list[float] = []
+        for _ in range(128):
+            self.run_for(0.25)
+            for client in clients:
+                arrivals += [
+                    self.clock.seconds() + notice.migrate_after for notice in self.notices(client)
+                ]
+                client.take()
+        self.assertEqual(len(arrivals), 300)
+        busiest = max(sum(start <= time < start + 1.0 for time in arrivals) for start in arrivals)
+        self.assertLessEqual(busiest, 300 / 30.0)
+
     def test_done(self) -> None:
         """Once the clients have left the port is shut; old phones go last; then it is over."""
         old = self.ready(OLD)
@@ -85,6 +105,102 @@ class MigrationTests(GatewayCase):
         old = self.greeted(OLD)
         old.chat("여기 있어요")
         self.assertEqual(old.texts, ["여기 있어요"])
+
+    def test_heard_out(self) -> None:
+        """A client that has moved stays until it has, and has acknowledged, what it is owed."""
+        self.bots.hold = True
+        (client,) = self.clients(1)
+        client.chat("하나", "둘")
+        self.begin()
+        self.run_for(2.0)
+        client.write(encode_migrated("new.example", 9000))
+        self.run_for(20.0)
+        self.assertFalse(client.finished)
+        self.bots.release()
+        self.run_for(0.1)
+        self.assertEqual((client.texts, client.finished), (["하나", "둘"], False))
+        client.ack(2)
+        self.assertTrue(client.finished)
+        self.assertEqual(self.reasons, {"migrated": 1})
+
+    def test_newcomer_that_is_owed_something(self) -> None:
+        """What waits here for a client that comes is handed over before it is closed."""
+        key = DeviceKey("봇", "device 0")
+        self.begin(60.0)
+        self.registry.reach(key).answer(Reply("방", "1", "봇", "기다림"))
+        (client,) = self.clients(1)
+        self.assertEqual((client.texts, client.finished), (["기다림"], False))
+        client.ack(1)
+        self.assertTrue(client.finished)
+
+    def test_one_that_is_being_greeted(self) -> None:
+        """A client that waits for its greeting is told once, behind it."""
+        sessions = FakeSessions()
+        self.serve(sessions=sessions)
+        client = self.connect(OLD)
+        client.handshake(signed=True, capabilities=("ack", "session"))
+        self.begin()
+        self.run_for(5.0)
+        self.assertEqual(client.frames, [])
+        sessions.answer("token")
+        self.run_for(1.1)
+        self.assertEqual([type(frame) for frame in client.frames], [Greeting, Moving])
+
+    def test_one_that_stays(self) -> None:
+        """A few that do not go in their time are closed with the old phones."""
+        clients = self.clients(30)
+        self.begin()
+        self.run_for(32.0)
+        for client in clients[1:]:
+            self.arrive(client)
+        self.run_for(57.0)
+        self.assertEqual((self.shut, clients[0].finished), (0, False))
+        self.run_for(5.0)
+        (report,) = self.ended
+        self.assertEqual((report.phase, report.arrived, report.missing), (Phase.DONE, 29, 1))
+        self.assertTrue(clients[0].finished)
+
+    def test_late_arrival(self) -> None:
+        """One that arrives after its time has arrived."""
+        clients = self.clients(30)
+        migration = self.begin()
+        self.run_for(32.0)
+        for client in clients[2:]:
+            self.arrive(client)
+        self.run_for(61.0)
+        self.assertEqual((migration.report.arrived, migration.report.missing), (28, 1))
+        for client in clients[:2]:
+            self.arrive(client)
+        self.assertEqual((migration.report.arrived, migration.report.missing), (30, 0))
+
+    def test_work_without_end(self) -> None:
+        """A phone that is owed an answer for ever does not keep the move from its end."""
+        self.bots.hold = True
+        old = self.ready(OLD)
+        old.chat("말")
+        self.begin()
+        self.run_for(29.0)
+        self.assertEqual((self.shut, old.finished), (1, False))
+        self.run_for(2.0)
+        self.assertEqual((old.lost, self.ended[0].phase), (True, Phase.DONE))
+
+    def test_time_to_come_back(self) -> None:
+        """A server that was started again leaves its clients time to come, and be sent on."""
+        migration = self.begin(120.0)
+        self.run_for(100.0)
+        (client,) = self.clients(1)
+        self.assertTrue(client.finished)
+        self.assertEqual((migration.report.sent_on, self.shut), (1, 0))
+        self.run_for(25.0)
+        self.assertEqual((self.ended[0].phase, self.shut), (Phase.DONE, 1))
+
+    def test_interrupted(self) -> None:
+        """When the server stops nobody else is told, and it is known that it is not over."""
+        clients = self.clients(60)
+        self.begin().interrupt()
+        self.run_for(10.0)
+        self.assertEqual(self.ended[0].phase, Phase.INTERRUPTED)
+        self.assertLessEqual(sum(len(self.notices(client)) for client in clients), 1)
 
     def test_halts(self) -> None:
         """Where too many do not arrive it halts, and nobody else is sent away."""
