@@ -282,6 +282,19 @@ class AnswerTests(ClientCase):
         self.run_for(7.0)
         self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
 
+    def test_told_that_a_shutdown_is_called_off(self) -> None:
+        """A server that says that it need not stay away is spoken to at once."""
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].shut_down(80.0, close=False)
+        self.run_for(0.1)
+        fate = self.say(client, "기다림")
+        self.run_for(5.0)
+        self.assertNoResult(fate)
+        self.servers[ONE].shut_down(0.0, close=False)
+        self.run_for(0.1)
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+
 
 class MigrationTests(ClientCase):
     """Moves to another server."""
@@ -303,6 +316,40 @@ class MigrationTests(ClientCase):
         self.assertEqual(self.replies, ["하나", *(f"둘 {number}" for number in range(30))])
         self.assertEqual(self.seen(Lost), [])
         self.assertTrue(self.seen(Greeting)[1].resumed)
+
+    def test_old_server_heard_out(self) -> None:
+        """
+        What the old server still answers arrives; chat waits for that, but not for long, and nor
+        does the old connection.
+        """
+        self.servers[ONE].lets_go = False
+        client = self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000)
+        self.run_for(1.0)
+        self.assertEqual(len(self.servers[ONE].migrated), 1)
+        fate = self.say(client, "둘")
+        self.run_for(3.0)
+        self.assertNoResult(fate)
+        self.run_for(2.0)
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+        self.servers[ONE].send("하나")
+        self.servers[TWO].ping()
+        self.run_for(32.0)
+        self.assertEqual(self.replies, ["둘", "하나"])
+        self.assertEqual(len(self.servers[ONE].conversations), 1)
+        self.run_for(5.0)
+        self.assertEqual((self.servers[ONE].conversations, self.seen(Lost)), ([], []))
+
+    def test_at_its_time(self) -> None:
+        """It goes when it was told to, to the tenth of a second: servers spread their clients."""
+        self.client()
+        self.run_for(1.0)
+        self.servers[ONE].migrate("two", 9000, after=10.4)
+        self.run_for(10.3)
+        self.assertEqual(len(self.seen(Connected)), 1)
+        self.run_for(0.2)
+        self.assertEqual(len(self.seen(Connected)), 2)
 
     def test_follows_only_what_it_may(self) -> None:
         """Without a signature, or after its time, a notice is not followed; a trusted host is."""

@@ -106,6 +106,7 @@ class FakeServer(protocol.Factory):
         self.approved = approved
         self.ping_interval = ping_interval
         self.greet = True  # whether handshakes are answered
+        self.lets_go = True  # whether a client that has moved is closed at once
         self.refuse_with: ErrorCode | None = None  # what each handshake is refused with
         self.chats: list[Chat] = []
         self.handshakes: list[Handshake] = []
@@ -281,7 +282,7 @@ class FakeConversation:
                         del self._device.unacknowledged[number]
         else:
             self._server.migrated.append(message)
-            self.closing = True
+            self.closing = self._server.lets_go
 
     def _handshake(self, handshake: Handshake, line: bytes) -> None:
         server = self._server

@@ -1,0 +1,149 @@
+"""Tests for L{domaeka.gateway.moves}: moves are tried, written down, and gone on with."""
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+
+from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
+from domaeka.gateway.moves import Moves
+from domaeka.gateway.probe import probe_key
+from domaeka.interfaces import DeviceKey
+from domaeka.messages import encode_handshake_complete
+from tests.gateway_case import NOW, GatewayCase
+
+PLAN = MigrationPlan("192.0.2.7", 9000, False, 30.0, 30.0)
+
+
+class MovesTests(GatewayCase):
+    """Tests for L{Moves}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = Path(self.mktemp())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.shut = self.opened = 0
+        self.reactor: Any = MemoryReactorClock()
+        self.reactor.advance(NOW)
+        self.moves = self.new_moves()
+
+    def new_moves(self) -> Moves:
+        """Those of a server that has just started."""
+        return Moves(self.registry, self.reactor, self.path, self.shut_ports, self.listen)
+
+    def shut_ports(self) -> None:
+        """The ports are shut."""
+        self.shut += 1
+
+    def listen(self) -> None:
+        """They are open again."""
+        self.opened += 1
+
+    def begin(self, answered: bool = True) -> "Deferred[MigrationReport]":
+        """Begin to move."""
+        begun = self.moves.begin(PLAN)
+        self.reactor.advance(0)
+        if answered:
+            self.answer()
+        return begun
+
+    def answer(self) -> None:
+        """The other server answers."""
+        protocol = self.reactor.tcpClients[-1][2].buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        protocol.dataReceived(
+            encode_handshake_complete(
+                approved=True, message="", server_version="1", timestamp="2026-11-22T12:00:00Z"
+            )
+        )
+
+    def refusal(self, begun: "Deferred[MigrationReport]") -> str:
+        """Why it could not begin."""
+        return str(self.failureResultOf(begun, MigrationRefused).value)
+
+    def test_written_down(self) -> None:
+        """It is on the disk from its beginning to its end, for nobody else to read."""
+        client = self.client("ack")
+        report = self.successResultOf(self.begin())
+        self.assertEqual(report.phase, Phase.MOVING)
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+        self.assertEqual(list(self.path.parent.iterdir()), [self.path])
+        self.assertFalse(self.moves.away)
+        client.drop()
+        self.reactor.pump([0.25] * 3)
+        self.assertEqual((report.phase, self.shut, self.opened), (Phase.DONE, 1, 0))
+        self.assertTrue(self.moves.away)
+        self.assertFalse(self.path.exists())
+
+    def test_one_at_a_time(self) -> None:
+        """While one is tried, or runs, there is no other."""
+        self.client("ack")
+        begun = self.begin(answered=False)
+        self.assertIn("runs already", self.refusal(self.begin(answered=False)))
+        self.answer()
+        self.successResultOf(begun)
+        self.assertIn("runs already", self.refusal(self.begin(answered=False)))
+
+    def test_itself(self) -> None:
+        """Nobody is sent to where he is."""
+        begun = self.begin(answered=False)
+        self.ready(probe_key(self.parts.node))
+        self.answer()
+        self.assertIn("this server itself", self.refusal(begun))
+
+    def test_somebody_of_its_name(self) -> None:
+        """A stranger who says that he is this server does not keep it from moving."""
+        begun = self.begin(answered=False)
+        self.greeted(probe_key(self.parts.node))
+        self.answer()
+        self.successResultOf(begun)
+
+    def test_stops_meanwhile(self) -> None:
+        """A server that stops does not begin to move."""
+        begun = self.begin(answered=False)
+        self.registry.draining = True
+        self.moves.interrupt()
+        self.refusal(begun)
+        self.assertIn("runs already", self.refusal(self.begin(answered=False)))
+        self.assertFalse(self.path.exists())
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_cannot_be_written_down(self) -> None:
+        """What a restart would forget does not begin."""
+        self.path.mkdir()
+        self.assertIn("it cannot be written down", self.refusal(self.begin()))
+        self.assertEqual(list(self.path.parent.iterdir()), [self.path])
+
+    def test_goes_on(self) -> None:
+        """One that a stop interrupted goes on, with time for clients to come back."""
+        self.client("ack")
+        self.begin()
+        self.moves.interrupt()
+        self.assertTrue(self.path.exists())
+        self.serve()
+        self.moves = self.new_moves()
+        self.moves.go_on()
+        self.reactor.advance(100.0)
+        report = self.moves.report
+        assert report is not None
+        self.assertEqual((report.phase, report.host), (Phase.MOVING, PLAN.host))
+        self.assertTrue(self.client("ack", key=DeviceKey("봇", "back")).finished)
+
+    def test_nothing_to_go_on_with(self) -> None:
+        """Where nothing is written down, or nonsense, there is nothing to go on with."""
+        for text in (None, "{", '{"host": 1}'):
+            if text is not None:
+                self.path.write_text(text)
+            self.moves.go_on()
+            self.assertIsNone(self.moves.report)
+
+    def test_called_off(self) -> None:
+        """Called off, it is forgotten, and the ports are open."""
+        self.assertFalse(self.moves.call_off())
+        self.client("ack")
+        self.begin()
+        self.assertTrue(self.moves.call_off())
+        self.assertEqual((self.opened, self.path.exists()), (1, False))
+        assert self.moves.report is not None
+        self.assertEqual(self.moves.report.phase, Phase.CALLED_OFF)
