@@ -198,6 +198,18 @@ class AddressLimitsTests(SynchronousTestCase):
             self.assertEqual(self.attempts(address, 20), [ADMITTED] * 20)
         self.assertEqual(self.get_banned("192.0.2.1"), [])
 
+    def test_denies(self) -> None:
+        """Who is denied is known without an attempt; the more particular network decides."""
+        limits = self.limits_of(allow=("203.0.113.7/32",), deny=("203.0.113.0/24", "2001:db8::/32"))
+        for address, denied in (
+            ("203.0.113.7", False),
+            ("203.0.113.8", True),
+            ("2001:db8::1", True),
+            ("192.0.2.1", False),
+            ("local", False),
+        ):
+            self.assertEqual(limits.denies(address), denied, address)
+
     def test_settings_change(self) -> None:
         """New settings hold at once; bans and what is known stay."""
         self.get_banned("192.0.2.1")

@@ -5,11 +5,12 @@ from twisted.internet.error import ConnectionAborted
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from domaeka.config import load_settings
 from domaeka.errors import CloseReason
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import TAKEOVERS_SUSPECT
-from domaeka.interfaces import DeviceKey
-from tests.gateway_case import GatewayCase
+from domaeka.interfaces import Approval, DeviceKey
+from tests.gateway_case import KEY, GatewayCase
 
 STRANGERS_HOST = "198.51.100.7"
 
@@ -231,6 +232,67 @@ class AddressTests(GatewayCase):
         self.run_for(0.0)
         self.assertEqual((phone.errors, phone.lost), (["BANNED"], True))
         self.assertEqual(self.reasons, {"banned": 1})
+
+
+class SettingsTests(GatewayCase):
+    """Other settings, for connections that are open."""
+
+    def change(self, *settings: tuple[str, str]) -> None:
+        """Other settings are in force."""
+        loaded = load_settings(None, settings, {})
+        self.parts.apply(loaded, self.parts.signer)
+        self.parts.limits.apply(loaded.limits)
+        self.registry.settings_changed()
+        self.run_for(0.0)
+
+    def test_limits(self) -> None:
+        """A phone that was over its rate is read from again; one under it no longer is."""
+        self.serve(("limits.messages_per_second", "1"), ("limits.messages_burst", "1"))
+        peer = self.ready()
+        peer.chat(*"abcde")
+        self.assertEqual(peer.texts, ["a", "b"])
+        self.change(("limits.messages_per_second", "0"))
+        self.run_for(1.1)
+        self.assertEqual(peer.texts, [*"abcde"])
+        self.change(("limits.messages_per_second", "1"), ("limits.messages_burst", "1"))
+        peer.chat(*"fgh")
+        self.assertEqual(peer.texts, [*"abcdefg"])
+
+    def test_longest_line(self) -> None:
+        """A line may be as long as is said now."""
+        peer, other = self.ready(key(1)), self.ready(key(2))
+        self.change(("server.max_frame_bytes", "4096"))
+        peer.chat("x" * 4096)
+        self.assertEqual((peer.errors, self.reasons), (["FRAME_TOO_LARGE"], {"frame too large": 1}))
+        self.change(("server.max_frame_bytes", "8192"))
+        other.chat("x" * 4096)
+        self.assertEqual(other.texts, ["x" * 4096])
+
+    def test_pings(self) -> None:
+        """Phones are asked as often as is said now."""
+        peer = self.ready()
+        self.run_for(59.0)
+        peer.pong()
+        peer.take()
+        self.change(("ping.interval", "5"))
+        self.run_for(7.0)
+        self.assertGreaterEqual(peer.pings, 1)
+
+    def test_denied(self) -> None:
+        """Who is where nobody is let in now is closed, and told."""
+        peer = self.ready()
+        self.change(("limits.deny", '["192.0.2.0/24"]'))
+        self.assertEqual((peer.errors, self.reasons), (["BANNED"], {"banned": 1}))
+
+    def test_approvals(self) -> None:
+        """A device that no operator needs to approve any more is answered at once."""
+        self.devices.known[KEY] = Approval.PENDING
+        peer = self.ready()
+        peer.chat("하나")
+        self.devices.known[KEY] = Approval.APPROVED
+        self.change()
+        peer.chat("둘")
+        self.assertEqual(peer.texts, ["둘"])
 
 
 class SweepTests(GatewayCase):
