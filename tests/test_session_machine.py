@@ -1,0 +1,232 @@
+"""Any peers, doing anything in any order, and what holds of the server after each step."""
+
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.gateway.states import State
+from domaeka.interfaces import Approval, DeviceKey
+from domaeka.messages import Dialect
+from tests.gateway_case import NOW, SECRET, GatewayCase, Peer
+
+KEYS = [DeviceKey("봇", "a" * 16), DeviceKey("봇", "b" * 16)]
+MAX_CONNECTIONS = 3
+#: Longer than anything is kept for a device that is gone, in seconds.
+LONG_SECONDS = 40.0
+
+
+class _World(GatewayCase):
+    """A gateway outside of any test."""
+
+    def runTest(self) -> None:
+        """There is none."""
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """
+    Peers with the right key, with a wrong one and with none.
+
+    @ivar world: the gateway.
+    @ivar trusted: those with the right key.
+    @ivar right: the texts that were said under a right signature.
+    """
+
+    peers: ClassVar[Bundle[Any]] = Bundle("peers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = _World()
+        self.world.setUp()
+        self.world.serve(("server.max_connections", str(MAX_CONNECTIONS)))
+        self.all: list[Peer] = []
+        self.trusted: set[Peer] = set()
+        self.right: set[str] = set()
+        self._said = 0
+
+    @rule(
+        target=peers,
+        key=st.sampled_from(KEYS),
+        dialect=st.sampled_from(Dialect),
+        right=st.integers(0, 3),
+    )
+    def connect(self, key: DeviceKey, dialect: Dialect, right: int) -> Any:
+        """Somebody connects, one in four without the key."""
+        secret = SECRET if right else "another secret of enough bytes"
+        peer = self.world.connect(key, dialect=dialect, secret=secret)
+        peer.polite = right != 3
+        self.all.append(peer)
+        if right:
+            self.trusted.add(peer)
+        return multiple() if peer.refused else peer
+
+    @rule(peer=peers, signed=st.booleans(), other=st.integers(0, 9))
+    def handshake(self, peer: Peer, signed: bool, other: int) -> None:
+        """It says who it is, or that it is another."""
+        if other == 0:
+            peer.write(b'{"botName":"x","deviceID":"y","version":"1"}\n')
+        elif signed:
+            peer.handshake(signed=True, capabilities=("ack",))
+        else:
+            peer.handshake(bare=peer.dialect is Dialect.V32)
+
+    @rule(peer=peers, signed=st.booleans(), again=st.booleans())
+    def chat(self, peer: Peer, signed: bool, again: bool) -> None:
+        """Somebody writes; perhaps the line comes twice."""
+        self._said += 1
+        text = f"말 {self._said}"
+        line = peer.line(text, signed=signed)
+        if signed and peer in self.trusted:
+            self.right.add(text)
+        peer.write(line, *([line] if again else []))
+
+    @rule(peer=peers, other=peers)
+    def replay(self, peer: Peer, other: Peer) -> None:
+        """What one has signed is said by another."""
+        self._said += 1
+        text = f"말 {self._said}"
+        if peer in self.trusted:
+            self.right.add(text)
+        line = peer.line(text)
+        peer.write(line)
+        other.write(line)
+
+    @rule(peer=peers)
+    def pong(self, peer: Peer) -> None:
+        """It answers a ping."""
+        peer.pong()
+
+    @rule(peer=peers, number=st.integers(-1, 9))
+    def acknowledge(self, peer: Peer, number: int) -> None:
+        """It has something, or says so."""
+        peer.ack(number)
+
+    @rule(peer=peers, data=st.binary(max_size=20) | st.sampled_from([b"{}\n", b'{"event":1}\n']))
+    def garbage(self, peer: Peer, data: bytes) -> None:
+        """It says something else."""
+        peer.write(data)
+
+    @rule(peer=peers, kind=st.sampled_from(["finish", "drop", "stop_reading", "read_on"]))
+    def line(self, peer: Peer, kind: str) -> None:
+        """Something happens to its connection."""
+        getattr(peer, kind)()
+
+    @rule(seconds=st.sampled_from([0.01, 0.6, 1.0, 4.0, 12.0, 70.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.world.run_for(seconds)
+
+    @rule(hold=st.booleans())
+    def bots(self, hold: bool) -> None:
+        """Bots begin to take their time, or answer everything."""
+        self.world.bots.hold = hold
+        if not hold:
+            self.world.bots.release()
+            self.world.run_for(0.0)
+
+    @rule(key=st.sampled_from(KEYS), approval=st.sampled_from(Approval))
+    def decide(self, key: DeviceKey, approval: Approval) -> None:
+        """An operator decides."""
+        self.world.devices.set_approval(key, approval)
+        self.world.run_for(0.0)
+
+    @precondition(lambda self: not self.world.drain.running)
+    @rule()
+    def begin_drain(self) -> None:
+        """The server is to be emptied."""
+        self.world.server.open = False
+        self.world.drain.begin("test")
+        self.world.run_for(0.0)
+
+    @precondition(lambda self: self.world.drain.running)
+    @rule()
+    def call_off_drain(self) -> None:
+        """It is not."""
+        self.world.drain.call_off()
+        self.world.server.open = True
+
+    # What holds
+
+    @invariant()
+    def serves_who_is_verified(self) -> None:
+        """Nothing reaches a bot, or the list of devices, but under a right signature."""
+        said = [chat.text for chat, _ in self.world.bots.submitted]
+        assert set(said) <= self.right, said
+        assert len(said) == len(set(said)), "twice"
+        assert self.world.devices.entered.keys() <= set(KEYS)
+
+    @invariant()
+    def one_connection_a_device(self) -> None:
+        """A device has one connection at most, and only one that has proven who it is."""
+        for session in self.world.registry:
+            device = session.device
+            if device is not None and not session.closing:
+                assert device.session is session and device.key == session.key
+            if not session.closing:
+                proven = session.state in (State.KNOWN, State.READY)
+                assert session.authenticated is proven
+
+    @invariant()
+    def counts_agree(self) -> None:
+        """The counts are those of what there is, and within the limit."""
+        registry = self.world.registry
+        sessions = list(registry)
+        open_ones = [session for session in sessions if not session.closing]
+        assert (registry.connections, len(registry)) == (len(sessions), len(open_ones))
+        assert len(open_ones) <= MAX_CONNECTIONS
+        strangers = {session.number for session in open_ones if session.device is None}
+        assert strangers == registry._strangers.keys()
+        assert all(session.reason is not None for session in sessions if session.closing)
+        waits = sum(device.outbox.bytes for device in registry.devices())
+        assert registry.budget.used == waits
+        ended = sum(self.world.reasons.values())
+        assert ended + len(sessions) == sum(
+            self.world.counted(self.world.metrics.attempts).values()
+        )
+
+    @invariant()
+    def no_mistakes(self) -> None:
+        """Nothing of ours goes wrong."""
+        assert self.world.metrics.errors.labels("INTERNAL").value == 0
+
+    def teardown(self) -> None:
+        """When all are gone, nothing is left."""
+        world = self.world
+        world.bots.hold = False
+        world.bots.release()
+        world.drain.call_off()
+        for peer in self.all:
+            if not peer.refused:
+                peer.drop()
+        world.run_for(LONG_SECONDS)
+        assert world.registry.connections == 0
+        assert not any(device.outbox.bytes or device.pending for device in world.registry.devices())
+        world.registry.stop()
+        assert not world.clock.getDelayedCalls()
+        assert world.clock.seconds() >= NOW
+
+
+class SessionMachineTests(SynchronousTestCase):
+    """Tests for all that talks to phones, together."""
+
+    def test_any_order(self) -> None:
+        """Whatever peers do, and in whatever order, the promises hold after each step."""
+        run_state_machine_as_test(
+            SessionMachine,
+            settings=settings(
+                max_examples=60,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
