@@ -1,0 +1,209 @@
+"""Settings read again, by a real server."""
+
+import json
+import socket
+import ssl
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.threads import deferToThread
+
+from tests.integration.crowd import reactor
+from tests.integration.support import HOST, ServerProcess, free_port, sleep
+from tests.integration.test_api import Api
+from tests.integration.test_changes import HURRY, ChangeCase
+from tests.integration.test_sockets import make_certificate
+
+#: A bot that is changed while its server runs.
+BOT_TEXT = """from domaeka import Bot
+
+bot = Bot("reloaded")
+
+
+@bot.command("# bot")
+def answer(ctx):
+    return "{}"
+"""
+
+
+class ReloadTests(ChangeCase):
+    """Other settings, by SIGHUP."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir(parents=True)
+        self.config = self.directory / "domaeka.toml"
+        self.settings: dict[str, dict[str, Any]] = {
+            "ping": {"interval": 60, "initial_delay_min": 60, "initial_delay_max": 60},
+            "shutdown": {"reconnect_after": 1},
+            "bots": {"load": ["reloaded_bot:bot"]},
+        }
+        self.write_bot("처음")
+
+    def write_bot(self, answer: str) -> None:
+        """A bot that answers so."""
+        self.bot = self.directory / "reloaded_bot.py"
+        text = BOT_TEXT.format(answer)
+        if self.bot.exists():  # Python knows a file again by its time and length
+            text += "#" * (self.bot.stat().st_size % 7 + 1)
+        self.bot.write_text(text)
+
+    def write_config(self, **sections: dict[str, Any]) -> None:
+        """The settings of before, and others."""
+        for section, values in sections.items():
+            self.settings.setdefault(section, {}).update(values)
+        self.config.write_text(
+            "\n".join(
+                f"[{section}]\n"
+                + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+                for section, values in self.settings.items()
+            )
+        )
+
+    async def serve(self, *arguments: str) -> ServerProcess:
+        """A server with the config file."""
+        server = ServerProcess(
+            self, f"--config={self.config}", "--set", f"server.interface={HOST}", *arguments
+        )
+        server.environment["PYTHONPATH"] += f":{self.directory}"
+        await server.start()
+        return server
+
+    async def hang_up(self, server: ServerProcess) -> str:
+        """SIGHUP.  @return: what the log says of it."""
+        before = len(server.output())
+        server.signal("HUP")
+
+        def said() -> str:
+            lines = server.output()[before:].splitlines()
+            return next(
+                (
+                    line
+                    for line in lines
+                    if "settings read again" in line or "nothing has changed" in line
+                ),
+                "",
+            )
+
+        await self.until(said)
+        return said()
+
+    async def test_at_once(self) -> None:
+        """
+        What can change does, for open connections too: pings, limits, approvals, the log's
+        level, bots.  What cannot is named.
+        """
+        self.write_config(limits={"allow": ["127.0.0.0/8"]})
+        server = await self.serve()
+        phone = server.phone(f"{1:016x}", "3.3.3", HURRY)
+        phone.say("# bot")
+        await phone.expect("처음")
+        pings = len(phone.record.pings)
+        self.write_bot("다음")
+        self.write_config(
+            ping={"interval": 0.5},
+            limits={"messages_per_second": 4, "messages_burst": 1},
+            logging={"level": "debug"},
+            devices={"approval": "manual"},
+            queue={"max_messages": 500},
+            storage={"chat_log": False},
+        )
+        said = await self.hang_up(server)
+        self.assertIn("only at a restart: queue.max_messages, storage.chat_log", said)
+        for key in ("ping.interval", "limits.messages_burst", "logging.level", "devices.approval"):
+            self.assertIn(key, said)
+        began = reactor.seconds()
+        for _ in range(9):
+            phone.say("# bot")
+        await phone.expect("처음", *["다음"] * 9)
+        self.assertGreater(reactor.seconds() - began, 1.5)
+        await self.until(lambda: len(phone.record.pings) >= pings + 3, 5.0)
+        late = server.phone(f"{2:016x}", "3.3.3", HURRY)
+        await late.when(lambda: len(late.record.greetings) > 0)
+        self.assertFalse(late.record.greetings[0]["approved"])
+        late.say("# bot")
+        await sleep(0.5)
+        self.assertEqual(late.texts(), [])
+        self.write_config(devices={"approval": "signed"}, limits={"messages_per_second": 0})
+        await self.hang_up(server)
+        late.say("# bot")
+        await late.expect("다음")
+        (stranger,) = [await deferToThread(socket.create_connection, (HOST, server.port), 5.0)]
+        stranger.close()
+        await self.until(lambda: " debug " in server.output(), 5.0)
+        self.assertEqual([len(each.record.connects) for each in (phone, late)], [1, 1])
+
+    async def test_what_is_wrong(self) -> None:
+        """A wrong file, and a bot that cannot be imported, change nothing; it is said where."""
+        self.write_config(limits={"allow": ["127.0.0.0/8"]})
+        server = await self.serve()
+        phone = server.phone(f"{1:016x}", "3.3.3", HURRY)
+        self.write_bot("다음")
+        self.write_config(logging={"level": "debug"}, ping={"interval": "soon"})
+        line = self.config.read_text().splitlines().index('interval = "soon"') + 1
+        said = await self.hang_up(server)
+        self.assertIn(f"nothing has changed: {self.config}:{line}: ping.interval: ", said)
+        self.write_config(ping={"interval": 30})
+        self.bot.write_text("bot = 1 / 0\n")
+        said = await self.hang_up(server)
+        self.assertIn("nothing has changed: bots.load: reloaded_bot:bot: ZeroDivisionError", said)
+        self.assertIn(f"{self.bot}:1", said)
+        status, answer = await Api(server).ask("POST", "/reload")
+        self.assertEqual((status, answer["error"]["code"]), (HTTPStatus.CONFLICT, "BAD_CONFIG"))
+        phone.say("# bot")
+        await phone.expect("처음")
+        self.assertNotIn(" debug ", server.output())
+        self.write_bot("이제")
+        status, answer = await Api(server).ask("POST", "/reload")
+        self.assertEqual((status, answer["needs_restart"]), (HTTPStatus.OK, []))
+        phone.say("# bot")
+        await phone.expect("처음", "이제")
+
+    async def test_denied(self) -> None:
+        """Who is in a network that is denied now is closed, and is told why."""
+        self.write_config(limits={"allow": ["127.0.0.1/32"]})
+        server = await self.serve()
+        phone = server.phone(f"{1:016x}", "3.3.3", HURRY)
+        await phone.when(lambda: phone.online)
+        elsewhere = socket.create_connection((HOST, server.port), 5.0, ("127.0.0.2", 0))
+        self.addCleanup(elsewhere.close)
+        elsewhere.sendall(b'{"botName":"b","version":"3.2.1","deviceID":"d"}\n')
+        self.write_config(limits={"deny": ["127.0.0.2/32"]})
+        await self.hang_up(server)
+        lines = await deferToThread(elsewhere.makefile("rb").readlines)
+        self.assertIn(b"BANNED", lines[-1])
+        self.assertTrue(phone.online)
+
+    async def test_certificates(self) -> None:
+        """A certificate that was replaced is shown to who comes; who is there stays."""
+        shown = await deferToThread(make_certificate, self.directory)
+        port = free_port()
+        self.write_config(
+            limits={"allow": ["127.0.0.0/8"]},
+            tls={"certificate": str(shown[0]), "key": str(shown[1]), "port": port},
+        )
+        server = await self.serve()
+
+        def connect() -> tuple[ssl.SSLSocket, bytes]:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            line = context.wrap_socket(socket.create_connection((HOST, port), 5.0))
+            self.addCleanup(line.close)
+            line.sendall(b'{"botName":"b","version":"3.2.1","deviceID":"d"}\n')
+            self.assertIn(b"handshakeComplete", line.recv(65_536))
+            return line, line.getpeercert(binary_form=True) or b""
+
+        first, before = await deferToThread(connect)
+        await deferToThread(make_certificate, self.directory)
+        await self.hang_up(server)
+        _, after = await deferToThread(connect)
+        self.assertNotEqual(before, after)
+        first.settimeout(5.0)
+        await deferToThread(first.sendall, b"{}\n")
+        self.assertIn(b"BAD_FRAME", await deferToThread(first.recv, 65_536))
+        shown[0].write_text("no certificate")
+        said = await self.hang_up(server)
+        self.assertIn("settings read again", said)
+        self.assertIn("certificates stay as they were", server.output())
+        self.assertEqual((await deferToThread(connect))[1], after)
