@@ -129,6 +129,15 @@ class SenderTests(GatewayCase):
         sender.drained()
         self.assertEqual([reply.content for reply in self.left], [Media((PICTURE,))])
 
+    def test_media_end_a_batch(self) -> None:
+        """Files do not wait, to have left, for what is behind them: the phone is deaf meanwhile."""
+        self.put(Media((PICTURE,)))
+        self.put("뒤에")
+        sender, carrier = self.sender(room=400)
+        sender.pump()
+        self.assertEqual(len(self.left), 1)
+        self.assertIn(b'"text"', carrier.written[carrier.written.index(b"\n") :])
+
     def test_what_cannot_be_written(self) -> None:
         """A reply that cannot be written costs nobody anything but itself."""
         odd = Media((PICTURE,), format="\ud800")

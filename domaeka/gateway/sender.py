@@ -218,7 +218,9 @@ class Sender:
             length += len(frame)
             outgoing.end = length
             batch.append(outgoing)
-            outgoing = outbox.take() if length < BATCH_BYTES else None
+            if length >= BATCH_BYTES or type(outgoing.reply.content) is not str:
+                break  # behind media the phone is deaf: that counts from when they have left
+            outgoing = outbox.take()
         self.messages_sent += len(batch)
         self._parts.metrics.messages_sent.value += len(batch)
         return batch
