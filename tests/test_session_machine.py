@@ -1,14 +1,13 @@
 """Any peers, doing anything in any order, and what holds of the server after each step."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     invariant,
-    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -22,8 +21,9 @@ from tests.gateway_case import NOW, SECRET, GatewayCase, Peer
 
 KEYS = [DeviceKey("봇", "a" * 16), DeviceKey("봇", "b" * 16)]
 MAX_CONNECTIONS = 3
-#: Longer than anything is kept for a device that is gone, in seconds.
-LONG_SECONDS = 40.0
+#: Longer than anything waits for a device that is gone, in seconds: it may have been told to stay
+#: away for two minutes.
+LONG_SECONDS = 200.0
 
 
 class _World(GatewayCase):
@@ -33,16 +33,27 @@ class _World(GatewayCase):
         """There is none."""
 
 
+_Rule = TypeVar("_Rule", bound=Callable[..., None])
+
+#: Which of those that are connected; there are fewer, but for the last words.
+WHO = st.integers(0, 2 * MAX_CONNECTIONS)
+
+
+def somebody(**more: Any) -> Callable[[_Rule], _Rule]:
+    """A rule for when there is a C{who}."""
+    when = precondition(lambda self: any(not peer.lost for peer in self.all))
+    return lambda function: when(rule(who=WHO, **more)(function))
+
+
 class SessionMachine(RuleBasedStateMachine):
     """
     Peers with the right key, with a wrong one and with none.
 
     @ivar world: the gateway.
+    @ivar all: every peer there was.
     @ivar trusted: those with the right key.
     @ivar right: the texts that were said under a right signature.
     """
-
-    peers: ClassVar[Bundle[Any]] = Bundle("peers")
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,72 +65,91 @@ class SessionMachine(RuleBasedStateMachine):
         self.right: set[str] = set()
         self._said = 0
 
+    def peer(self, who: int) -> Peer:
+        """One of those that are connected."""
+        there = [peer for peer in self.all if not peer.lost]
+        return there[who % len(there)]
+
+    def text(self, signer: Peer | None) -> str:
+        """Something that nobody has said, to be signed by somebody."""
+        self._said += 1
+        text = f"말 {self._said}"
+        if signer in self.trusted:
+            self.right.add(text)
+        return text
+
     @rule(
-        target=peers,
         key=st.sampled_from(KEYS),
         dialect=st.sampled_from(Dialect),
-        right=st.integers(0, 3),
+        right=st.booleans() | st.just(True),
+        begins=st.sampled_from(["", "bare", "signed", "chat", "pong"]),
     )
-    def connect(self, key: DeviceKey, dialect: Dialect, right: int) -> Any:
-        """Somebody connects, one in four without the key."""
+    def connect(self, key: DeviceKey, dialect: Dialect, right: bool, begins: str) -> None:
+        """Somebody connects, with the key or without, and begins to talk."""
         secret = SECRET if right else "another secret of enough bytes"
         peer = self.world.connect(key, dialect=dialect, secret=secret)
-        peer.polite = right != 3
+        if peer.refused:
+            return
         self.all.append(peer)
         if right:
             self.trusted.add(peer)
-        return multiple() if peer.refused else peer
-
-    @rule(peer=peers, signed=st.booleans(), other=st.integers(0, 9))
-    def handshake(self, peer: Peer, signed: bool, other: int) -> None:
-        """It says who it is, or that it is another."""
-        if other == 0:
-            peer.write(b'{"botName":"x","deviceID":"y","version":"1"}\n')
-        elif signed:
+        if begins in ("bare", "pong"):
+            peer.handshake(bare=dialect is Dialect.V32)
+        if begins == "signed":
             peer.handshake(signed=True, capabilities=("ack",))
+        if begins == "chat":
+            peer.chat(self.text(peer))
+        if begins == "pong":
+            peer.pong()
+
+    @somebody(kind=st.sampled_from(["bare", "enveloped", "signed", "other"]))
+    def handshake(self, who: int, kind: str) -> None:
+        """One says who it is, again, or that it is another."""
+        peer = self.peer(who)
+        if kind == "other":
+            peer.write(b'{"botName":"x","deviceID":"y","version":"1"}\n')
         else:
-            peer.handshake(bare=peer.dialect is Dialect.V32)
+            peer.handshake(bare=kind == "bare", signed=kind == "signed")
 
-    @rule(peer=peers, signed=st.booleans(), again=st.booleans())
-    def chat(self, peer: Peer, signed: bool, again: bool) -> None:
+    @somebody(signed=st.booleans(), times=st.integers(1, 2))
+    def chat(self, who: int, signed: bool, times: int) -> None:
         """Somebody writes; perhaps the line comes twice."""
-        self._said += 1
-        text = f"말 {self._said}"
-        line = peer.line(text, signed=signed)
-        if signed and peer in self.trusted:
-            self.right.add(text)
-        peer.write(line, *([line] if again else []))
+        peer = self.peer(who)
+        line = peer.line(self.text(peer if signed else None), signed=signed)
+        peer.write(line * times)
 
-    @rule(peer=peers, other=peers)
-    def replay(self, peer: Peer, other: Peer) -> None:
+    @somebody(other=WHO)
+    def replay(self, who: int, other: int) -> None:
         """What one has signed is said by another."""
-        self._said += 1
-        text = f"말 {self._said}"
-        if peer in self.trusted:
-            self.right.add(text)
-        line = peer.line(text)
+        peer, thief = self.peer(who), self.peer(other)
+        line = peer.line(self.text(peer))
         peer.write(line)
-        other.write(line)
+        thief.write(line)
 
-    @rule(peer=peers)
-    def pong(self, peer: Peer) -> None:
-        """It answers a ping."""
-        peer.pong()
+    @somebody()
+    def pong(self, who: int) -> None:
+        """One answers a ping."""
+        self.peer(who).pong()
 
-    @rule(peer=peers, number=st.integers(-1, 9))
-    def acknowledge(self, peer: Peer, number: int) -> None:
-        """It has something, or says so."""
-        peer.ack(number)
+    @somebody(number=st.integers(-1, 9))
+    def acknowledge(self, who: int, number: int) -> None:
+        """One has something, or says so."""
+        self.peer(who).ack(number)
 
-    @rule(peer=peers, data=st.binary(max_size=20) | st.sampled_from([b"{}\n", b'{"event":1}\n']))
-    def garbage(self, peer: Peer, data: bytes) -> None:
-        """It says something else."""
-        peer.write(data)
+    @somebody(data=st.binary(max_size=20) | st.sampled_from([b"{}\n", b'{"event":1}\n']))
+    def garbage(self, who: int, data: bytes) -> None:
+        """One says something else."""
+        self.peer(who).write(data)
 
-    @rule(peer=peers, kind=st.sampled_from(["finish", "drop", "stop_reading", "read_on"]))
-    def line(self, peer: Peer, kind: str) -> None:
-        """Something happens to its connection."""
-        getattr(peer, kind)()
+    @somebody(kind=st.sampled_from(["finish", "drop", "stop_reading", "read_on"]))
+    def line(self, who: int, kind: str) -> None:
+        """Something happens to a connection."""
+        getattr(self.peer(who), kind)()
+
+    @somebody()
+    def stay(self, who: int) -> None:
+        """One does not close when the server does."""
+        self.peer(who).polite = False
 
     @rule(seconds=st.sampled_from([0.01, 0.6, 1.0, 4.0, 12.0, 70.0]))
     def wait(self, seconds: float) -> None:
@@ -206,7 +236,7 @@ class SessionMachine(RuleBasedStateMachine):
         world.bots.release()
         world.drain.call_off()
         for peer in self.all:
-            if not peer.refused:
+            if not peer.lost:
                 peer.drop()
         world.run_for(LONG_SECONDS)
         assert world.registry.connections == 0
@@ -224,7 +254,7 @@ class SessionMachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             SessionMachine,
             settings=settings(
-                max_examples=60,
+                max_examples=100,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
