@@ -1,0 +1,197 @@
+"""
+What compression saves on the wire, and what it costs the server.
+
+Usage: C{python -m benchmarks.compression}.  Phones of each kind chat with one server, by turns;
+the bytes are those of their sockets, the CPU time is that of the server's process.
+"""
+
+import selectors
+import socket
+import time
+from itertools import islice
+from math import inf
+from random import Random
+from typing import Final
+
+from benchmarks.chat import Chat
+from benchmarks.gateway import (
+    Server,
+    allow_many_files,
+    cpu_seconds,
+    gateway,
+    resident_bytes,
+)
+from benchmarks.load import make_writer
+from domaeka.messages import Dialect, Media, Reply, encode_reply, timestamp_text
+from domaeka.phonewire import Identity
+from domaeka.policies.compression import Deflater, Inflater, pack_text
+from domaeka.wire import LineDecoder
+
+#: Each kind of phone, and what it asks for.
+KINDS: Final = {"plain": (), "gzip": ("gzip",), "deflate": ("deflate",)}
+CONNECTIONS: Final = 50
+MESSAGES: Final = 200  # of each connection, in each round
+ROUNDS: Final = 4
+#: For what a connection takes: how many more there are, and what each has said by then.
+MORE_CONNECTIONS: Final = 300
+MORE_MESSAGES: Final = 80
+
+
+class Talker:
+    """
+    A phone on a blocking socket.
+
+    @ivar sent: bytes on the wire, behind the handshake; C{received}: behind the greeting.
+    """
+
+    def __init__(self, server: Server, kind: str, number: int) -> None:
+        """Connect, shake hands, be greeted."""
+        _, port, key, salt = server
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        identity = Identity(
+            bot_name="가게봇",
+            device_id=f"{kind}-{number:010x}",
+            mac_address="02:00:00:00:00:00",
+            ip_address=f"192.168.0.{number % 250}",
+        )
+        self._writer = make_writer(identity, key, salt)
+        self._lines = Chat(number).lines()
+        self.sock.sendall(self._writer.handshake(signed=True, capabilities=KINDS[kind]))
+        decoder = LineDecoder()
+        while decoder.next_line() is None:
+            decoder.feed(self.sock.recv(65536))
+        self._deflater = Deflater() if kind == "deflate" else None
+        self._inflater = Inflater()
+        self._text = b""
+        self.sent = self.received = self.said = self.said_bytes = self.heard_bytes = 0
+        self.answers = 0
+
+    def say(self, number: int) -> None:
+        """Say so many things at once."""
+        chat = [self._writer.chat(said) for said in islice(self._lines, number)]
+        self.said += number
+        data = b"".join(chat)
+        self.said_bytes += len(data)
+        if self._deflater is not None:
+            data = self._deflater.pack(data)
+        self.sent += len(data)
+        self.sock.sendall(data)
+
+    def hear(self) -> int:
+        """@return: how many answers have come."""
+        data = self.sock.recv(262_144)
+        if not data:
+            raise ConnectionError("the server closed a connection")
+        self.received += len(data)
+        if self._deflater is not None:
+            self._inflater.feed(data)
+            data = b"".join(iter(self._inflater.next_piece, b""))
+        self.heard_bytes += len(data)
+        whole, newline, self._text = (self._text + data).rpartition(b"\n")
+        return (whole + newline).count(b'"messageResponse"')
+
+
+def talk(talkers: list[Talker], outstanding: int, messages: int) -> None:
+    """Have each say C{messages} things, C{outstanding} at a time, and wait for every answer."""
+    selector = selectors.DefaultSelector()
+    for talker in talkers:
+        talker.answers = 0
+        selector.register(talker.sock, selectors.EVENT_READ, talker)
+        talker.say(outstanding)
+    waiting = len(talkers)
+    while waiting:
+        events = selector.select(10.0)
+        if not events:
+            raise TimeoutError(f"{waiting} phones still wait for answers")
+        for key, _ in events:
+            talker = key.data
+            before = talker.answers
+            talker.answers += talker.hear()
+            if talker.answers >= messages:
+                waiting -= 1
+                selector.unregister(talker.sock)
+            elif talker.answers // outstanding > before // outstanding:
+                talker.say(outstanding)
+    selector.close()
+
+
+def measure(server: Server, outstanding: int) -> tuple[dict[str, float], dict[str, list[Talker]]]:
+    """@return: CPU time of a message, in seconds, at its best, for each kind; and the phones."""
+    fleets = {kind: [Talker(server, kind, n) for n in range(CONNECTIONS)] for kind in KINDS}
+    for talkers in fleets.values():
+        talk(talkers, outstanding, 5 * outstanding)  # warm
+    best = dict.fromkeys(KINDS, inf)
+    for _ in range(ROUNDS):
+        for kind, talkers in fleets.items():
+            before = cpu_seconds(server[0])
+            talk(talkers, outstanding, MESSAGES)
+            cost = (cpu_seconds(server[0]) - before) / (CONNECTIONS * MESSAGES)
+            best[kind] = min(best[kind], cost)
+    return best, fleets
+
+
+def memory(kind: str) -> float:
+    """What the server holds for one more connection on which something was said, in bytes."""
+    with gateway("storage.chat_log=false") as server:
+        talkers = [Talker(server, kind, number) for number in range(50)]
+        talk(talkers, 1, MORE_MESSAGES)
+        before = resident_bytes(server[0])
+        more = [Talker(server, kind, 50 + number) for number in range(MORE_CONNECTIONS)]
+        talk(more, 1, MORE_MESSAGES)
+        time.sleep(2.0)  # the sweep, once a second, lets go of what is no longer needed
+        return (resident_bytes(server[0]) - before) / MORE_CONNECTIONS
+
+
+def line_of(content: str | Media, kind: str) -> int:
+    """How many bytes a reply takes on the wire."""
+    pack = pack_text if kind == "gzip" else None
+    reply = Reply("공동구매방", "18398338829933617", "가게봇", content)
+    line = encode_reply(reply, Dialect.V33, timestamp_text(time.time()), None, pack)
+    return len(Deflater().pack(line)) if kind == "deflate" else len(line)
+
+
+def main() -> None:
+    """Print the tables."""
+    allow_many_files()
+    with gateway("storage.chat_log=false") as server:
+        costs = [measure(server, outstanding) for outstanding in (1, 8)]
+    fleets = costs[0][1]
+    said = sum(talker.said for talker in fleets["plain"])
+    sizes = {
+        kind: (
+            sum(talker.sent for talker in talkers) / said,
+            sum(talker.received for talker in talkers) / said,
+        )
+        for kind, talkers in fleets.items()
+    }
+    plain = sizes["plain"]
+    print(
+        f"chat, signed, {CONNECTIONS} phones: bytes a message on the wire, CPU a message (µs) with "
+        "1 and 8 outstanding, memory a connection"
+    )
+    for kind, (up, down) in sizes.items():
+        print(
+            f"  {kind:10}up {up:6.0f} ({up / plain[0]:6.1%})   down {down:6.0f} "
+            f"({down / plain[1]:6.1%})"
+            + "".join(
+                f"   {cost[kind] * 1e6:6.1f} ({cost[kind] / cost['plain']:4.2f})"
+                for cost, _ in costs
+            )
+            + f"   {memory(kind) / 1024:6.0f} KiB"
+        )
+    long_text = " ".join(islice((said.text for said in Chat(1).lines()), 700))
+    for name, content in (
+        (f"a text of {len(long_text):,} characters", long_text),
+        ("a picture of 300,000 bytes", Media((Random(1).randbytes(300_000),))),
+        ("the address of a picture", Media(("https://example.com/picture.jpg",))),
+    ):
+        lines = {kind: line_of(content, kind) for kind in KINDS}
+        cells = "".join(
+            f"   {kind} {size:,} ({size / lines['plain']:.1%})" for kind, size in lines.items()
+        )
+        print(f"  {name}:{cells}")
+
+
+if __name__ == "__main__":
+    main()
