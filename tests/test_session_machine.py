@@ -16,7 +16,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.gateway.states import State
 from domaeka.interfaces import Approval, DeviceKey
-from domaeka.messages import Dialect
 from tests.gateway_case import NOW, SECRET, GatewayCase, Peer
 
 KEYS = [DeviceKey("봇", "a" * 16), DeviceKey("봇", "b" * 16)]
@@ -80,21 +79,20 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(
         key=st.sampled_from(KEYS),
-        dialect=st.sampled_from(Dialect),
         right=st.booleans() | st.just(True),
         begins=st.sampled_from(["", "bare", "signed", "chat", "pong"]),
     )
-    def connect(self, key: DeviceKey, dialect: Dialect, right: bool, begins: str) -> None:
+    def connect(self, key: DeviceKey, right: bool, begins: str) -> None:
         """Somebody connects, with the key or without, and begins to talk."""
         secret = SECRET if right else "another secret of enough bytes"
-        peer = self.world.connect(key, dialect=dialect, secret=secret)
+        peer = self.world.connect(key, secret=secret)
         if peer.refused:
             return
         self.all.append(peer)
         if right:
             self.trusted.add(peer)
         if begins in ("bare", "pong"):
-            peer.handshake(bare=dialect is Dialect.V32)
+            peer.handshake(bare=begins == "bare")
         if begins == "signed":
             peer.handshake(signed=True, capabilities=("ack",))
         if begins == "chat":
