@@ -217,12 +217,19 @@ class AuthSettings(_Section, frozen=True):
         str,
         Meta(description="the shared secret, 16 bytes or more; empty: that of `secrets.toml`"),
     ] = ""
+    secret_key_file: Annotated[
+        str, Meta(description="a file that holds `auth.secret_key`, and that not all may read")
+    ] = ""
     salt: Annotated[str, Meta(description="the salt; empty: that of `secrets.toml`")] = ""
+    salt_file: Annotated[str, Meta(description="likewise for `auth.salt`")] = ""
     clock_skew: Annotated[
         Seconds, Meta(description="how far a phone's clock may be off, either way")
     ] = 300.0
     previous_secret_key: Annotated[
         str, Meta(description="accepted too, while keys are being changed")
+    ] = ""
+    previous_secret_key_file: Annotated[
+        str, Meta(description="likewise for `auth.previous_secret_key`")
     ] = ""
     accept_published_key: Annotated[
         bool, Meta(description="accept the key that old scripts were published with")
@@ -568,3 +575,7 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
     ):
         if value and len(value.encode()) < MIN_SECRET_KEY_BYTES:
             yield key, f"must have {MIN_SECRET_KEY_BYTES} bytes or more"
+    for key in sorted(SECRET_KEYS):
+        _, _, name = key.partition(".")
+        if getattr(settings.auth, name) and getattr(settings.auth, f"{name}_file"):
+            yield f"{key}_file", f"not beside {key}"

@@ -4,8 +4,10 @@ The state directory, and the secrets in it.
 No secret is ever in an error, a log line or a C{repr} from here.
 """
 
+import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -13,7 +15,8 @@ import socket
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +65,15 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not previous or 0 < self.previous_valid_until <= now:
             return (self.secret_key,)
         return (self.secret_key, previous)
+
+    @property
+    def previous_ends(self) -> float:
+        """When the previous key is no longer accepted, in seconds since 1970."""
+        return self.previous_valid_until or inf
+
+    def has_published_key(self, now: float) -> bool:
+        """Whether one of the keys that are accepted is known to everybody."""
+        return any(map(is_published, self.accepted_keys(now)))
 
 
 def state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
@@ -157,23 +169,67 @@ def read_secrets(path: Path, auth: AuthSettings | None = None) -> Secrets:
     """
     found = _read(path)
     settings = auth or AuthSettings()
-    result = msgspec.structs.replace(
-        found,
-        secret_key=settings.secret_key or found.secret_key,
-        salt=settings.salt or found.salt,
-    )
-    if settings.previous_secret_key:
-        result = msgspec.structs.replace(
-            result, previous_secret_key=settings.previous_secret_key, previous_valid_until=0.0
-        )
+    given = given_secrets(settings)
+    result = msgspec.structs.replace(found, **given)
+    if "previous_secret_key" in given:
+        result = msgspec.structs.replace(result, previous_valid_until=0.0)
     for name in ("secret_key", "previous_secret_key"):
         key: str = getattr(result, name)
-        where = f"auth.{name}" if getattr(settings, name) else f"{path}: {name}"
+        where = f"auth.{name}" if name in given else f"{path}: {name}"
         if key or name == "secret_key":
             check_key(where, key, settings.accept_published_key)
     if not result.salt:
         raise ConfigError(f"{path}: salt must not be empty")
     return result
+
+
+def given_secrets(auth: AuthSettings) -> dict[str, str]:
+    """
+    What settings give of L{Secrets}, by its name there: as it is, or in a file.
+
+    @raise ConfigError: a file cannot be read, is empty, or all may read it.
+    """
+    given = {}
+    for name in ("secret_key", "salt", "previous_secret_key"):
+        value: str = getattr(auth, name)
+        file = getattr(auth, f"{name}_file")
+        if file:
+            where = f"auth.{name}_file: {file}"
+            value = _read_text(Path(file), where, stat.S_IRWXO).rstrip("\r\n")
+            if not value:
+                raise ConfigError(f"{where}: empty")
+        if value:
+            given[name] = value
+    return given
+
+
+def rotate_secret_key(directory: Path, keep: float, now: float) -> Secrets:
+    """
+    Put a new key in the place of that in C{secrets.toml}.
+
+    @param keep: how long the old one is still accepted, in seconds; 0: not at all.
+    @param now: in seconds since 1970.
+    @return: what is in the file now.
+    @raise ConfigError: as for L{load_secrets}, or it cannot be written.
+    """
+    old = load_secrets(directory, AuthSettings(accept_published_key=True))
+    new = msgspec.structs.replace(
+        old,
+        secret_key=secrets.token_urlsafe(_SECRET_BYTES),
+        previous_secret_key=old.secret_key if keep else "",
+        previous_valid_until=float(int(now + keep)) if keep else 0.0,
+    )
+    path = directory / SECRETS_NAME
+    try:
+        _write(path, new, os.replace)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why(error)}") from None
+    return new
+
+
+def is_published(key: str) -> bool:
+    """Whether a key is the one that old scripts were published with."""
+    return hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256
 
 
 def check_key(name: str, key: str, accept_published: bool) -> None:
@@ -185,7 +241,7 @@ def check_key(name: str, key: str, accept_published: bool) -> None:
     """
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
         raise ConfigError(f"{name} must have {MIN_SECRET_KEY_BYTES} bytes or more")
-    if not accept_published and hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256:
+    if not accept_published and is_published(key):
         raise ConfigError(
             f"{name} is the key that old scripts were published with, which everybody knows; for "
             "the days of a move set auth.accept_published_key"
@@ -226,51 +282,51 @@ def node_name(directory: Path) -> str:
 
 def _create(path: Path) -> None:
     """Write new secrets, unless another process has done so meanwhile."""
-    text = (
-        "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
-        + "".join(
-            f'{name} = "{secrets.token_urlsafe(_SECRET_BYTES)}"\n'
-            for name in ("secret_key", "salt", "admin_token")
-        )
+    new = Secrets(
+        secret_key=secrets.token_urlsafe(_SECRET_BYTES),
+        salt=secrets.token_urlsafe(_SECRET_BYTES),
+        admin_token=secrets.token_urlsafe(_SECRET_BYTES),
     )
-    # mkstemp gives mode 0600; a link, unlike a rename, replaces nothing.
-    number, temporary = tempfile.mkstemp(prefix=".secrets-", dir=path.parent)
+    # A link, unlike a rename, replaces nothing.
+    with contextlib.suppress(FileExistsError):
+        _write(path, new, os.link)
+
+
+def _write(path: Path, content: Secrets, put: Callable[[str, Path], None]) -> None:
+    """Write secrets as a whole or not at all, for nobody else to read."""
+    values = msgspec.structs.asdict(content).items()
+    # JSON's texts and numbers are TOML's, but for one character.
+    lines = (
+        f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values if value
+    )
+    number, temporary = tempfile.mkstemp(prefix=".secrets-", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(
+                "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
+            )
+            file.write("".join(lines).replace("\x7f", "\\u007f"))
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
+            with contextlib.suppress(FileNotFoundError):
+                # It stays the server's own, though an administrator writes it.
+                before = path.stat()
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+        put(temporary, path)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def _read(path: Path) -> Secrets:
+    text = _read_text(path, str(path), stat.S_IRWXG | stat.S_IRWXO)
     try:
-        # O_NONBLOCK: a pipe in the file's place must not hold us up.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{path}: not a file")
-            if status.st_mode & 0o077:
-                raise ConfigError(f"{path}: others may read it; try: chmod 600 {path}")
-            raw = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {_why(error)}") from None
-    if len(raw) > _MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: more than {_MAX_FILE_BYTES} bytes")
-    try:
-        return msgspec.convert(tomllib.loads(str(raw, "utf-8")), Secrets)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None
+        return msgspec.convert(tomllib.loads(text), Secrets)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         # Its own text may quote what stands there.
         place = re.search(r"line (\d+)", str(error))
@@ -278,6 +334,32 @@ def _read(path: Path) -> Secrets:
         raise ConfigError(f"{where}: not TOML") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_text(path: Path, where: str, forbidden: int) -> str:
+    """
+    What is in a file with a secret.
+
+    @param where: what errors begin with.
+    @param forbidden: bits that its mode must not have.
+    """
+    try:
+        # O_NONBLOCK: a pipe in the file's place must not hold us up.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{where}: not a file")
+            if status.st_mode & forbidden:
+                raise ConfigError(f"{where}: others may read it; try: chmod 600 {path}")
+            raw = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {_why(error)}") from None
+    if len(raw) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{where}: more than {_MAX_FILE_BYTES} bytes")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: not UTF-8") from None
 
 
 def _why(error: OSError | ValueError) -> str:

@@ -113,6 +113,17 @@ class SignerTests(SynchronousTestCase):
             auth = signed(timestamp=SIGNED_AT * 1000 + off)
             self.assertEqual(self.signer.fault(auth), fault, off)
 
+    def test_previous_key_ends(self) -> None:
+        """A key that was replaced is accepted until its time; that in its place goes on."""
+        ends = self.clock.seconds() + 10.0
+        keys = ["another key, 16 bytes or more", KEY]
+        self.signer = Signer(keys, SALT, 300.0, self.clock.seconds, ends)
+        newer = Signer(keys[::-1], SALT, 300.0, self.clock.seconds, ends)
+        for pause, fault in ((9.9, None), (0.2, AuthFault.WRONG_SIGNATURE)):
+            self.clock.advance(pause)
+            self.assertEqual(self.signer.fault(sample()), fault)
+            self.assertIsNone(newer.fault(sample()))
+
     def test_every_field(self) -> None:
         """Whatever signed field is changed, the signature does not hold; twice asked, too."""
         self.assertIsNone(self.signer.fault(sample()))

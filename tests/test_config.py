@@ -68,9 +68,12 @@ PROMISED: dict[str, dict[str, Any]] = {
     "auth": {
         "mode": "required",
         "secret_key": "",
+        "secret_key_file": "",
         "salt": "",
+        "salt_file": "",
         "clock_skew": 300,
         "previous_secret_key": "",
+        "previous_secret_key_file": "",
         "accept_published_key": False,
     },
     "session": {"lifetime": 3600},
@@ -266,6 +269,7 @@ class RefusalTests(ConfigTestCase):
             ("tls", "require_client = true", "needs tls.client_authority"),
             ("auth", "secret_key = 'sesame'", "must have 16 bytes or more"),
             ("auth", "previous_secret_key = 'sesame'", "must have 16 bytes or more"),
+            ("auth", "salt_file = '/x'\nsalt = 'y'", "not beside auth.salt"),
         ):
             key = f"{section}.{line.split()[0]}"
             found = self.refusal(f"[{section}]\n{line}")

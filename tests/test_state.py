@@ -150,7 +150,51 @@ class SecretsTests(SynchronousTestCase):
         text = f'secret_key = "{known}"\nsalt = "s"\nadmin_token = "{"t" * 32}"\n'
         self.assertIn("auth.accept_published_key", self.refusal(text))
         accepting = AuthSettings(accept_published_key=True)
-        self.assertEqual(load_secrets(self.directory, accepting).secret_key, known)
+        found = load_secrets(self.directory, accepting)
+        self.assertEqual((found.secret_key, found.has_published_key(0.0)), (known, True))
+        found = state.rotate_secret_key(self.directory, 10.0, 0.0)
+        self.assertEqual([found.has_published_key(now) for now in (9.0, 10.0)], [True, False])
+
+    def test_in_files(self) -> None:
+        """A setting may name the file that a secret is in; others must not read that."""
+        load_or_create_secrets(self.directory)
+        file = self.directory / "key"
+        file.write_text("k" * 16 + "\n")
+        file.chmod(0o440)
+        auth = AuthSettings(secret_key_file=str(file))
+        self.assertEqual(load_secrets(self.directory, auth).secret_key, "k" * 16)
+        for mode, text in ((0o444, "k" * 16), (0o600, "\n"), (0o600, "short")):
+            file.chmod(0o600)
+            file.write_text(text)
+            file.chmod(mode)
+            error = self.assertRaises(ConfigError, load_secrets, self.directory, auth)
+            self.assertIn("auth.secret_key", str(error))
+            self.assertNotIn("kkk", str(error))
+
+    def test_rotated(self) -> None:
+        """A new key takes the place of the old one, which is accepted for a while, or is not."""
+        old = load_or_create_secrets(self.directory)
+        new = state.rotate_secret_key(self.directory, 60.0, 1000.0)
+        self.assertEqual(load_secrets(self.directory), new)
+        self.assertEqual((new.salt, new.admin_token), (old.salt, old.admin_token))
+        self.assertEqual(new.accepted_keys(1059.0), (new.secret_key, old.secret_key))
+        self.assertEqual((new.accepted_keys(1060.0), new.previous_ends), ((new.secret_key,), 1060))
+        last = state.rotate_secret_key(self.directory, 0.0, 1000.0)
+        self.assertEqual(last.accepted_keys(0.0), (last.secret_key,))
+        self.assertEqual(len({old.secret_key, new.secret_key, last.secret_key}), 3)
+        self.assertEqual(os.listdir(self.directory), [state.SECRETS_NAME])
+        self.assertEqual(mode_of(self.path), 0o600)
+
+    def test_any_text_is_written_as_it_is(self) -> None:
+        """Whatever stands in the file, a new key changes nothing else of it."""
+        salt = '소금 👋\x7f"\\\n\t\x01'
+        self.write(
+            f'secret_key = "{"k" * 16}"\nadmin_token = "{"t" * 32}"\n'
+            'salt = "소금 👋\\u007f\\"\\\\\\n\\t\\u0001"\n'
+        )
+        self.assertEqual(load_secrets(self.directory).salt, salt)
+        self.assertEqual(state.rotate_secret_key(self.directory, 1.0, 0.0).salt, salt)
+        self.assertEqual(load_secrets(self.directory).salt, salt)
 
     def test_odd_files(self) -> None:
         """A pipe, a directory, bytes that are no text or far too many: one line, at once."""

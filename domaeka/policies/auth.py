@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from enum import Enum, StrEnum
 from hmac import compare_digest
+from math import inf
 from typing import Final
 
 import msgspec
@@ -106,13 +107,20 @@ class Signer:
     """Sign notices of the server's own, and check signatures of phones."""
 
     def __init__(
-        self, secrets: Sequence[str], salt: str, clock_skew: float, seconds: Callable[[], float]
+        self,
+        secrets: Sequence[str],
+        salt: str,
+        clock_skew: float,
+        seconds: Callable[[], float],
+        previous_ends: float = inf,
     ) -> None:
         """
         @param secrets: the key first, then those that are still accepted.
         @param clock_skew: how far a phone's clock may be off either way, in seconds.
         @param seconds: the time now, in seconds since 1970.
+        @param previous_ends: until when those that are not the first are.
         """
+        self._previous_ends = previous_ends
         self._keys = [_Key(secret.encode()) for secret in secrets]
         self._salt = salt
         self._suffix = f"|{salt}".encode()
@@ -163,6 +171,8 @@ class Signer:
             if compare_digest(secret.sign(text), signature):
                 break
         else:
+            return AuthFault.WRONG_SIGNATURE
+        if secret is not self._keys[0] and self._seconds() >= self._previous_ends:
             return AuthFault.WRONG_SIGNATURE
         if abs(self._seconds() * 1000 - timestamp) > self._skew_ms:
             return AuthFault.WRONG_TIME
