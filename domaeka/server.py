@@ -26,7 +26,7 @@ from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import reload_bots
 from domaeka.config import Settings, setting_types
-from domaeka.errors import ConfigError, DomaekaError
+from domaeka.errors import ConfigError, DomaekaError, StoreError
 from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
 from domaeka.gateway.drain import Drain, DrainReport
 from domaeka.gateway.migration import MigrationPlan, MigrationReport
@@ -38,6 +38,7 @@ from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
+from domaeka.startup import allow_open_files
 from domaeka.state import Secrets, load_secrets, node_name, private_file
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
@@ -147,9 +148,8 @@ class GatewayService(LoggedService):
         self._bans = StoredBans(database)
         now = reactor.seconds
         self.node = node = node_name(directory)
-        self._signer = Signer(
-            secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
-        )
+        self._secrets = secrets
+        self._signer = self._new_signer(settings)
         self._mailbox = StoredMailbox(database, node)
         self._parts = Parts(
             settings=settings,
@@ -183,7 +183,11 @@ class GatewayService(LoggedService):
         self._pages = HealthPages(
             metrics,
             reactor,
-            {"store": database.health, "chat log": self._chat_log.health},
+            {
+                "store": database.health,
+                "chat log": self._chat_log.health,
+                "keys": self._check_keys,
+            },
             listening=lambda: bool(self._ports),
             draining=lambda: self._registry.draining or self._moves.away,
             changes=self._changes,
@@ -203,6 +207,18 @@ class GatewayService(LoggedService):
         self._http_socket = _open(
             "http.port", settings.http.interface, settings.http.port, settings
         )
+
+    def _new_signer(self, settings: Settings) -> Signer:
+        """What knows the keys that are accepted."""
+        now, secrets = self._reactor.seconds, self._secrets
+        keys = secrets.accepted_keys(now())
+        return Signer(keys, secrets.salt, settings.auth.clock_skew, now, secrets.previous_ends)
+
+    def _check_keys(self) -> str | None:
+        """What is wrong with the keys that are accepted."""
+        if self._secrets.has_published_key(self._reactor.seconds()):
+            return "the key that old scripts were published with is accepted: everybody knows it"
+        return None
 
     def _watch(self, metrics: Metrics) -> None:
         """Have the gauges read where things are."""
@@ -231,8 +247,9 @@ class GatewayService(LoggedService):
     def startService(self) -> None:
         """Start everything; the ports have been open since this was made."""
         super().startService()  # type: ignore[no-untyped-call]
-        for warning in self.warnings:
-            self.log.warn("{warning}", warning=warning)
+        for warning in (*self.warnings, self._check_keys()):
+            if warning is not None:
+                self.log.warn("{warning}", warning=warning)
         self._chat_log.start()
         self._dispatcher.start()
         self._registry.start()
@@ -330,7 +347,8 @@ class GatewayService(LoggedService):
             return
         error = reason if isinstance(reason, str) else reason.getErrorMessage()
         self.log.critical("domaeka ends: {error}", error=error)
-        print(f"domaeka: {error}", file=sys.stderr)
+        # sys.stderr leads to the log by now.
+        print(f"domaeka: {error}", file=sys.__stderr__)
         # twistd ends with 0 once its reactor has stopped in order.
         atexit.register(os._exit, EXIT_CANNOT_START)
         if self._reactor.running:
@@ -395,15 +413,14 @@ class GatewayService(LoggedService):
         changed = {key for key in setting_types() if _setting(wanted, key) != _setting(old, key)}
         fixed = {key for key in changed if key in _FIXED_KEYS or key.partition(".")[0] in _FIXED}
         settings = _kept(wanted, old, fixed)
+        allow_open_files(settings)
         secrets = load_secrets(self._directory, settings.auth)
         bots = reload_bots((*settings.bots.load, *self._more_bots))
         self._dispatcher.apply(bots, settings.bots, settings.breaker)
         self._watch_breakers()
         self._settings = settings
-        now = self._reactor.seconds
-        self._signer = Signer(
-            secrets.accepted_keys(now()), secrets.salt, settings.auth.clock_skew, now
-        )
+        self._secrets = secrets
+        self._signer = self._new_signer(settings)
         self._parts.apply(settings, self._signer)
         self._parts.limits.apply(settings.limits)
         self._devices.mode = settings.devices.approval
@@ -506,12 +523,13 @@ class GatewayService(LoggedService):
 
     def _all(self, *waiting: "Deferred[None]") -> "Deferred[Any]":
         """Wait for all, and log what fails."""
-        return DeferredList(
-            [
-                one.addErrback(lambda failure: self.log.failure("while stopping", failure))
-                for one in waiting
-            ]
-        )
+        return DeferredList([one.addErrback(self._log_loss) for one in waiting])
+
+    def _log_loss(self, failure: Failure) -> None:
+        if failure.check(StoreError):  # type: ignore[no-untyped-call]
+            self.log.error("the store: {error}", error=failure.getErrorMessage())
+        else:
+            self.log.failure("our own mistake", failure)
 
 
 def _level_of(breaker: Any) -> Callable[[], float]:

@@ -18,6 +18,7 @@ from domaeka.errors import DomaekaError
 from domaeka.logs import observer_for
 from domaeka.metrics import Metrics
 from domaeka.server import EXIT_CANNOT_START, GatewayService
+from domaeka.startup import allow_open_files
 from domaeka.state import load_or_create_secrets, state_directory
 
 
@@ -88,6 +89,7 @@ def makeService(options: Options) -> "GatewayService":
 
 def _make_service(options: Options, reactor: Any) -> "GatewayService":
     settings = options.settings()
+    allow_open_files(settings)
     observer = observer_for(settings.logging, options.parent or {}, reactor)
     directory = state_directory(options["state-dir"], os.environ)
     secrets = load_or_create_secrets(directory, settings.auth)
@@ -117,7 +119,8 @@ def _make_service(options: Options, reactor: Any) -> "GatewayService":
         options.settings,
         options["bots"],
     )
-    for key, _ in options["set"]:
-        if key in SECRET_KEYS:
+    for key, value in options["set"]:
+        # An address of a database may hold a password.
+        if key in SECRET_KEYS or (key == "storage.url" and "@" in value):
             service.warnings.append(f"--set {key}: others can read it in the list of processes")
     return service

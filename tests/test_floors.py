@@ -28,6 +28,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (2, "interfaces logs"),
     (3, "gateway bots store cluster"),
     (4, "client web testing"),
+    (5, "startup"),
     (5, "server"),
     (5, "tap cli"),
 )
