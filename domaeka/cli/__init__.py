@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "phone": ("phone", "phone"),
     "reload": ("changes", "reload"),
     "rooms": ("operator", "rooms"),
+    "secrets": ("keys", "secrets"),
     "send": ("changes", "send"),
     "status": ("operator", "status"),
 }
@@ -66,6 +67,7 @@ Examples:
   domaeka connections --watch      who is connected, and how well
   domaeka devices approve BOT ID   have a phone be answered
   domaeka drain --wait             stop the server in order
+  domaeka secrets rotate           make a new key for the phones
 
 \b
 The server itself is started with:  twistd -n domaeka

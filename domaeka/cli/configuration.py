@@ -11,7 +11,13 @@ import click
 from domaeka.config import Settings, load_settings
 from domaeka.errors import ConfigError
 from domaeka.settings_docs import commented_config
-from domaeka.state import Secrets, check_key, load_or_create_secrets, state_directory
+from domaeka.state import (
+    Secrets,
+    check_key,
+    given_secrets,
+    load_or_create_secrets,
+    state_directory,
+)
 
 #: An address of nobody, RFC 5737: to learn by which of ours the network is reached.
 _NOBODY = ("192.0.2.1", 9)
@@ -105,10 +111,9 @@ def check_parts(settings: Settings) -> None:
     from domaeka.bots.loading import load_bots
     from domaeka.store.database import Database
 
-    auth = settings.auth
-    for name in ("secret_key", "previous_secret_key"):
-        if key := getattr(auth, name):
-            check_key(f"auth.{name}", key, auth.accept_published_key)
+    for name, value in given_secrets(settings.auth).items():
+        if name != "salt":
+            check_key(f"auth.{name}", value, settings.auth.accept_published_key)
     if settings.storage.url:
         Database(settings.storage.url, task.Clock())
     for text in settings.server.endpoints:
