@@ -326,7 +326,13 @@ class HttpSettings(_Section, frozen=True):
     """Health, metrics and the admin API."""
 
     port: Annotated[_Port, Meta(description="the HTTP port; 0: any free one")] = 8080
-    interface: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    interface: Annotated[
+        str,
+        Meta(
+            description="address to listen on; other machines need the admin token for all but "
+            "`/health`"
+        ),
+    ] = "127.0.0.1"
 
 
 class StorageSettings(_Section, frozen=True):

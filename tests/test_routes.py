@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.web.routes import Answer, Call, Refusal, Route, RouteTable, as_answer, bearer_holds
+from domaeka.web.routes import (
+    Answer,
+    Call,
+    Refusal,
+    Route,
+    RouteTable,
+    as_answer,
+    bearer_holds,
+    is_this_machine,
+)
 
 
 def nothing(call: Call) -> NoReturn:
@@ -113,3 +122,14 @@ class BearerTests(SynchronousTestCase):
             self.assertFalse(bearer_holds(header, b"secret"), header)
         self.assertFalse(bearer_holds(b"Bearer ", b""))
         self.assertFalse(bearer_holds(None, b""))
+
+
+class MachineTests(SynchronousTestCase):
+    """Tests for L{is_this_machine}."""
+
+    def test_addresses(self) -> None:
+        """However a loopback address is written, it is one; nothing else is."""
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "::1%lo"):
+            self.assertTrue(is_this_machine(host), host)
+        for host in ("", "-", "192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "::", "0.0.0.0"):
+            self.assertFalse(is_this_machine(host), host)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable
 from typing import Any, cast
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -44,8 +45,8 @@ LARGE = 4 * MAX_BODY_BYTES
 class Line:
     """A client's connection."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.transport = StringTransport()
+    def __init__(self, channel: Channel, host: str = "127.0.0.1") -> None:
+        self.transport = StringTransport(peerAddress=IPv4Address("TCP", host, 54321))
         self.channel = channel
         channel.makeConnection(self.transport)
 
@@ -86,6 +87,7 @@ class ServerTests(SynchronousTestCase):
                 Route("GET", "/refused", self.refuse),
                 Route("GET", "/large", lambda call: Answer(b"x" * 10_000)),
                 Route("GET", "/stream", lambda call: self.stream),
+                Route("GET", "/anywhere", self.hello, anywhere=True),
                 Route("POST", "/private", self.hello, token=True, max_body_bytes=LARGE),
             ),
             self.clock,
@@ -101,11 +103,11 @@ class ServerTests(SynchronousTestCase):
             channel.connectionLost(Failure(ConnectionError()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def connect(self) -> Line:
+    def connect(self, host: str = "127.0.0.1") -> Line:
         """A client connects."""
         channel = self.site.buildProtocol(None)
         assert channel is not None
-        return Line(channel)
+        return Line(channel, host)
 
     def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
         """Send bytes and read the answer."""
@@ -168,7 +170,7 @@ class AnswerTests(ServerTests):
         call = self.calls[0]
         self.assertEqual((call.method, call.path, call.query), ("POST", "/hello", {"a": "방"}))
         self.assertEqual((call.headers["x-y"], call.body), ("1", b"\x00abc"))
-        self.assertEqual(call.peer, "192.168.1.1")
+        self.assertEqual(call.peer, "127.0.0.1")
         self.ask(b"GET /hello/a%2Fb HTTP/1.1\r\n\r\n")
         self.assertEqual(self.calls[1].names, {"name": "a/b"})
 
@@ -244,6 +246,14 @@ class TokenTests(ServerTests):
         status, headers, _ = self.ask(b"POST /private HTTP/1.1\r\nAuthorization: Bearer x\r\n\r\n")
         self.assertEqual((status, headers["WWW-Authenticate"]), (401, "Bearer"))
         self.assertEqual(len(self.calls), 1)
+
+    def test_other_machines(self) -> None:
+        """From other machines all needs the token, but for what is said to be for everybody."""
+        self.line = self.connect("192.0.2.1")
+        self.assertEqual(self.error(b"GET /hello HTTP/1.1\r\n\r\n"), (401, "UNAUTHORIZED"))
+        self.assertEqual(self.ask(b"GET /hello HTTP/1.1\r\n%b\r\n" % BEARER)[0], 200)
+        self.assertEqual(self.ask(b"GET /anywhere HTTP/1.1\r\n\r\n")[0], 200)
+        self.assertEqual(len(self.calls), 2)
 
     def test_large_bodies(self) -> None:
         """Who has the token may send more; who has not is refused before the body comes."""

@@ -131,7 +131,7 @@ class Exposition:
 
 class HealthPages:
     """
-    The pages that need no token.
+    The pages that need no token: from other machines, those of C{/health}.
 
     C{/health} is C{unhealthy} while phones cannot connect: before the port is open, or after it
     was lost.  What a check finds is shown and changes nothing, for the phones that are connected
@@ -171,9 +171,9 @@ class HealthPages:
         """What is to be served."""
         return (
             Route("GET", "/", self.index),
-            Route("GET", "/health", self.health),
-            Route("GET", "/health/live", self.live),
-            Route("GET", "/health/ready", self.ready),
+            Route("GET", "/health", self.health, anywhere=True),
+            Route("GET", "/health/live", self.live, anywhere=True),
+            Route("GET", "/health/ready", self.ready, anywhere=True),
             Route("GET", "/metrics", self.metrics),
             Route("GET", "/stats", self.stats),
         )

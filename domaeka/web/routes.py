@@ -9,6 +9,7 @@ coroutine.  What it does not grant, it says by raising L{Refusal}.
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -159,6 +160,15 @@ def bearer_holds(header: bytes | None, token: bytes) -> bool:
     return same and scheme.lower() == b"bearer" and token != b""
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether a peer's address is one by which a machine reaches itself."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 #: What a route's function may give back.
 Returned: TypeAlias = object | Deferred[Any] | Awaitable[Any]
 
@@ -170,6 +180,7 @@ class Route(NamedTuple):
     @ivar path: begins with a slash; a C{{name}} between two slashes stands for any text there.
     @ivar serve: what answers.
     @ivar token: whether the bearer token is needed.
+    @ivar anywhere: whether it is not needed from other machines either.
     @ivar max_body_bytes: largest body of those who have shown the token.
     """
 
@@ -178,6 +189,7 @@ class Route(NamedTuple):
     serve: Callable[[Call], Returned]
     token: bool = False
     max_body_bytes: int = MAX_BODY_BYTES
+    anywhere: bool = False
 
 
 class Place(NamedTuple):

@@ -44,6 +44,7 @@ from domaeka.web.routes import (
     RouteTable,
     as_answer,
     bearer_holds,
+    is_this_machine,
 )
 
 #: From the first byte of a request (the first one: from the connection) to its last, in seconds.
@@ -179,7 +180,8 @@ class Request(http.Request):
                 f"this takes {place.allowed}",
                 {"Allow": place.allowed},
             )
-        if route.token and not self._has_token():
+        needs_token = route.token or not (route.anywhere or is_this_machine(self.peer))
+        if needs_token and not self._has_token():
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED,
                 "UNAUTHORIZED",
