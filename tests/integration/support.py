@@ -171,12 +171,17 @@ class ServerProcess:
         device_id: str,
         script: str | ScriptVersion = "3.3.3",
         reconnect_scale: float = 1.0,
+        endpoint: Any = None,
     ) -> FakePhone:
-        """A phone with this server's secrets, started now and stopped with the test."""
+        """
+        A phone with this server's secrets, started now and stopped with the test.
+
+        @param endpoint: where it connects, if not to the plain port.
+        """
         secrets = self.secrets()
         phone = FakePhone(
             reactor,
-            [TCP4ClientEndpoint(reactor, HOST, self.port)],
+            [endpoint or TCP4ClientEndpoint(reactor, HOST, self.port)],
             secrets["secret_key"],
             secrets["salt"],
             script=script,

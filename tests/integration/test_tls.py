@@ -1,0 +1,252 @@
+"""TLS for phones, with real certificates and sockets."""
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
+from twisted.internet.ssl import Certificate, optionsForClientTLS
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from domaeka.testing import FakePhone
+from tests.integration.support import HOST, ServerProcess, free_port, reactor, sleep
+from tests.integration.test_phones import until
+
+NAME = "gateway.example"
+#: Longest that a client waits, in seconds.
+PATIENCE = 15.0
+
+
+class Authority:
+    """Makes certificates."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.path = directory / f"{name}.pem"
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._write(self.path, self._sign(self._name, self._key, 3650, authority=True))
+
+    def issue(self, path: Path, days: int = 90) -> float:
+        """
+        Write a certificate for L{NAME}, and its key, into one file.
+
+        @return: when it ends, in seconds since 1970.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+        certificate = self._sign(name, key, days, authority=False)
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self._write(path, certificate, secret)
+        return certificate.not_valid_after_utc.timestamp()
+
+    def _sign(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, authority: bool
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+            .sign(self._key, SHA256())
+        )
+
+    def _write(self, path: Path, certificate: x509.Certificate, secret: bytes = b"") -> None:
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+        fresh.replace(path)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class TlsTests(TestCase):
+    """A server with a certificate."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir(parents=True)
+        self.authority = Authority(self.directory, "authority")
+        self.certificate = self.directory / "server.pem"
+        self.ends = self.authority.issue(self.certificate)
+        self.port = free_port()
+
+    async def serve(self, *settings: str) -> ServerProcess:
+        """A server that listens for TLS beside its plain port."""
+        chosen = (
+            f"tls.certificate={self.certificate}",
+            f"tls.port={self.port}",
+            'limits.allow=["127.0.0.0/8"]',
+            *settings,
+        )
+        server = ServerProcess(self, *(part for key in chosen for part in ("--set", key)))
+        await server.start()
+        return server
+
+    def context(self, client: Path | None = None) -> ssl.SSLContext:
+        """What a client trusts, and shows."""
+        context = ssl.create_default_context(cafile=self.authority.path)
+        if client is not None:
+            context.load_cert_chain(client)
+        return context
+
+    async def greet(self, context: ssl.SSLContext, port: int = 0) -> tuple[str | None, bytes, int]:
+        """Shake hands twice.  @return: TLS' version, what a server says, and its certificate."""
+
+        def talk() -> tuple[str | None, bytes, int]:
+            with (
+                socket.create_connection((HOST, port or self.port), PATIENCE) as plain,
+                context.wrap_socket(plain, server_hostname=NAME) as line,
+            ):
+                line.sendall(b'{"botName":"b","deviceID":"d","version":"3.2.1"}\n')
+                answer = line.recv(1000)
+                shown = line.getpeercert(True)
+                assert shown is not None
+                return line.version(), answer, x509.load_der_x509_certificate(shown).serial_number
+
+        result: tuple[str | None, bytes, int] = await deferToThread(talk)
+        return result
+
+    async def refused(self, context: ssl.SSLContext) -> str:
+        """Why a client cannot talk: the server's word."""
+        with self.assertRaises(ssl.SSLError) as caught:
+            await self.greet(context)
+        return str(caught.exception.reason)
+
+    def phone(self, server: ServerProcess, device_id: str) -> FakePhone:
+        """A phone that speaks TLS."""
+        root = Certificate.loadPEM(self.authority.path.read_bytes())
+        options: Any = optionsForClientTLS(NAME, trustRoot=root)
+        endpoint: Any = TCP4ClientEndpoint(reactor, HOST, self.port)
+        return server.phone(device_id, endpoint=wrapClientTLS(options, endpoint))
+
+    async def test_phones(self) -> None:
+        """Phones with TLS and without chat side by side; idle ones cost nothing."""
+        server = await self.serve()
+        phones = [self.phone(server, "1" * 16), server.phone("2" * 16)]
+        await until(phones, lambda phone: phone.online)
+        texts = [str(number) for number in range(100)] + ["한" * 60_000]
+        for phone in phones:
+            for text in texts:
+                phone.say(f"# echo {text}")
+        await until(phones, lambda phone: len(phone.replies) == len(texts))
+        for phone in phones:
+            self.assertEqual((phone.texts(), len(phone.record.connects)), (texts, 1))
+        used = cpu_seconds(server.pid)
+        await sleep(1.0)
+        self.assertLess(cpu_seconds(server.pid) - used, 0.2)
+        metrics = (await server.get("/metrics"))[1].decode()
+        ends = metrics.partition("\ndomaeka_tls_certificate_expires_seconds ")[2].split("\n")[0]
+        self.assertEqual(float(ends), self.ends)
+
+    async def test_versions(self) -> None:
+        """TLS 1.2 and 1.3, nothing older."""
+        await self.serve()
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = self.context()
+            context.minimum_version = context.maximum_version = version
+            said, answer, _ = await self.greet(context)
+            self.assertEqual(said, f"TLSv1.{version.name[-1]}")
+            self.assertIn(b"handshakeComplete", answer)
+        context = self.context()
+        context.set_ciphers("ALL:@SECLEVEL=0")  # else the client refuses by itself
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        self.assertEqual(await self.refused(context), "TLSV1_ALERT_PROTOCOL_VERSION")
+
+    async def test_clients_may_show_a_certificate(self) -> None:
+        """Where it is asked for, one of the authority's or none will do, but no other."""
+        mine, other = self.directory / "mine.pem", self.directory / "other.pem"
+        self.authority.issue(mine)
+        Authority(self.directory, "stranger").issue(other)
+        server = await self.serve(f"tls.client_authority={self.authority.path}")
+        for client in (None, mine):
+            self.assertIn(b"handshakeComplete", (await self.greet(self.context(client)))[1])
+        self.assertIn("UNKNOWN_CA", await self.refused(self.context(other)))
+        await server.stop()
+        await self.serve(f"tls.client_authority={self.authority.path}", "tls.require_client=true")
+        self.assertIn(b"handshakeComplete", (await self.greet(self.context(mine)))[1])
+        self.assertIn("CERTIFICATE_REQUIRED", await self.refused(self.context()))
+
+    async def test_renewed(self) -> None:
+        """A new certificate is shown after SIGHUP; a broken one changes nothing."""
+        server = await self.serve()
+        first = (await self.greet(self.context()))[2]
+        self.authority.issue(self.certificate, days=30)
+        server.signal("HUP")
+        await self.logged(server, "settings read again")
+        second = (await self.greet(self.context()))[2]
+        self.assertNotEqual(first, second)
+        self.certificate.write_text("nothing")
+        server.signal("HUP")
+        await self.logged(server, "certificates stay as they were")
+        self.assertEqual((await self.greet(self.context()))[2], second)
+
+    async def test_never_begins(self) -> None:
+        """A connection that does not shake hands, of TLS or of ours, is closed in time."""
+        server = await self.serve("server.handshake_timeout=1", "socket.linger_seconds=1")
+        plain = await self.held(lambda line: None)
+        part = await self.held(lambda line: line.sendall(b"\x16\x03\x01\x02\x00\x01"))
+        other = await self.held(lambda line: line.sendall(b'{"botName":"b"}\n'))
+        for seconds in (plain, part, other):
+            self.assertLess(seconds, 4.0)
+        line = socket.create_connection((HOST, self.port), PATIENCE)
+        self.addCleanup(line.close)
+        tls = await deferToThread(self.context().wrap_socket, line, server_hostname=NAME)
+        self.assertEqual(await deferToThread(tls.recv, 100), b"")
+        self.assertEqual((await server.get("/health"))[0], 200)
+
+    async def held(self, first: Callable[[socket.socket], object]) -> float:
+        """How long a connection is held that says something, and nothing more."""
+        line = socket.create_connection((HOST, self.port), PATIENCE)
+        self.addCleanup(line.close)
+        first(line)
+        start = reactor.seconds()
+
+        def read() -> None:
+            try:
+                while line.recv(1000):
+                    pass
+            except ConnectionResetError:
+                pass
+
+        await deferToThread(read)
+        seconds: float = reactor.seconds() - start
+        return seconds
+
+    async def test_endpoint(self) -> None:
+        """An endpoint string of Twisted's serves TLS, too."""
+        port = free_port()
+        place = f"ssl:{port}:interface={HOST}:privateKey={self.certificate}"
+        await self.serve(f'server.endpoints=["{place}:certKey={self.certificate}"]')
+        version, answer, _ = await self.greet(self.context(), port)
+        self.assertIn(version, ("TLSv1.2", "TLSv1.3"))
+        self.assertIn(b"handshakeComplete", answer)
+
+    async def logged(self, server: ServerProcess, words: str) -> None:
+        """Wait until the log has said something."""
+        while words not in server.output():
+            await sleep(0.05)
