@@ -287,7 +287,7 @@ class GatewayService(LoggedService):
         if self._certificates is not None:
             # zope's interfaces say nothing to a type checker.
             certificates: Any = self._certificates
-            inner: Any = factory
+            inner: Any = GatewayFactory(self._registry, wrapped=True)
             tls = TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
             if self._tls_socket is None:
                 self._tls_socket = self._open_tls()
@@ -331,7 +331,7 @@ class GatewayService(LoggedService):
         except (ValueError, TypeError, LookupError, OSError) as error:
             self._cannot_go_on(f"server.endpoints: {text}: {error}")
             return
-        factory = GatewayFactory(self._registry, proxied=text.startswith("haproxy:"))
+        factory = GatewayFactory(self._registry, text.startswith("haproxy:"), wrapped=True)
 
         def listening(port: Any) -> None:
             listener = getattr(port, "socket", None)

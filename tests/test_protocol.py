@@ -144,7 +144,7 @@ class WriteTests(GatewayCase):
     def serve_on(self, transport: Any) -> GatewayProtocol:
         """A phone that has authenticated, on a transport of its own."""
         protocol = self.factory.buildProtocol(None)
-        assert protocol is not None
+        assert isinstance(protocol, GatewayProtocol)
         self.peer = self.connect()
         protocol.makeConnection(transport)
         protocol.dataReceived(self.peer.writer.handshake(signed=True))

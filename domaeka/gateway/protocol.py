@@ -310,23 +310,34 @@ def peer_address(peer: Any) -> str:
     return str(host).removeprefix("::ffff:") if "." in str(host) else str(host)
 
 
+class _NotLetIn(Protocol):
+    """A connection that is closed at once, where there must be one."""
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+
 class GatewayFactory(Factory):
     """Make a L{GatewayProtocol} for each phone that is let in."""
 
     noisy = False
 
-    def __init__(self, registry: Registry, proxied: bool = False) -> None:
+    def __init__(self, registry: Registry, proxied: bool = False, wrapped: bool = False) -> None:
         """
         @param registry: what all connections share.
         @param proxied: whether its listener is behind a balancer that says who the peer is.
+        @param wrapped: whether another factory may stand around it, which wants a protocol for
+            each connection.
         """
         self._registry = registry
         self._proxied = proxied
+        self._wrapped = wrapped
 
-    def buildProtocol(self, addr: IAddress | None) -> GatewayProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         # Behind a balancer the address is not known yet.
         if not self._proxied and self._registry.refusal(peer_address(addr)) is not None:
-            return None
+            return _NotLetIn() if self._wrapped else None
         protocol = GatewayProtocol(self._registry, self._proxied)
         protocol.factory = self
         return protocol

@@ -240,11 +240,38 @@ class TlsTests(TestCase):
     async def test_endpoint(self) -> None:
         """An endpoint string of Twisted's serves TLS, too."""
         port = free_port()
-        place = f"ssl:{port}:interface={HOST}:privateKey={self.certificate}"
-        await self.serve(f'server.endpoints=["{place}:certKey={self.certificate}"]')
+        await self.serve(self.endpoint(port))
         version, answer, _ = await self.greet(self.context(), port)
         self.assertIn(version, ("TLSv1.2", "TLSv1.3"))
         self.assertIn(b"handshakeComplete", answer)
+
+    async def test_limited(self) -> None:
+        """Who connects too often is closed before TLS begins, and the log says nothing of it."""
+        port = free_port()
+        server = await self.serve(self.endpoint(port), "limits.allow=[]")
+        for place, source in ((self.port, "127.6.6.6"), (port, "127.6.6.7")):
+            lines = [
+                socket.create_connection((HOST, place), PATIENCE, (source, 0)) for _ in range(15)
+            ]
+            await sleep(0.5)
+            closed = 0
+            for line in lines:
+                line.setblocking(False)
+                try:
+                    line.recv(1)
+                except ConnectionResetError:
+                    closed += 1
+                except BlockingIOError:
+                    pass
+                line.close()
+            self.assertEqual(closed, 5)
+        self.assertNotIn("Traceback", server.output())
+        self.assertNotIn("127.6.6", server.output())
+
+    def endpoint(self, port: int) -> str:
+        """The setting of an endpoint with TLS."""
+        place = f"ssl:{port}:interface={HOST}:privateKey={self.certificate}"
+        return f'server.endpoints=["{place}:certKey={self.certificate}"]'
 
     async def logged(self, server: ServerProcess, words: str) -> None:
         """Wait until the log has said something."""
