@@ -323,6 +323,30 @@ def non_readers(attacker: Attacker) -> None:
     keep_sending(lines, 3.0)
 
 
+def greedy(attacker: Attacker) -> None:
+    """One phone that asks fifty thousand times at once: it is answered each time, in order."""
+    line, writer = attacker.client()
+    texts = [f"{number}" for number in range(50_000)]
+    asked = memoryview(b"".join(writer.chat(said(f"# echo {text}")) for text in texts))
+    line.setblocking(False)
+    answers = bytearray()
+    lines_read = 0
+    # Pings are among them.
+    while lines_read < len(texts) or answers.count(b'"messageResponse"') < len(texts):
+        may_read, may_write, _ = select.select([line], [line] if asked else [], [], PATIENCE)
+        assert may_read or may_write, "held up"
+        if may_read:
+            piece = line.recv(262_144)
+            answers += piece
+            lines_read += piece.count(b"\n")
+        if may_write:
+            with contextlib.suppress(BlockingIOError):
+                asked = asked[line.send(asked) :]
+    lines = [answer for answer in answers.splitlines() if b"messageResponse" in answer]
+    tails = [answer[answer.rindex(b"}") + 1 :] for answer in lines]
+    assert [binascii.a2b_base64(tail).decode() for tail in tails] == texts
+
+
 # Over HTTP
 
 
