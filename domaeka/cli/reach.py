@@ -114,12 +114,16 @@ class Desk:
 
     def page(self, path: str) -> tuple[int, Any]:
         """
-        A page that needs no token.
+        A page outside the API.
 
         @param path: the whole of it.
-        @return: status, which may be 503, and what it says.
+        @return: status, 200 or 503, and what it says.
+        @raise Refused: the server says no.
+        @raise Unreachable: nobody does.
         """
         status, answer = self._send("GET", path, None)
+        if status >= 300 and status != http.HTTPStatus.SERVICE_UNAVAILABLE:
+            raise self._refusal(status, answer)
         return status, self._said(status, answer)
 
     def items(self, path: str, limit: int, **query: object) -> Any:
