@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -385,7 +386,8 @@ class Settings(_Section, frozen=True):
 SECRET_KEYS: Final = frozenset({"auth.secret_key", "auth.salt", "auth.previous_secret_key"})
 
 
-def setting_types() -> dict[str, Any]:
+@cache
+def setting_types() -> Mapping[str, Any]:
     """Each C{section.key} with its msgspec type, in order."""
     return {
         f"{section.name}.{field.name}": field.type

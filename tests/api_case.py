@@ -29,7 +29,7 @@ from domaeka.web.api.endpoints import PREFIX
 from domaeka.web.server import Channel, make_site
 from tests.bots_fakes import FakeReactor, FakeThreads
 from tests.gateway_case import GatewayCase, Peer
-from tests.storing import FakeThread
+from tests.storing import FakeThread, fill
 
 TOKEN = "correct horse"
 ROOM_ID = "18398338829933617"
@@ -141,6 +141,7 @@ class ApiCase(GatewayCase):
         )
         self.stored_devices.add_listener(self.registry.approval_changed)
         self.stored_bans = StoredBans(self.database)
+        fill(self.database)
         self.successResultOf(self.database.start())
         self.dispatcher = self.make_dispatcher()
         self.operations = FakeOperations()

@@ -47,6 +47,7 @@ from domaeka.testing import (
     run_clock,
 )
 from domaeka.wire import LineDecoder
+from tests import forget_after
 
 NOW = 1_790_000_000.0
 SECRET = "a secret of enough bytes"
@@ -317,6 +318,7 @@ class GatewayCase(SynchronousTestCase):
     """A gateway on a virtual network, in virtual time, with a stand-in for each of its parts."""
 
     def setUp(self) -> None:
+        forget_after(self)
         self.clock: Any = Clock()
         self.clock.advance(NOW)
         self.serve()

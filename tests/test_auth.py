@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -76,7 +76,6 @@ class SignTests(SynchronousTestCase):
                 vector["auth"]["signature"],
             )
 
-    @settings(deadline=None)
     @given(
         st.text(st.characters(codec="utf-8"), min_size=1, max_size=100), st.text("ab|", max_size=99)
     )
@@ -345,7 +344,6 @@ class SignatureTableTests(SynchronousTestCase):
             self.assertEqual(self.judge(number, device_id=f"{number}"), seen)
         self.assertEqual(len(self.table), 2)
 
-    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 3)), max_size=30)
     )

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Generator
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, inlineCallbacks
@@ -70,7 +70,6 @@ class CommandTableTests(SynchronousTestCase):
             str(error), "bots.load: the command '# a' is both in the bot 'one' and in the bot 'two'"
         )
 
-    @settings(deadline=None, database=None)
     @given(
         st.lists(st.text("ab ", min_size=1, max_size=5).map(str.strip).filter(bool), unique=True),
         st.text("ab \n", max_size=10),

@@ -62,7 +62,7 @@ class LineEditorTests(SynchronousTestCase):
         self.assertEqual(self.editor.feed(b"x\x03y\r"), [])
         self.assertTrue(self.editor.ended)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100)
     @given(st.text("가나ab 👋\u0301"), st.integers(0, 10), st.integers(5, 30))
     def test_never_wraps(self, text: str, left: int, width: int) -> None:
         """However long the line is, what is drawn stays within the terminal's width."""

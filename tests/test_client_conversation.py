@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -196,7 +196,6 @@ class CutTests(ConversationCase):
         for cut in range(1, whole, 7):
             self._exchange((cut,), ("session", "ack"))
 
-    @settings(max_examples=40, deadline=None)
     @given(st.lists(st.integers(1, 6000), max_size=5), st.booleans())
     def test_many_cuts(self, cuts: list[int], deflate: bool) -> None:
         """Nor do several connections, one cut after the other."""

@@ -6,7 +6,7 @@ import zlib
 from base64 import b64decode, b64encode
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -54,7 +54,6 @@ class PackTextTests(SynchronousTestCase):
 class StreamTests(SynchronousTestCase):
     """Tests for L{Deflater} and L{Inflater}."""
 
-    @settings(max_examples=50, deadline=None)
     @given(st.lists(st.binary(max_size=300)), st.integers(1, 50), st.integers(9, 15))
     def test_round_trip(self, batches: list[bytes], piece: int, window: int) -> None:
         """Each batch can be read as soon as it has come, in whatever pieces."""
@@ -95,7 +94,6 @@ class StreamTests(SynchronousTestCase):
             data = Random(size).randbytes(size)
             self.assertEqual(inflate(Inflater(), Deflater().pack(data)), data)
 
-    @settings(max_examples=100)
     @given(st.binary(max_size=500))
     def test_garbage(self, data: bytes) -> None:
         """Whatever comes, it inflates, or is a fatal error, and never anything else."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -291,7 +291,6 @@ class RefusalTests(ConfigTestCase):
         found = self.load("", dict.fromkeys(SECRET_KEYS, "sesame-sesame-sesame"))
         self.assertNotIn("sesame", f"{found} {found!r} {found.auth}")
 
-    @settings(deadline=None)
     @given(st.sampled_from(KEYS), st.text())
     def test_any_text(self, key: str, text: str) -> None:
         """Whatever is given for a key, it is taken or refused in one line."""

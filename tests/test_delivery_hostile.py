@@ -15,7 +15,7 @@ from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.sessions import StoredSessions
 from tests.gateway_case import KEY, GatewayCase, Peer
-from tests.storing import FakeThread
+from tests.storing import FakeThread, fill
 
 OTHER = DeviceKey("봇", "e" * 16)
 
@@ -36,6 +36,7 @@ class StoredCase(GatewayCase):
         self.serve(sessions=sessions)
         self.parts.devices = self.stored
         self.stored.add_listener(self.registry.approval_changed)
+        fill(self.database)
         self.successResultOf(self.database.start())
         self.statements: list[str] = []
         event.listen(self.database._writes, "before_cursor_execute", self.noted)

@@ -3,7 +3,7 @@
 import tracemalloc
 from ipaddress import ip_address, ip_network
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -36,7 +36,6 @@ class TokenBucketTests(SynchronousTestCase):
         self.clock.advance(0.5)
         self.assertEqual(self.bucket.take(), 0.0)
 
-    @settings(max_examples=50)
     @given(
         st.floats(0.01, 1000.0),
         st.integers(1, 50),
@@ -262,7 +261,6 @@ class AddressLimitsTests(SynchronousTestCase):
         _, peak = tracemalloc.get_traced_memory()
         self.assertLess(peak, 4096 * 250)
 
-    @settings(max_examples=60, deadline=None)
     @given(
         st.lists(
             st.tuples(st.sampled_from("avfgsw"), st.integers(0, 11), st.integers(0, 40)),

@@ -3,7 +3,7 @@
 import tracemalloc
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
@@ -228,7 +228,6 @@ class LivenessTests(SynchronousTestCase):
         self.sweep(100)
         self.assertEqual((self.liveness.interval, self.liveness.timeout), (5.0, 12.0))
 
-    @settings(max_examples=100, deadline=None)
     @given(st.lists(st.tuples(st.sampled_from("wpchdrs"), st.integers(0, 60)), max_size=80))
     def test_bounds(self, steps: list[tuple[str, int]]) -> None:
         """Whatever happens: within the bounds, and never given up for less than them."""

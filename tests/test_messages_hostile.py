@@ -137,14 +137,14 @@ class HostileTests(ReadingTestCase):
         self.assertTrue(found.channel_id is None or found.channel_id.isdigit())
         found.timestamp  # noqa: B018
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=100)
     @given(st.binary() | st.text().map(str.encode), st.booleans())
     @example(b"", False)
     def test_any_bytes(self, line: bytes, braced: bool) -> None:
         """Bytes at random."""
         self.judge(b"{%b}" % line if braced else line)
 
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=100)
     @given(
         st.sampled_from([line for line in LINES.values() if len(line) < 1000]),
         st.lists(
@@ -165,7 +165,7 @@ class HostileTests(ReadingTestCase):
             line = line[:start] + text + line[start + length :]
         self.judge(line)
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=100)
     @given(
         st.sampled_from([MESSAGE, ANALYZE, PONG, ENVELOPED]),
         st.data(),

@@ -5,7 +5,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -122,7 +122,6 @@ class EncodeReplyTests(SynchronousTestCase):
                 read = PHONES[dialect]
                 self.assertEqual(read(line), read(vector["line"].encode()))
 
-    @settings(deadline=None)
     @given(
         texts.filter(bool), texts, texts, st.none() | st.from_regex(r"[0-9]{1,20}", fullmatch=True)
     )
@@ -149,7 +148,6 @@ class EncodeReplyTests(SynchronousTestCase):
         for text in ("image_base64:", " MEDIA_URL:", "x IMAGE_BASE64:"):
             self.assertEqual(as_32(encode_reply(reply(text), Dialect.V32, NOW))[1], text)
 
-    @settings(deadline=None)
     @given(st.lists(st.binary(min_size=1, max_size=99), min_size=1, max_size=9))
     def test_files(self, files: list[bytes]) -> None:
         """Files arrive byte for byte, wherever their pieces end."""
@@ -167,7 +165,6 @@ class EncodeReplyTests(SynchronousTestCase):
             self.assertEqual(tuple(pieces), addresses)
             self.assertNotIn("media_wait_time", data)
 
-    @settings(deadline=None)
     @given(st.lists(texts.filter(bool), min_size=1, max_size=4))
     def test_any_address(self, texts: list[str]) -> None:
         """Whatever stands in an address, it breaks no frame and becomes no other piece."""

@@ -4,7 +4,7 @@ import gzip
 import json
 from base64 import b64encode
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -225,7 +225,6 @@ class ReadServerFrameTests(SynchronousTestCase):
         assert isinstance(moving, phonewire.Moving)
         self.assertEqual(moving.signed_text, "serverMigration|h|9|false|5")
 
-    @settings(max_examples=60, deadline=None)
     @given(st.binary() | st.text().map(str.encode))
     def test_any_bytes(self, line: bytes) -> None:
         """Whatever comes, it is a frame or a L{WireError}."""
@@ -237,7 +236,6 @@ class ReadServerFrameTests(SynchronousTestCase):
         max_leaves=5,
     )
 
-    @settings(max_examples=60, deadline=None)
     @given(
         st.sampled_from([*phonewire._DECODERS, *phonewire._REPLY_EVENTS, "?"]),
         st.dictionaries(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -124,7 +124,6 @@ class ReadTests(GatewayCase):
         self.assertEqual((len(writes), peer.texts), (1, list("abcdef")))
 
     @given(st.lists(st.binary(max_size=60), max_size=20))
-    @settings(max_examples=60, deadline=None)
     def test_garbage(self, pieces: list[bytes]) -> None:
         """Whatever is sent, it is answered with errors, and nothing of ours goes wrong."""
         peer = self.connect()

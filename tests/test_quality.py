@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -79,7 +79,6 @@ class QualityTests(SynchronousTestCase):
         self.answer(*[0.1] * 17)
         self.assertEqual((self.quality.score, self.quality.grade), (90, Grade.GOOD))
 
-    @settings(max_examples=50)
     @given(st.lists(st.one_of(st.none(), st.floats(-1.0, 1e6)), max_size=150))
     def test_any_history(self, events: list[float | None]) -> None:
         """The score is 0 to 100 and never better than the grade says, by more than its margin."""

@@ -252,7 +252,7 @@ class SessionMachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             SessionMachine,
             settings=settings(
-                max_examples=100,
+                max_examples=50,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -1,6 +1,6 @@
 """Tests for L{domaeka.wire}."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -47,7 +47,6 @@ class LineDecoderTests(SynchronousTestCase):
         pieces = [bytes([byte]) for byte in self.STREAM]
         self.assertEqual(lines_of(pieces), list(self.LINES))
 
-    @settings(deadline=None)
     @given(
         st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=20),
         st.lists(st.integers(min_value=0, max_value=600), max_size=20),
