@@ -45,8 +45,6 @@ class CloseReason(StrEnum):
     GAVE_WAY = "gave way"  # not authenticated, and the server was full
     RATE_LIMITED = "rate limited"
     BANNED = "banned"
-    BLOCKED = "blocked"  # the device was blocked, denied or revoked
-    OPERATOR = "operator"
     SHUTDOWN = "shutdown"
     MIGRATED = "migrated"
     INTERNAL = "internal error"

@@ -17,7 +17,7 @@ the operator's own code (commands, breakers), and no more than L{MAX_REGISTERED_
 import platform
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -193,6 +193,12 @@ class Family(Generic[_Instrument]):
         child = self._children[value] = self._make()
         return child
 
+    def keep(self, values: Container[str]) -> None:
+        """Forget what was registered and is not among C{values}: its series ends."""
+        for value in list(self._children)[self._closed :]:
+            if value != OTHER and value not in values:
+                del self._children[value]
+
     def _other(self) -> _Instrument:
         child = self._children.get(OTHER)
         if child is None:
@@ -227,7 +233,10 @@ class Metrics(Collector):
         self._declared.append(_build_info)
 
         # Connections.
-        self.connections = self._gauge("connections", "Phones connected")
+        self.connections = self._gauge(
+            "connections", "Connections that are open, those of strangers with them"
+        )
+        self.phones = self._gauge("phones", "Phones connected that have proven who they are")
         self.attempts = self._counters(
             "connections", "Attempts to connect", "result", CONNECTION_RESULTS
         )

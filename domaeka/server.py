@@ -138,6 +138,7 @@ class GatewayService(LoggedService):
             url,
             reactor,
             observe_write=lambda took: reactor.callFromThread(metrics.store_write.observe, took),
+            observe_failure=metrics.errors.labels("store").inc,
         )
         self._devices = StoredDevices(database, reactor, settings.devices.approval)
         self._rooms = StoredRooms(database, reactor, settings.rooms.approval)
@@ -224,6 +225,7 @@ class GatewayService(LoggedService):
         """Have the gauges read where things are."""
         budget = self._registry.budget
         metrics.connections.watch(lambda: len(self._registry))
+        metrics.phones.watch(lambda: self._registry.phones)
         metrics.draining.watch(lambda: float(self._registry.draining or self._moves.away))
         metrics.sessions.watch(self._sessions.live)
         metrics.certificate_expires.watch(
@@ -238,7 +240,10 @@ class GatewayService(LoggedService):
     def _watch_breakers(self) -> None:
         """Have the metrics know every command, and every service that a bot uses."""
         metrics = self._parts.metrics
-        for name, breaker in self._dispatcher.breakers().items():
+        breakers = self._dispatcher.breakers()
+        for family in (metrics.handler, metrics.handler_failures, metrics.breaker_state):
+            family.keep(breakers)
+        for name, breaker in breakers.items():
             metrics.handler_failures.register(name)
             metrics.breaker_state.register(name).watch(_level_of(breaker))
 
@@ -378,7 +383,7 @@ class GatewayService(LoggedService):
         self._stopping = True
         if self._patience.active():
             self._patience.cancel()
-        if not self._drain.running:
+        if not self._drain.running and not self._drain.over:
             self._begin_drain("shutdown")
         yield self._drain.finished()
         yield self._dispatcher.close()
@@ -455,7 +460,7 @@ class GatewayService(LoggedService):
 
         @param reason: what phones are told, a word.
         """
-        if self._drain.running:
+        if self._drain.running or self._drain.over:
             return
         self._begin_drain(reason)
 

@@ -69,6 +69,7 @@ class StoreTestCase(SynchronousTestCase):
         self.clock.advance(1_000_000.0)
         self.thread = FakeThread()
         self.write_times: list[float] = []
+        self.failures: list[None] = []
         self.database = self.make_database()
 
     def make_database(self, url: str | URL = "sqlite://") -> Database:
@@ -77,6 +78,7 @@ class StoreTestCase(SynchronousTestCase):
             url,
             self.clock,
             observe_write=self.write_times.append,
+            observe_failure=lambda: self.failures.append(None),
             make_worker=lambda name, reactor: self.thread,
             retry_delay=lambda attempt: 2.0**attempt,
         )

@@ -58,6 +58,7 @@ class OpeningTests(StoreTestCase):
         self.clock.advance(1.0)
         self.successResultOf(opened)
         self.assertEqual(attempts, [0.0, 1.0, 3.0, 7.0])
+        self.assertEqual(len(self.failures), 3)
 
     def test_gives_up_where_trying_is_useless(self) -> None:
         """A file that is no database stops the start with one line."""
@@ -110,6 +111,7 @@ class CallTests(StoreTestCase):
         failure = self.failureResultOf(self.database.run_write(fails("disk\nis full")), StoreError)
         self.assertEqual(failure.getErrorMessage(), "disk")
         self.assertEqual(self.database.health(), "the store failed: disk")
+        self.assertEqual(len(self.failures), 1)
 
     def test_recovers_by_itself(self) -> None:
         """A store that failed is tried until it is well, even if nobody calls."""
@@ -126,6 +128,7 @@ class CallTests(StoreTestCase):
         """An exception that the database has no part in leaves it well."""
         self.failureResultOf(self.database.run_write(lambda c: 1 / 0), ZeroDivisionError)
         self.assertIsNone(self.database.health())
+        self.assertEqual(self.failures, [])
 
     def test_slow_call_shows(self) -> None:
         """A call that does not return shows in the health, and is over when it does."""

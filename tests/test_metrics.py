@@ -78,6 +78,15 @@ class InstrumentTests(SynchronousTestCase):
         family.register("# echo").inc()
         self.assertEqual(family.register("# echo").value, 1)
 
+    def test_forgets(self) -> None:
+        """A command that is loaded no more has no series any more; the declared ones stay."""
+        family = Family(Counter, ("declared",))
+        for command in ("# echo", "# gone"):
+            family.register(command)
+        family.labels("unknown").inc()
+        family.keep({"# echo"})
+        self.assertEqual([value for value, _ in family.items()], ["declared", "# echo", "other"])
+
 
 class MetricsTests(SynchronousTestCase):
     """Tests for L{Metrics}."""

@@ -194,7 +194,7 @@ class CloseTests(GatewayCase):
 
     def close(self) -> None:
         """Close the newest connection."""
-        self.session().close(CloseReason.OPERATOR)
+        self.session().close(CloseReason.SHUTDOWN)
         self.run_for(0.0)
 
     def test_in_order(self) -> None:
@@ -206,7 +206,7 @@ class CloseTests(GatewayCase):
         peer.read_on()
         self.assertTrue(4 <= len(peer.texts) <= 6)
         self.assertEqual((peer.finished, peer.lost), (True, True))
-        self.assertEqual(self.reasons, {"operator": 1})
+        self.assertEqual(self.reasons, {"shutdown": 1})
 
     def test_peer_that_reads_nothing(self) -> None:
         """A peer that reads nothing is cut off at the deadline."""
@@ -217,7 +217,7 @@ class CloseTests(GatewayCase):
         self.run_for(4.5)
         self.assertEqual(self.registry.connections, 1)
         self.run_for(2.0)
-        self.assertEqual((self.registry.connections, self.reasons), (0, {"operator": 1}))
+        self.assertEqual((self.registry.connections, self.reasons), (0, {"shutdown": 1}))
 
     def test_peer_that_goes_on(self) -> None:
         """So is one that goes on talking and never closes; nobody listens."""

@@ -145,6 +145,15 @@ class LimitTests(GatewayCase):
         self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 3, "refused": 1})
         self.assertEqual(self.counted(self.metrics.refusals), {"server full": 1})
 
+    def test_phones(self) -> None:
+        """Strangers are connections; a phone is who has proven to be one, until it closes."""
+        self.greeted(key(1))
+        self.connect()
+        peer = self.ready(key(2))
+        self.assertEqual((len(self.registry), self.registry.phones), (3, 1))
+        peer.drop()
+        self.assertEqual((len(self.registry), self.registry.phones), (2, 0))
+
     def test_those_that_close_slowly(self) -> None:
         """Strangers that do not close do not pile up: beyond some they are cut off at once."""
         for number in range(3):
@@ -320,7 +329,7 @@ class SweepTests(GatewayCase):
         """A mistake of ours costs one connection, not the sweep."""
         peer, other = self.ready(key(1)), self.ready(key(2))
         broken = next(iter(self.registry))
-        broken._leaving = CloseReason.OPERATOR, "never"  # type: ignore[assignment]
+        broken._leaving = CloseReason.SHUTDOWN, "never"  # type: ignore[assignment]
         broken.due = 0.0
         self.run_for(1.5)
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)

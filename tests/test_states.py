@@ -67,7 +67,7 @@ class TransitionTests(GatewayCase):
         peer.polite = False
         peer.handshake(bare=False)
         session = self.session()
-        session.close("operator")  # type: ignore[arg-type]
+        session.close("shutdown")  # type: ignore[arg-type]
         self.run_for(0.0)
         peer.take()
         peer.write(JUNK, peer.line("말"))

@@ -47,6 +47,8 @@ class Drain:
     Empty a server of its phones, in bounded time.
 
     Each is told to come back at a time of its own; each is closed as soon as it owes nothing.
+
+    @ivar over: whether it has ended: no connection is left.
     """
 
     log = Logger()
@@ -58,6 +60,7 @@ class Drain:
         self._steps: LoopingCall | None = None
         self._waiting: list[Deferred[bool]] = []
         self._told = 0
+        self.over = False
         self._short = False
         self._cut_at = 0.0
         self._close_at = 0.0
@@ -196,6 +199,7 @@ class Drain:
         self._finish(True)
 
     def _finish(self, emptied: bool) -> None:
+        self.over = emptied
         steps, self._steps = self._steps, None
         if steps is not None and steps.running:
             steps.stop()

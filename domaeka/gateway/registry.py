@@ -113,6 +113,11 @@ class Registry:
         return len(self._sessions) - self._closing
 
     @property
+    def phones(self) -> int:
+        """How many of those have authenticated."""
+        return len(self) - len(self._strangers)
+
+    @property
     def connections(self) -> int:
         """How many connections there are, those that are closing with them."""
         return len(self._sessions)

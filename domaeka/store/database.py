@@ -55,6 +55,7 @@ class Database:
         reactor: Any,
         *,
         observe_write: Callable[[float], object] = lambda seconds: None,
+        observe_failure: Callable[[], object] = lambda: None,
         make_worker: Callable[[str, Any], Worker] = ThreadWorker,
         retry_delay: Callable[[int], float] | None = None,
     ) -> None:
@@ -63,6 +64,8 @@ class Database:
         @param reactor: keeps the time, and is where results are handed over.
         @param observe_write: told how long each call of L{run_write} took, in seconds; called in
             the writing thread.
+        @param observe_failure: called when the store could not be opened, or did not do what was
+            asked of it.
         @param make_worker: given a name and C{reactor}, a thread.
         @param retry_delay: given how many attempts to open it failed, the seconds to the next.
         @raise StoreError: the address is none that could work; one line.
@@ -83,6 +86,7 @@ class Database:
         self._is_sqlite = address.get_backend_name() == "sqlite"
         self._reactor = reactor
         self._observe_write = observe_write
+        self._observe_failure = observe_failure
         self._make_worker = make_worker
         self._retry_delay = retry_delay or backoffPolicy()
         self._loads: list[tuple[Callable[[Connection], Any], Callable[[Any], None]]] = []
@@ -166,6 +170,7 @@ class Database:
         if self._ended is not None:
             return
         self._open = False
+        self._observe_failure()
         self._trouble = failure.getErrorMessage()
         hopeless = not isinstance(failure.value, StoreError) or isinstance(
             failure.value, StoreClosed
@@ -243,6 +248,8 @@ class Database:
                 self._observe_write(max(0.0, self._reactor.seconds() - started))
 
     def _failed(self, failure: Failure) -> Failure:
+        if isinstance(failure.value, StoreError) and self._ended is None:
+            self._observe_failure()
         if self._timer is None and self._ended is None and self.health() is not None:
             self._timer = self._reactor.callLater(PROBE_SECONDS, self._probe)
         return failure

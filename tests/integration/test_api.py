@@ -222,9 +222,11 @@ class ApiTests(TestCase):
         await sleep(0.2)
 
     async def test_drain(self) -> None:
-        """A stop that is not called off ends the process."""
+        """A stop that is not called off ends the process, and is said once."""
         server, api = await self.serve()
         await self.heard(server)
         self.assertEqual((await api.ask("POST", "/drain"))[0], 202)
         while "Server Shut Down" not in server.output():
             await sleep(0.05)
+        for said in ("draining: ", " drained"):
+            self.assertEqual(server.output().count(said), 1, said)

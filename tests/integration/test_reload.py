@@ -21,7 +21,7 @@ BOT_TEXT = """from domaeka import Bot
 bot = Bot("reloaded")
 
 
-@bot.command("# bot")
+@bot.command("{}")
 def answer(ctx):
     return "{}"
 """
@@ -41,10 +41,10 @@ class ReloadTests(ChangeCase):
         }
         self.write_bot("처음")
 
-    def write_bot(self, answer: str) -> None:
+    def write_bot(self, answer: str, command: str = "# bot") -> None:
         """A bot that answers so."""
         self.bot = self.directory / "reloaded_bot.py"
-        text = BOT_TEXT.format(answer)
+        text = BOT_TEXT.format(command, answer)
         if self.bot.exists():  # Python knows a file again by its time and length
             text += "#" * (self.bot.stat().st_size % 7 + 1)
         self.bot.write_text(text)
@@ -126,9 +126,13 @@ class ReloadTests(ChangeCase):
         await sleep(0.5)
         self.assertEqual(late.texts(), [])
         self.write_config(devices={"approval": "signed"}, limits={"messages_per_second": 0})
+        self.write_bot("다음", "# other")
         await self.hang_up(server)
-        late.say("# bot")
+        late.say("# other")
         await late.expect("다음")
+        metrics = (await server.get("/metrics"))[1].decode()
+        self.assertIn('breaker_state{name="# other"}', metrics)
+        self.assertNotIn('"# bot"', metrics)
         (stranger,) = [await deferToThread(socket.create_connection, (HOST, server.port), 5.0)]
         stranger.close()
         await self.until(lambda: " debug " in server.output(), 5.0)

@@ -318,7 +318,7 @@ class SocketTests(TestCase):
         await deferToThread(client.say, *["bytes 60000"] * 4)
         (session,) = self.registry
         await self.until(lambda: not session.sender.idle)
-        session.close(CloseReason.OPERATOR)
+        session.close(CloseReason.SHUTDOWN)
         closed_at = time.monotonic()
 
         def talk() -> list[str]:
