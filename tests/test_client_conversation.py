@@ -212,6 +212,17 @@ class CutTests(ConversationCase):
         self.pair.talk(*self.pair.connect())
         self.assertEqual(self.pair.texts(), ["하나", "둘"])
 
+    def test_server_that_is_come_back_to(self) -> None:
+        """What came before a stay elsewhere is known again."""
+        memory = self.pair.memory
+        memory.numbers("one").last = 7
+        for other in range(15):
+            memory.numbers(f"other {other}")
+        self.assertEqual(memory.numbers("one").last, 7)
+        for other in range(16):
+            memory.numbers(f"another {other}")
+        self.assertEqual(memory.numbers("one").last, 0)
+
 
 class SessionTests(ConversationCase):
     """Session tokens."""
@@ -251,6 +262,17 @@ class SessionTests(ConversationCase):
         self.assertIsNotNone(self.pair.memory.token)
         self.clock.advance(1.0)
         self.assertIsNone(self.pair.memory.token)
+
+    def test_clock_set_back(self) -> None:
+        """A clock that was a day ahead is believed again once it has been set."""
+        time = 1e9 + 86_400.0
+        memory = Memory(lambda: time)
+        first, second = object(), object()
+        memory.signing_time(first)
+        time -= 86_400.0
+        signed = memory.signing_time(first)
+        self.assertApproximates(signed, time, 0.002)
+        self.assertGreater(memory.signing_time(second), signed)
 
     def test_no_millisecond_twice(self) -> None:
         """Two connections never sign in the same millisecond: a server would see a replay."""

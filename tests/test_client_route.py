@@ -46,7 +46,7 @@ class RouteTests(SynchronousTestCase):
         """After a server that greeted us is gone, the preferred one is tried first."""
         self.route.failed()
         self.route.greeted()
-        self.assertFalse(self.route.is_preferred)
+        self.assertTrue(self.route.may_return)
         self.route.lost()
         self.assertEqual(self.route.server, ONE)
 
@@ -65,20 +65,48 @@ class RouteTests(SynchronousTestCase):
         self.assertEqual(round(self.route.next_delay()), 1)
 
     def test_stays_away(self) -> None:
-        """A server that says when to come back is taken at its word, within reason, once."""
-        self.assertEqual(self.route.stay_away(71.5), 71.5)
+        """A server that says when to come back is taken at its word, within reason."""
+        route = Route([ONE], self.clock.seconds, lambda: self.chance)
+        self.assertEqual(route.stay_away(71.5), 71.5)
         self.clock.advance(1.5)
-        self.assertEqual(self.route.next_delay(), 70.0)
-        self.assertLess(self.route.next_delay(), 2.0)
-        self.assertEqual(self.route.stay_away(1e300) - 1.5, 3600.0)
-        self.assertEqual(self.route.stay_away(-5.0), 1.5)
+        self.assertEqual(route.next_delay(), 70.0)
+        self.clock.advance(70.0)
+        self.assertLess(route.next_delay(), 2.0)
+        self.assertEqual(route.stay_away(1e300) - 71.5, 3600.0)
+        self.assertEqual(route.stay_away(-5.0), 71.5)
 
     def test_unwanted(self) -> None:
         """Where we are not wanted we come back much later, until we are greeted."""
-        self.route.unwanted()
-        self.assertEqual(self.route.next_delay(), 150.0)
+        route = Route([ONE], self.clock.seconds, lambda: self.chance)
+        route.unwanted(ONE)
+        self.assertEqual(route.next_delay(), 150.0)
+        route.greeted()
+        self.assertLess(route.next_delay(), 3.0)
+
+    def test_left_alone(self) -> None:
+        """While a server is to be left alone another is tried; of two, the one free first."""
+        self.route.unwanted(ONE)
+        self.assertLess(self.route.next_delay(), 1.0)
+        self.assertEqual(self.route.server, TWO)
+        self.assertFalse(self.route.may_return)
+        self.route.stay_away(80.0)
+        self.route.lost()
+        self.assertEqual((self.route.next_delay(), self.route.server), (80.0, TWO))
+        self.clock.advance(150.0)
+        self.route.failed()
+        self.route.failed()
+        self.assertTrue(self.route.may_return)
+
+    def test_no_rest_no_move(self) -> None:
+        """A connection that has not lasted is left for another no sooner than it is made again."""
         self.route.greeted()
-        self.assertLess(self.route.next_delay(), 3.0)
+        self.clock.advance(5.0)
+        self.assertEqual(self.route.move_delay(), 0.5)
+        beside = self.route.beside(TWO)
+        beside.greeted()
+        self.assertEqual(beside.move_delay(), 1.0)
+        self.clock.advance(30.0)
+        self.assertEqual((beside.server, beside.move_delay()), (TWO, 0.0))
 
     def test_moved(self) -> None:
         """A server that we were sent to is preferred from then on; the others stay known."""
@@ -86,5 +114,5 @@ class RouteTests(SynchronousTestCase):
         self.route.moved(THREE, at=40.0)
         self.assertEqual(self.route.servers, (THREE, ONE, TWO))
         self.assertEqual((self.route.server, self.route.next_delay()), (THREE, 40.0))
-        self.route.add([TWO, Server("four")])
+        self.route.add(Route([TWO, Server("four")], self.clock.seconds, lambda: 0.0))
         self.assertEqual(self.route.servers, (THREE, ONE, TWO, Server("four")))

@@ -242,6 +242,26 @@ class AnswerTests(ClientCase):
             self.assertTrue(client.greeted)
             self.stop(client)
 
+    def test_unwanted_here(self) -> None:
+        """Where one server will not have it, or is to be left alone, the next is tried at once."""
+        self.servers[ONE].refuse_with = ErrorCode.BANNED
+        client = self.client([ONE, TWO])
+        self.run_for(2.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
+        self.servers[ONE].refuse_with = None
+        self.servers[TWO].shut_down(90.0)
+        self.run_for(100.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
+        self.assertEqual(len(self.seen(Connected)), 3)
+
+    def test_greeted_with_a_refusal(self) -> None:
+        """A server that greets it with a refusal is left, and the next is tried."""
+        self.servers[ONE].welcomes = False
+        client = self.client([ONE, TWO])
+        self.run_for(2.0)
+        self.assertEqual((client.server, client.greeted), (TWO, True))
+        self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.BAD_HANDSHAKE)])
+
     def test_wrong_key(self) -> None:
         """A client with another key is refused, and does not try on as if it were an attack."""
         self.client(credentials=Credentials("x" * 16, SALT))
@@ -378,6 +398,15 @@ class MigrationTests(ClientCase):
         self.servers[safe].migrate("two", 9000, signed=False)
         self.run_for(5.0)
         self.assertEqual(client.server, elsewhere)
+
+    def test_back_and_forth(self) -> None:
+        """Two servers that send it to each other, again and again, do not keep it running."""
+        self.client()
+        for _ in range(600):
+            self.servers[ONE].migrate("two", 9000)
+            self.servers[TWO].migrate("one", 9000)
+            self.run_for(0.1)
+        self.assertIn(len(self.seen(Connected)), range(4, 9))
 
     def test_new_server_not_there(self) -> None:
         """While the new server does not answer, the old one serves; in the end it stays."""

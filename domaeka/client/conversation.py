@@ -47,6 +47,11 @@ _FIRST_PING_SECONDS: Final = 75.0
 _INTERVALS: Final = (1.0, 3600.0)
 #: Bytes of chat that are handed over at a time.
 _BATCH_BYTES: Final = 65_536
+#: How far the clock must be set back to be believed, in milliseconds: less is a second signature
+#: of the same millisecond, or a clock that is being trimmed.
+_CLOCK_SET_BACK_MS: Final = 5_000
+#: Of how many servers' numberings the last message is remembered.
+_MAX_EPOCHS: Final = 16
 #: Longest token that is kept, in characters: that of 256 bits takes 43.
 _MAX_TOKEN_CHARS: Final = 1024
 
@@ -63,7 +68,6 @@ class State(Enum):
 class Numbers(msgspec.Struct):
     """The last message that has come, of one numbering."""
 
-    epoch: str | None = None
     last: int = 0
 
 
@@ -73,12 +77,20 @@ class Memory:
     def __init__(self, seconds: Callable[[], float]) -> None:
         """@param seconds: the time now, in seconds since 1970."""
         self._seconds = seconds
-        self.numbers = Numbers()
+        self._numbers: dict[str | None, Numbers] = {}
         self._token: str | None = None
         self._lifetime = 0.0
         self._ends_at: float | None = None
         self._last_ms = 0
         self._last_signer: object = None
+
+    def numbers(self, epoch: str | None) -> Numbers:
+        """How far a numbering has come: servers that we come back to have their own."""
+        numbers = self._numbers.pop(epoch, None) or Numbers()
+        self._numbers[epoch] = numbers  # as the last one
+        if len(self._numbers) > _MAX_EPOCHS:
+            del self._numbers[next(iter(self._numbers))]
+        return numbers
 
     def signing_time(self, signer: object) -> float:
         """
@@ -88,6 +100,8 @@ class Memory:
         taken for a replay.  So no two connections share a millisecond.
         """
         now = int(self._seconds() * 1000)
+        if self._last_ms - now > _CLOCK_SET_BACK_MS:
+            self._last_ms = now - 1
         if signer is not self._last_signer:
             now = max(now, self._last_ms + 1)
             self._last_signer = signer
@@ -279,6 +293,9 @@ class Conversation:
         """@return: whether it is news."""
         if self._state is not State.SHAKING:
             return False
+        if not greeting.success:
+            self._state = State.ENDED
+            return True
         self._state = State.GREETED
         self.granted = granted = frozenset(greeting.capabilities).intersection(self._capabilities)
         self._max_frame_bytes = greeting.max_frame_bytes
@@ -288,9 +305,7 @@ class Conversation:
         if greeting.session_token is not None:
             self._memory.keep_token(greeting.session_token, greeting.session_expires_in or 0.0)
         if "ack" in granted:
-            if self._memory.numbers.epoch != greeting.epoch:
-                self._memory.numbers = Numbers(greeting.epoch)
-            self._numbers = self._memory.numbers
+            self._numbers = self._memory.numbers(greeting.epoch)
         if "deflate" in granted:
             self._deflater = Deflater()
             self._inflater = Inflater()

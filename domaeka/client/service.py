@@ -255,7 +255,8 @@ class Client(Service):
 
     def _greeted(self, line: Line, greeting: Greeting) -> None:
         if not greeting.success:
-            line.route.unwanted()
+            line.route.unwanted(line.route.server)
+            line.abort(CloseReason.BAD_HANDSHAKE)
             return
         line.route.greeted()
         self.queue.back()
@@ -294,10 +295,10 @@ class Client(Service):
                 self.queue.connection_lost()
             if self.running:
                 self.tell(Lost(server, reason, why))
-                self._judge(line)
+                self._judge(line, server)
 
-    def _judge(self, line: Line) -> None:
-        """The line in use was lost: decide what comes of it."""
+    def _judge(self, line: Line, server: Server) -> None:
+        """The line in use, to C{server}, was lost: decide what comes of it."""
         code = line.last_words
         if self._next is not None:
             self._give_place(self._next)
@@ -308,7 +309,7 @@ class Client(Service):
             self._end(line)
             self.tell(Stopped(ErrorCode.TAKEN_OVER))
         elif code in _UNWANTED:
-            line.route.unwanted()
+            line.route.unwanted(server)
 
     # Moves
 
@@ -331,10 +332,14 @@ class Client(Service):
             if self.server.tls:  # nobody talks us out of it without a signature
                 server = msgspec.structs.replace(server, tls=True)
         delay = min(max(notice.migrate_after, 0.0), _MAX_MOVE_DELAY_SECONDS)
-        until = now + delay + MOVE_SECONDS
+        earliest = (
+            self._move.earliest if self._move is not None else now + self._line.route.move_delay()
+        )
+        at = max(now + delay, earliest)
+        until = at + MOVE_SECONDS
         if signed:
             until = min(until, notice.expires / 1000)
-        self._plan(_Move(server, now + delay, until))
+        self._plan(_Move(server, at, until, earliest))
 
     def _plan(self, move: "_Move | None") -> None:
         """Have a move in view, or none."""
@@ -371,7 +376,7 @@ class Client(Service):
         self._line = line
         self._next = None
         self._plan(None)
-        line.route.add(old.route.servers)
+        line.route.add(old.route)
         self._return_at = self._next_return()
         if not old.is_connected:
             self._end(old)
@@ -393,8 +398,7 @@ class Client(Service):
 
     def _try_beside(self, server: Server, until: float) -> None:
         """Try C{server} without leaving the one that we are with."""
-        route = Route([server], self.reactor.seconds, self._random)
-        self._next = Line(self, route)
+        self._next = Line(self, self._line.route.beside(server))
         self._next_until = until
         self._next.start()
 
@@ -450,7 +454,7 @@ class Client(Service):
                 self._plan(None)
         elif now >= self._return_at:
             self._return_at = self._next_return()
-            if self._line.greeted and not self._line.route.is_preferred and not self._retiring:
+            if self._line.greeted and self._line.route.may_return and not self._retiring:
                 preferred = self._line.route.servers[0]
                 self._try_beside(preferred, now + _RETURN_TRIAL_SECONDS)
 
@@ -468,8 +472,13 @@ class Client(Service):
 
 
 class _Move(msgspec.Struct):
-    """Where to go, from when on, and until when it may be tried."""
+    """
+    Where to go, from when on, and until when it may be tried.
+
+    @ivar earliest: before this time no notice makes us go.
+    """
 
     server: Server
     at: float
     until: float
+    earliest: float

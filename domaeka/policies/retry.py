@@ -52,6 +52,18 @@ class Backoff:
         self._tries = 0
         self._connected_at: float | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether there is a connection, and it has lasted."""
+        made_at = self._connected_at
+        return made_at is not None and self._seconds() - made_at >= SETTLED_SECONDS
+
+    def successor(self) -> "Backoff":
+        """Another one, for a connection beside this one, that has counted as many tries."""
+        successor = Backoff(self._seconds, self._random, self._base, self._longest)
+        successor._tries = self._tries
+        return successor
+
     def next_delay(self) -> float:
         """@return: seconds to wait before the next try, which is counted."""
         tries = self._tries
@@ -67,9 +79,7 @@ class Backoff:
 
     def lost(self) -> None:
         """The connection ended.  If it had lasted, tries are counted anew."""
-        if self._connected_at is None:
-            return
-        if self._seconds() - self._connected_at >= SETTLED_SECONDS:
+        if self.settled:
             self._tries = 0
         self._connected_at = None
 

@@ -106,6 +106,7 @@ class FakeServer(protocol.Factory):
         self.approved = approved
         self.ping_interval = ping_interval
         self.greet = True  # whether handshakes are answered
+        self.welcomes = True  # whether what they are answered with is a success
         self.lets_go = True  # whether a client that has moved is closed at once
         self.refuse_with: ErrorCode | None = None  # what each handshake is refused with
         self.chats: list[Chat] = []
@@ -327,6 +328,7 @@ class FakeConversation:
                 more["epoch"] = device.epoch
         self.write(
             encode_handshake_complete(
+                success=server.welcomes,
                 approved=server.approved,
                 message="",
                 server_version="fake",

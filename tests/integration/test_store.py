@@ -6,7 +6,7 @@ import sqlite3
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL
 from twisted.internet import reactor as _reactor
@@ -77,9 +77,8 @@ class _Writer(ProcessProtocol):
     # IProcessProtocol
 
     def outReceived(self, data: bytes) -> None:
-        assert self.transport is not None
         with contextlib.suppress(ProcessExitedAlready):
-            self.transport.signalProcess("KILL")  # type: ignore[call-arg]
+            cast(Any, self.transport).signalProcess("KILL")
 
     def errReceived(self, data: bytes) -> None:
         sys.stderr.buffer.write(data)
