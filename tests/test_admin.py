@@ -46,6 +46,12 @@ class AskingTests(ApiCase):
                 self.refusal("GET", "/connections", **query), (400, "BAD_REQUEST", told)
             )
 
+    def test_repeated_parameter(self) -> None:
+        """What is asked for twice is refused: neither of the two is what was meant."""
+        status, _, body = self.ask_raw("GET", "/connections?grade=poor&grade=good")
+        self.assertEqual(status, 400)
+        self.assertEqual(json.loads(body)["error"]["message"], "grade: may be given once")
+
     def test_query_that_is_no_utf8(self) -> None:
         """Bytes that are no text are refused."""
         self.assertEqual(self.ask_raw("GET", "/bans?limit=%ff")[0], 400)

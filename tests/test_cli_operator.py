@@ -1,6 +1,8 @@
 """Tests for the operator's commands of L{domaeka.cli}, against the API itself."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult
@@ -119,14 +121,44 @@ class SeeingTests(OperatorCase):
         """Those that are open, one of them with all that is known, those that have ended."""
         peer = self.heard(KEY)
         self.assertIn(KEY.device_id, self.output("connections", "--sort", "score"))
-        self.assertIn("good 100", self.output("connections", BOT, KEY.device_id))
+        facts = self.output("connections", BOT, KEY.device_id)
+        for text in ("good 100", ", median ", " +0.0 s"):
+            self.assertIn(text, facts)
         (one,) = self.json("connections", "--grade", "good", "--desc")["connections"]
         self.assertEqual(one["device"], KEY.device_id)
         self.assertEqual(self.json("connections", "--grade", "poor")["connections"], [])
         peer.drop()
         self.assertEqual(self.run_command("connections", BOT, KEY.device_id).exit_code, 1)
-        shown = self.output("connections", "--closed")
+        shown = self.output("connections", "--closed", "--reason", "connection-lost")
         self.assertIn("connection lost", shown)
+        closed = self.json("connections", "--closed", "--reason", "ping timeout")
+        self.assertEqual(closed["connections"], [])
+        self.assertEqual(self.run_command("connections", "--closed", "--reason", "no").exit_code, 2)
+
+    def test_times(self) -> None:
+        """Tables have the times of clocks here, and say which; what scripts read is UTC."""
+        zone = os.environ.get("TZ")
+        self.addCleanup(self.live_in, zone)
+        self.heard(KEY)
+        (device,) = self.json("devices")["devices"]
+        for place, shown in (("Asia/Seoul", "2026-09-21 23:13:20 KST"), ("UTC", "14:13:20 UTC")):
+            self.live_in(place)
+            self.assertIn(shown, self.output("devices"))
+            self.assertEqual(self.json("devices")["devices"], [device])
+
+    def live_in(self, zone: str | None) -> None:
+        """Have the clocks here be those of a time zone; L{None}: of what the machine says."""
+        os.environ.pop("TZ", None)
+        if zone is not None:
+            os.environ["TZ"] = zone
+        time.tzset()
+
+    def test_completion(self) -> None:
+        """A shell is offered reasons as words, without spaces."""
+        words = "domaeka connections --closed --reason ping"
+        environment = {"_DOMAEKA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "4"}
+        result = CliRunner().invoke(main, prog_name="domaeka", env=environment)
+        self.assertEqual(result.stdout.split(), ["plain,ping-timeout"])
 
     def test_every_page(self) -> None:
         """A list goes on over as many pages as it takes, up to the limit that is given."""
@@ -189,6 +221,19 @@ class DecidingTests(OperatorCase):
         found = self.json("devices", "approve", BOT, KEY.device_id)
         self.assertEqual(found["devices"][0]["status"], "approved")
 
+    def test_some_are_refused(self) -> None:
+        """One that cannot be decided on is named, and the others are decided on."""
+        self.heard(KEY)
+        result = self.run_command("devices", "block", BOT, "x" * 200, KEY.device_id)
+        self.assertEqual(result.exit_code, 1)
+        self.assertIn(f"domaeka: {'x' * 200}: ", result.stderr)
+        (device,) = self.json("devices")["devices"]
+        self.assertEqual((device["device"], device["status"]), (KEY.device_id, "blocked"))
+        self.output("bans", "add", "203.0.113.7")
+        result = self.run_command("bans", "lift", "192.0.2.1", "203.0.113.7")
+        self.assertEqual((result.exit_code, self.json("bans")["total"]), (1, 0))
+        self.assertIn("domaeka: 192.0.2.1: ", result.stderr)
+
     def test_rooms(self) -> None:
         """A room is found by its name too, where no other has it."""
         self.heard(KEY, room="시험방")
@@ -205,6 +250,9 @@ class DecidingTests(OperatorCase):
         self.output("bans", "add", "203.0.113.7", "--reason", "floods", "--seconds", "60")
         self.assertIsNone(self.json("bans", "add", "2001:db8::/64", "--forever")["expires"])
         self.assertIn("floods", self.output("bans"))
+        state = ("--state-dir", str(self.directory))
+        self.output("bans", *state, "--reason", "list", "add", "192.0.2.1")
+        self.output("bans", *state, "lift", "192.0.2.1")
         self.assertEqual(self.json("bans")["total"], 2)
         self.output("bans", "lift", "203.0.113.7", "2001:db8::/64")
         self.assertEqual(self.json("bans")["total"], 0)

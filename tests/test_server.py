@@ -168,7 +168,9 @@ class AnswerTests(ServerTests):
             b"POST /hello?a=1&a=%EB%B0%A9 HTTP/1.1\r\nX-Y: 1\r\nContent-Length: 4\r\n\r\n\x00abc"
         )
         call = self.calls[0]
-        self.assertEqual((call.method, call.path, call.query), ("POST", "/hello", {"a": "방"}))
+        self.assertEqual(
+            (call.method, call.path, call.query), ("POST", "/hello", {"a": ("1", "방")})
+        )
         self.assertEqual((call.headers["x-y"], call.body), ("1", b"\x00abc"))
         self.assertEqual(call.peer, "127.0.0.1")
         self.ask(b"GET /hello/a%2Fb HTTP/1.1\r\n\r\n")

@@ -8,6 +8,7 @@ class RoundTrips(msgspec.Struct):
 
     min: float
     avg: float
+    median: float
     p95: float
     max: float
     smoothed: float

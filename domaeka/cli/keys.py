@@ -10,6 +10,7 @@ import msgspec
 from twisted.python.runtime import seconds
 
 from domaeka.cli.configuration import own_address, script_lines
+from domaeka.cli.groups import Group
 from domaeka.config import load_settings
 from domaeka.errors import ConfigError
 from domaeka.state import SECRETS_NAME, given_secrets, rotate_secret_key, state_path
@@ -17,7 +18,7 @@ from domaeka.state import SECRETS_NAME, given_secrets, rotate_secret_key, state_
 _DAY: Final = 86_400.0
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=Group, no_args_is_help=True)
 def secrets() -> None:
     """Change what the server and its phones share."""
 

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -23,6 +24,7 @@ from domaeka.cli.answers import (
     Room,
     Rooms,
 )
+from domaeka.cli.groups import Listing
 from domaeka.cli.reach import (
     PAGE,
     Desk,
@@ -34,6 +36,7 @@ from domaeka.cli.reach import (
     read_as,
 )
 from domaeka.cli.text import one_line
+from domaeka.errors import CloseReason
 
 #: Most items that a command lists where nothing is said: more than a server remembers.
 MAX_ITEMS: Final = 1_000_000
@@ -62,16 +65,20 @@ _limit: Final = click.option(
 )
 
 
-class Listing(click.Group):
-    """A group of commands of which C{list} is meant where none is named."""
+def _hyphenated(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Reasons as shells can complete them: each one word."""
+    words = (reason.replace(" ", "-") for reason in CloseReason)
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the command in front."""
-        if not ctx.resilient_parsing and (
-            not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
-        ):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
+
+def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A reason as the API has it."""
+    reason = value and value.replace("-", " ")
+    if reason and reason not in list(CloseReason):
+        raise click.BadParameter(f"none of {', '.join(CloseReason)}", ctx, param)
+    return reason
 
 
 # Status
@@ -136,7 +143,12 @@ Examples:
 @click.option("--grade", type=click.Choice(GRADES), help="Only those that are so good.")
 @_limit
 @click.option("--closed", is_flag=True, help="Those that have ended, the last one first.")
-@click.option("--reason", callback=name, help="With --closed: only those that ended so.")
+@click.option(
+    "--reason",
+    callback=_reason,
+    shell_complete=_hyphenated,
+    help="With --closed: only those that ended so, for example ping-timeout.",
+)
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval",
@@ -298,14 +310,35 @@ def list_rooms(desk: Desk, bot: str | None, status: str | None, limit: int) -> N
     _show(desk, found, Rooms, lambda said: views.rooms_table(said.rooms))
 
 
+def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
+    """
+    Do it with each.  What cannot be done with one is said, and done with the others.
+
+    @raise click.exceptions.Exit: with 1, at the end, where one could not.
+    """
+    failed = False
+    for one in names:
+        try:
+            do(one)
+        except click.ClickException as error:
+            if error.exit_code != 1:  # nobody is there, or trusts us: so it is with all
+                raise
+            failed = True
+            click.echo(f"domaeka: {one_line(one)}: {error.message}", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
 def _decide(desk: Desk, kind: str, bot: str, names: tuple[str, ...], state: str) -> None:
-    """Decide on each; what was decided before a refusal is shown."""
+    """Decide on each; what was decided is shown."""
     done: list[Any] = []
+
+    def decide(one: str) -> None:
+        which = _room_id(desk, bot, one) if kind == "rooms" else one
+        done.append(desk.ask("PATCH", f"/{kind}" + path_of(bot, which), {"status": state}))
+
     try:
-        for one in names:
-            which = _room_id(desk, bot, one) if kind == "rooms" else one
-            path = f"/{kind}" + path_of(bot, which)
-            done.append(desk.ask("PATCH", path, {"status": state}))
+        _each(names, decide)
     finally:
         if desk.as_json and done:
             desk.show_json({kind: done})
@@ -401,9 +434,12 @@ def add_ban(desk: Desk, network: str, reason: str, seconds: float | None, foreve
 @operators
 def lift_ban(desk: Desk, networks: tuple[str, ...]) -> None:
     """Lift bans."""
-    for network in networks:
+
+    def lift(network: str) -> None:
         desk.ask("DELETE", "/bans", network=network)
         if desk.as_json:
             desk.show_json({"lifted": network})
         else:
             click.echo(f"{one_line(network)}: lifted")
+
+    _each(networks, lift)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 from rich.cells import cell_len
@@ -119,8 +120,13 @@ def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
 
 
 def _time(text: str | None, otherwise: str = "") -> str:
-    """A time of the API, to the second."""
-    return otherwise if text is None else f"{text[:10]} {text[11:19]}"
+    """A time of the API, to the second, as clocks here show it."""
+    if text is None:
+        return otherwise
+    try:
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    except (ValueError, OverflowError):
+        return one_line(text)
 
 
 def _quality(quality: Quality | None) -> Text:
@@ -190,7 +196,12 @@ def connection_facts(one: Connection) -> Table:
         rows += (("", reason) for reason in quality.reasons)
         rows.append(("loss", f"{quality.loss:.0%} of the last 20 pings"))
         if (rtt := quality.rtt) is not None:
-            parts = (("least", rtt.min), ("mean", rtt.avg), ("p95", rtt.p95), ("most", rtt.max))
+            parts = (
+                ("least", rtt.min),
+                ("median", rtt.median),
+                ("p95", rtt.p95),
+                ("most", rtt.max),
+            )
             text = ", ".join(f"{name} {milliseconds(value)}" for name, value in parts)
             rows.append(("round trip", f"{milliseconds(rtt.smoothed)} ({text})"))
             rows.append(("jitter", milliseconds(rtt.jitter)))
@@ -200,7 +211,7 @@ def connection_facts(one: Connection) -> Table:
         trip = f"{milliseconds(kernel.rtt)} ± {milliseconds(kernel.rtt_variation)}"
         rows.append(("kernel", f"{trip}, {kernel.retransmits} segments sent again"))
     if one.clock_skew_seconds is not None:
-        rows.append(("clock", f"{one.clock_skew_seconds:+.1f} s"))
+        rows.append(("clock", f"{one.clock_skew_seconds:+z.1f} s"))
     if (phone := one.monitoring) is not None:
         figures = (
             ("memory MB", phone.memory_usage),

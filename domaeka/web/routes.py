@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
     @ivar path: as it came, without the query.
     @ivar names: what the path has for each C{{name}} of the route.
-    @ivar query: the last value of each parameter.
+    @ivar query: the values of each parameter.
     @ivar headers: the last value of each header; names in lower case.
     @ivar peer: the client's address.
     """
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     method: str
     path: str
     names: Mapping[str, str] = {}
-    query: Mapping[str, str] = {}
+    query: Mapping[str, tuple[str, ...]] = {}
     headers: Mapping[str, str] = {}
     body: bytes = b""
     peer: str = ""

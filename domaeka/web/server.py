@@ -193,7 +193,8 @@ class Request(http.Request):
     def _call(self, method: str, place: Place) -> Call:
         try:
             query = {
-                name.decode(): values[-1].decode() for name, values in (self.args or {}).items()
+                name.decode(): tuple(value.decode() for value in values)
+                for name, values in (self.args or {}).items()
             }
         except UnicodeDecodeError:
             raise Refusal(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", "not UTF-8") from None

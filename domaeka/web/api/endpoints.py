@@ -152,8 +152,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return as_json(result, self.status)
 
     def _query_of(self, call: Call) -> Any:
+        for name, values in call.query.items():
+            if len(values) > 1:
+                raise bad_request(f"{name:.100}: may be given once")
+        given = {name: value for name, (value,) in call.query.items()}
         try:
-            return msgspec.convert(dict(call.query), self.query, strict=False)
+            return msgspec.convert(given, self.query, strict=False)
         except msgspec.ValidationError as error:
             raise bad_request(_fault(error)) from None
 
