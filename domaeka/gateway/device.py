@@ -52,7 +52,7 @@ class Device:
         self.approved = False
         self.pending = 0  # messages submitted and not done
         self.pending_chars = 0
-        self.takeovers: list[float] = []
+        self.takeovers: tuple[float, ...] = ()
         self.outbox = Outbox(
             queue.max_messages,
             queue.max_bytes,

@@ -26,7 +26,7 @@ _APPROVED = "연결되었습니다."
 _NOT_APPROVED = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
 
 
-_NONE: Final[frozenset[str]] = frozenset()  # one for all: each takes 216 bytes
+NO_CAPABILITIES: Final[frozenset[str]] = frozenset()  # one for all: each takes 216 bytes
 
 
 def signed_by(auth: Auth, address: str) -> tuple[DeviceKey, DeviceFacts]:
@@ -83,7 +83,7 @@ class Greeting:
             return
         if handshake.capabilities is not None:
             self._asks = True
-            session.capabilities = handshake.capabilities & parts.capabilities or _NONE
+            session.capabilities = handshake.capabilities & parts.capabilities or NO_CAPABILITIES
         session.sender.dialect = handshake.dialect
         proven = parts.verifier.needless
         if handshake.auth is not None and not proven:

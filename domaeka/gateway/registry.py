@@ -273,9 +273,9 @@ class Registry:
     def _note_takeover(self, device: Device) -> None:
         """Two phones under one name throw each other out for ever: say so, for as long."""
         now = self.steady.now
-        device.takeovers = [time for time in device.takeovers if now - time < 60] + [now]
+        device.takeovers = (*(time for time in device.takeovers if now - time < 60), now)
         if len(device.takeovers) == TAKEOVERS_SUSPECT:
-            device.takeovers.clear()
+            device.takeovers = ()
             self.parts.metrics.errors.labels("duplicate device").inc()
             self.log.warn(
                 "{key}: {count} connections took each other's place within a minute: are there "

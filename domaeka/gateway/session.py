@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.faults import Faults
-from domaeka.gateway.greeting import Greeting, signed_by
+from domaeka.gateway.greeting import NO_CAPABILITIES, Greeting, signed_by
 from domaeka.gateway.pinger import Pinger
 from domaeka.gateway.sender import Carrier, KernelFigures, Sender
 from domaeka.gateway.states import NEXT, State
@@ -103,7 +103,7 @@ class Session:
         self.state = State.NEW
         self.key: DeviceKey | None = None
         self.facts: DeviceFacts | None = None
-        self.capabilities: frozenset[str] = frozenset()
+        self.capabilities = NO_CAPABILITIES
         self.device: Device | None = None
         self.monitoring: Monitoring | None = None
         #: When that came.
