@@ -4,7 +4,7 @@
 #                (options: make run ARGS='--bots shop:bot')
 #   make test    all tests           make unit    those without sockets: seconds
 #   make lint    ruff                make types   mypy
-#   make check   lint, types, test   make bench   what a message costs
+#   make check   lint, types, test   make bench   what messages, phones, scrapes cost
 #   make fuzz    a million damaged inputs, others each time
 
 PYTHON ?= python3

@@ -1,12 +1,14 @@
 """All that is measured in a few minutes: C{python -m benchmarks}."""
 
-from benchmarks import gateway, idle, pipeline
+from benchmarks import compression, gateway, idle, pipeline, scrape
 
 
 def main() -> None:
     """Print the tables."""
     gateway.main()
     pipeline.main()
+    compression.main()
+    scrape.main()
     idle.main()
 
 

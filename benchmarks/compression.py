@@ -30,10 +30,10 @@ from domaeka.wire import LineDecoder
 #: Each kind of phone, and what it asks for.
 KINDS: Final = {"plain": (), "gzip": ("gzip",), "deflate": ("deflate",)}
 CONNECTIONS: Final = 50
-MESSAGES: Final = 200  # of each connection, in each round
-ROUNDS: Final = 4
+MESSAGES: Final = 100  # of each connection, in each round
+ROUNDS: Final = 3
 #: For what a connection takes: how many more there are, and what each has said by then.
-MORE_CONNECTIONS: Final = 300
+MORE_CONNECTIONS: Final = 150
 MORE_MESSAGES: Final = 80
 
 
@@ -167,30 +167,30 @@ def main() -> None:
     }
     plain = sizes["plain"]
     print(
-        f"chat, signed, {CONNECTIONS} phones: bytes a message on the wire, CPU a message (µs) with "
-        "1 and 8 outstanding, memory a connection"
+        f"{f'chat, signed, {CONNECTIONS} phones':34}{'bytes a message on the wire':28}"
+        f"CPU per message (µs){'':8}memory of a"
     )
+    print(f"{'':34}{'up':14}{'down':14}{'1 outstanding':14}{'8 outstanding':14}connection")
     for kind, (up, down) in sizes.items():
-        print(
-            f"  {kind:10}up {up:6.0f} ({up / plain[0]:6.1%})   down {down:6.0f} "
-            f"({down / plain[1]:6.1%})"
-            + "".join(
-                f"   {cost[kind] * 1e6:6.1f} ({cost[kind] / cost['plain']:4.2f})"
-                for cost, _ in costs
-            )
-            + f"   {memory(kind) / 1024:6.0f} KiB"
-        )
+        cells = [
+            f"{up:.0f} ({up / plain[0]:.1%})",
+            f"{down:.0f} ({down / plain[1]:.1%})",
+            *(f"{cost[kind] * 1e6:.1f} ({cost[kind] / cost['plain']:.2f})" for cost, _ in costs),
+            f"{memory(kind) / 1024:.0f} KiB",
+        ]
+        print(f"  {kind:32}" + "".join(f"{cell:14}" for cell in cells).rstrip())
     long_text = " ".join(islice((said.text for said in Chat(1).lines()), 700))
+    print(
+        f"{'one answer, bytes on the wire':34}" + "".join(f"{kind:20}" for kind in KINDS).rstrip()
+    )
     for name, content in (
         (f"a text of {len(long_text):,} characters", long_text),
         ("a picture of 300,000 bytes", Media((Random(1).randbytes(300_000),))),
         ("the address of a picture", Media(("https://example.com/picture.jpg",))),
     ):
         lines = {kind: line_of(content, kind) for kind in KINDS}
-        cells = "".join(
-            f"   {kind} {size:,} ({size / lines['plain']:.1%})" for kind, size in lines.items()
-        )
-        print(f"  {name}:{cells}")
+        cells = [f"{size:,} ({size / lines['plain']:.1%})" for size in lines.values()]
+        print(f"  {name:32}" + "".join(f"{cell:20}" for cell in cells).rstrip())
 
 
 if __name__ == "__main__":

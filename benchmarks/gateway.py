@@ -37,7 +37,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _ROOT = Path(__file__).parent.parent
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -74,20 +74,20 @@ def running(command: list[str], port: int) -> Iterator[int]:
 @contextmanager
 def bare() -> Iterator[Server]:
     """The yardstick.  Gives its pid, its port, and a key and a salt that it ignores."""
-    port = _free_port()
+    port = free_port()
     with running([sys.executable, "-m", "benchmarks.bare_echo", str(port)], port) as pid:
         yield pid, port, "k" * 16, "salt"
 
 
 @contextmanager
-def gateway(*settings: str) -> Iterator[Server]:
+def gateway(*settings: str, http_port: int | None = None) -> Iterator[Server]:
     """Our server.  Gives its pid, its port, its key and its salt."""
     with tempfile.TemporaryDirectory() as directory:
         state = Path(directory)
         secrets = load_or_create_secrets(state)
-        port = _free_port()
+        port = free_port()
         command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile="]
-        command += ["domaeka", f"--port={port}", f"--http-port={_free_port()}"]
+        command += ["domaeka", f"--port={port}", f"--http-port={http_port or free_port()}"]
         command += [f"--state-dir={state}"]
         for setting in (
             "limits.messages_per_second=0",
