@@ -53,6 +53,20 @@ class EventsTests(ApiCase):
         self.assertEqual((connected["bot"], connected["device"]), KEY)
         self.assertEqual((closed["id"], closed["reason"]), (connected["id"], "connection lost"))
 
+    def test_grades(self) -> None:
+        """A line that gets worse, without a word of its phone, and one that is better."""
+        peer = self.ready()
+        client = self.listen()
+        for _ in range(12):
+            self.run_for(10.0)
+            peer.chat("말")  # heard, so that it is not given up
+        told = [(name, data["grade"]) for name, data in self.hear(client)]
+        self.assertEqual(told[:2], [("grade", "fair"), ("grade", "poor")])
+        self.assertTrue(self.device().outbox.hold_low)
+        self.ready()
+        self.assertFalse(self.device().outbox.hold_low)
+        self.assertEqual([name for name, _ in self.hear(client)], ["connected", "closed"])
+
     def test_decisions(self) -> None:
         """Decisions on devices, rooms and bans."""
         client = self.listen()

@@ -11,6 +11,7 @@ from domaeka.interfaces import ChatLine, DeviceKey, Priority
 from domaeka.messages import Chat, Reply
 from domaeka.policies.mailbox import ClientIds, MailboxState, dump_mail, load_mail
 from domaeka.policies.outbox import FateListener, Outbox
+from domaeka.policies.quality import Grade
 
 if TYPE_CHECKING:
     from domaeka.gateway.registry import Registry
@@ -30,6 +31,7 @@ class Device:
     __slots__ = (
         "_acknowledges",
         "_client_ids",
+        "_grade",
         "_registry",
         "approved",
         "kept_until",
@@ -62,6 +64,7 @@ class Device:
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
         self._registry = registry
+        self._grade = Grade.GOOD  # of its line, as was told last
         #: The longest that it has taken to answer of late, in seconds, on any connection.
         self.slowest = 0.0
         #: All this is known until then, by the steady time, connected or not.
@@ -166,6 +169,24 @@ class Device:
         if not self.outbox.messages and not self._acknowledges:
             return None
         return dump_mail(self.outbox, self.client_ids, self._registry.parts.seconds())
+
+    def attached(self, session: Session) -> None:
+        """A connection is its own from now on, of which nothing is known yet."""
+        self.session = session
+        self._grade = Grade.GOOD
+        self.line_judged()
+
+    def line_judged(self) -> None:
+        """A ping was answered, or missed: on a poor line bulk waits until nothing else goes out."""
+        session = self.session
+        if session is None or session.liveness is None:
+            return
+        grade = session.liveness.quality.grade
+        self.outbox.hold_low = grade in (Grade.POOR, Grade.FAILING)
+        if grade is not self._grade:
+            self._grade = grade
+            for watcher in self._registry.watchers:
+                watcher.graded(session, session.liveness)
 
     def connected(self, session: Session, acknowledges: bool) -> None:
         """What waits goes out on C{session} from now on."""

@@ -48,6 +48,9 @@ class Watcher(Protocol):
     def connected(self, session: Session) -> None:
         """A connection has authenticated."""
 
+    def graded(self, session: Session, liveness: Liveness) -> None:
+        """The grade of a connection that has authenticated is another one."""
+
     def closed(self, closed: ClosedConnection) -> None:
         """A connection that had shaken hands has ended."""
 
@@ -265,7 +268,7 @@ class Registry:
             if not older.closing:
                 self._note_takeover(device)
             older.replaced()
-        device.session = session
+        device.attached(session)
         for watcher in self.watchers:
             watcher.connected(session)
         return device

@@ -29,7 +29,6 @@ from domaeka.messages import (
     encode_error,
 )
 from domaeka.policies.liveness import STALLED_SECONDS, Headway, Liveness
-from domaeka.policies.quality import Grade
 
 if TYPE_CHECKING:
     from domaeka.gateway.device import Device
@@ -520,9 +519,7 @@ class Session:
         assert self._pinger is not None
         self._pinger.pong_received(pong, self._registry.steady.now)
         if self.device is not None:
-            # On a poor line bulk waits until nothing else is on its way.
-            grade = self._pinger.liveness.quality.grade
-            self.device.outbox.hold_low = grade in (Grade.POOR, Grade.FAILING)
+            self.device.line_judged()
 
     def known_by(self, chat: Chat) -> Device:
         """The first chat whose signature held: it says who this is, if nothing else has."""
@@ -543,6 +540,8 @@ class Session:
         pinger = self._pinger
         if pinger is not None and pinger.waits and pinger.pumped(self._registry.steady.now):
             self.due = min(self.due, pinger.liveness.due)
+            if self.device is not None:
+                self.device.line_judged()  # the ping before may have been missed
 
     def _media_left(self, reply: Reply) -> None:
         """The phone will be deaf for a while: that is no silence."""

@@ -14,6 +14,8 @@ from domaeka.gateway.session import Session
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.messages import timestamp_text
 from domaeka.policies import limits
+from domaeka.policies.liveness import Liveness
+from domaeka.policies.quality import Grade
 from domaeka.web.api.bans import Ban, describe_ban
 from domaeka.web.api.connections import Ended, describe_closed
 from domaeka.web.api.endpoints import Ask, Endpoint, Time
@@ -32,6 +34,18 @@ class Connected(msgspec.Struct):
     device: str
     address: str
     version: str
+
+
+class Graded(msgspec.Struct):
+    """The grade of a connection is another one."""
+
+    at: Time
+    id: str
+    bot: str
+    device: str
+    grade: Grade
+    score: int
+    reasons: list[str]
 
 
 class Decided(msgspec.Struct):
@@ -54,6 +68,7 @@ class Changed(msgspec.Struct):
 #: The type of each event's data.
 EVENT_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "connected": Connected,
+    "grade": Graded,
     "closed": Ended,
     "approval": Decided,
     "ban": Ban,
@@ -115,6 +130,22 @@ class Events:
                     *session.key,
                     session.address,
                     session.facts.version if session.facts is not None else "",
+                ),
+            )
+
+    def graded(self, session: Session, liveness: Liveness) -> None:
+        """The grade of a connection that has authenticated is another one."""
+        if self._streams and session.key is not None:
+            quality = liveness.quality
+            self._say(
+                "grade",
+                Graded(
+                    self._now,
+                    str(session.number),
+                    *session.key,
+                    quality.grade,
+                    quality.score,
+                    quality.reasons(),
                 ),
             )
 
