@@ -5,11 +5,9 @@ from benchmarks import compression, gateway, idle, pipeline, scrape
 
 def main() -> None:
     """Print the tables."""
-    gateway.main()
-    pipeline.main()
-    compression.main()
-    scrape.main()
-    idle.main()
+    for one in (gateway, pipeline, compression, scrape, idle):
+        one.main()
+        print(flush=True)
 
 
 if __name__ == "__main__":
