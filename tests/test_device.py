@@ -1,6 +1,6 @@
 """Tests for L{domaeka.gateway.device}: what outlives a connection."""
 
-from domaeka.messages import Dialect
+from domaeka.messages import Dialect, Reply
 from domaeka.testing import FakeDispatcher
 from tests.gateway_case import KEY, GatewayCase
 
@@ -66,6 +66,32 @@ class StopTests(GatewayCase):
         back.pong()
         self.assertEqual(back.texts, ["하나"])
         self.assertEqual(list(self.registry.mail()), [])
+
+    def test_late(self) -> None:
+        """What the store gives up late goes behind what is new; what was said is known again."""
+        peer = self.client("ack")
+        peer.chat("하나", client_id="a")
+        kept = list(self.registry.mail())
+        self.serve()
+        back = self.client("ack")
+        back.chat("둘", client_id="b")
+        self.registry.load_mail(kept)
+        self.run_for(0.0)
+        back.chat("하나", client_id="a")
+        self.assertEqual((back.texts, back.numbers), (["둘", "하나"], [1, 2]))
+        self.assertEqual((back.taken, len(self.bots.submitted)), (["b", "a"], 1))
+
+    def test_late_for_one_that_is_away(self) -> None:
+        """Before the device is back it is not late: what was kept goes first, under its numbers."""
+        peer = self.client("ack")
+        peer.chat("하나")
+        kept = list(self.registry.mail())
+        self.serve()
+        self.registry.reach(KEY).answer(Reply("방", "1", "봇", "둘"))
+        self.registry.load_mail(kept)
+        back = self.client("ack")
+        self.assertEqual((back.texts, back.numbers), (["하나", "둘"], [1, 2]))
+        self.assertEqual(back.greetings[0].epoch, peer.greetings[0].epoch)
 
     def test_what_cannot_be_read(self) -> None:
         """What the store holds and nobody can read costs that device's mail only."""

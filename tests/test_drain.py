@@ -1,7 +1,8 @@
 """Tests for L{domaeka.gateway.drain}: phones are told, answered, and closed in bounded time."""
 
 from domaeka.gateway.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS
-from domaeka.interfaces import DeviceKey
+from domaeka.interfaces import DeviceKey, Priority
+from domaeka.messages import Reply
 from domaeka.phonewire import Closing
 from tests.gateway_case import GatewayCase, Peer
 
@@ -172,6 +173,18 @@ class DrainTests(GatewayCase):
         self.run_for(60.0)
         self.assertEqual((ended, peer.texts), ([False], ["하나", "둘"]))
         self.assertFalse(self.drain.call_off() or self.drain.running)
+
+    def test_times_after_it_is_called_off(self) -> None:
+        """Called off, what is sent has its own time only, for nobody is to stay away."""
+        self.bots.hold = True
+        self.ready().chat("하나")
+        self.begin()
+        self.drain.call_off()
+        outbox = self.device().outbox
+        outbox.connection_lost(())
+        item = outbox.put(Reply("방", "1", "봇", "둘"), Priority.NORMAL, 5.0)
+        assert item is not None
+        self.assertEqual(item.expires_at, self.clock.seconds() + 5.0)
 
     def test_nothing_is_left(self) -> None:
         """It ends with nothing to be called, and can begin again."""

@@ -88,6 +88,17 @@ class ApprovalTests(GatewayCase):
             self.assertEqual(peer.texts, texts, approval)
             peer.take()
 
+    def test_what_waits(self) -> None:
+        """What waits for a device that is refused is dropped."""
+        for approval in (Approval.DENIED, Approval.REVOKED, Approval.BLOCKED):
+            self.ready().drop()
+            self.device().answer(Reply("방", "1", "봇", "말"))
+            self.devices.set_approval(KEY, Approval.PENDING)
+            self.assertEqual(self.device().outbox.messages, 1)
+            self.devices.set_approval(KEY, approval)
+            self.assertEqual(self.ready().texts, [], approval)
+        self.assertEqual(self.registry.budget.dropped, 3)
+
     def test_greeting(self) -> None:
         """A device never seen is told that it is approved where its signature will do that."""
         self.assertTrue(self.greeted(OTHER).greetings[0].approved)

@@ -37,7 +37,7 @@ class MailboxTests(SynchronousTestCase):
         state = dump_mail(self.outbox, self.client_ids, self.clock.seconds())
         data = msgspec.msgpack.encode(state)
         self.clock.rightNow += seconds
-        outbox, client_ids = self.outbox_of("epoch-2"), ClientIds()
+        outbox, client_ids = self.outbox_of(""), ClientIds()
         read = msgspec.msgpack.decode(data, type=MailboxState)
         load_mail(read, outbox, client_ids, self.clock.seconds())
         return outbox, client_ids
@@ -63,6 +63,14 @@ class MailboxTests(SynchronousTestCase):
         replies[0].content = "안녕 ?"  # what no encoding can say
         self.assertEqual([item.reply for item in items], replies)
         self.assertEqual((outbox.epoch, client_ids.seen("a")), ("epoch-1", True))
+
+    def test_stays_away(self) -> None:
+        """Who was told to stay away over the stop is waited for after it."""
+        self.outbox.stay_away(self.clock.seconds() + 90.0)
+        outbox, _ = self.restart(20.0)
+        item = outbox.put(Reply("room", "1", "bot", "text"), Priority.NORMAL, 30.0)
+        assert item is not None
+        self.assertEqual(item.expires_at, self.clock.seconds() + 70.0 + 30.0)
 
     def test_time_goes_on(self) -> None:
         """The stop counts against a message's time; a clock that steps back does not."""

@@ -181,6 +181,16 @@ class WriteTests(GatewayCase):
         self.assertEqual(session.reason, CloseReason.CONNECTION_LOST)
         self.assertEqual(self.device().outbox.messages, 1)
 
+    def test_lost_with_a_part_of_a_reply(self) -> None:
+        """What was not taken of a reply is not held any longer than the connection."""
+        kernel = _Kernel([500, 0])
+        protocol = self.serve_on(kernel)
+        protocol.dataReceived(self.peer.line("말" * 10_000))
+        self.assertTrue(kernel.dataBuffer)
+        protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual((kernel.dataBuffer, protocol.unsent_bytes), (b"", 0))
+        self.assertEqual(self.device().outbox.messages, 1)
+
     def test_clean_end(self) -> None:
         """A connection that the peer has closed ends as such."""
         protocol = self.serve_on(_Kernel([]))

@@ -228,6 +228,26 @@ class AcknowledgedTests(GatewayCase):
         peer.chat("하나", client_id="a")
         self.assertEqual((peer.taken, peer.texts), (["a"], ["하나"]))
 
+    def test_refused_line_again(self) -> None:
+        """A line that was refused is taken when it comes again, byte for byte the same."""
+        peer = self.client("ack")
+        line = peer.line("하나", client_id="a")
+        self.registry.draining = True
+        peer.write(line)
+        self.registry.draining = False
+        peer.write(line, line)
+        self.assertEqual((peer.taken, peer.texts), (["a", "a"], ["하나"]))
+
+    def test_acks_not_agreed_on(self) -> None:
+        """Without the capability nothing can be acknowledged: it is a bad frame."""
+        peer = self.client("session")
+        peer.stop_reading()
+        self.device().answer(Reply("방", "1", "봇", "말" * 300_000))
+        peer.ack(1)
+        self.assertEqual(self.device().outbox.messages, 1)
+        peer.read_on()
+        self.assertEqual(peer.errors, ["BAD_FRAME"])
+
     def test_lines_that_break(self) -> None:
         """Cut again and again, at any byte, an exchange loses and doubles nothing."""
         received: list[tuple[int | None, str]] = []

@@ -44,10 +44,8 @@ class Device:
         "takeovers",
     )
 
-    def __init__(
-        self, key: DeviceKey, registry: Registry, kept: MailboxState | None = None
-    ) -> None:
-        """@param kept: what was kept of it over a stop."""
+    def __init__(self, key: DeviceKey, registry: Registry) -> None:
+        """@param registry: who is connected."""
         queue = registry.parts.settings.queue
         self.key = key
         self.session: Session | None = None
@@ -69,10 +67,22 @@ class Device:
         self.slowest = 0.0
         #: All this is known until then, by the steady time, connected or not.
         self.kept_until = 0.0
-        if kept is not None:
+
+    def restore(self, kept: MailboxState) -> bool:
+        """
+        Have what was kept of it over a stop.
+
+        @return: whether that comes late: other numbers than those kept have been told.
+        """
+        registry = self._registry
+        late = load_mail(kept, self.outbox, self.client_ids, registry.parts.seconds())
+        session = self.session
+        if session is None:
             self._acknowledges = True
-            load_mail(kept, self.outbox, self.client_ids, registry.parts.seconds())
             self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+        elif not session.corked:
+            session.outbox_filled()
+        return late
 
     @property
     def epoch(self) -> str:
@@ -177,7 +187,7 @@ class Device:
         self.line_judged()
 
     def line_judged(self) -> None:
-        """A ping was answered, or missed: on a poor line bulk waits until nothing else goes out."""
+        """A ping was answered, or missed: on a poor line bulk has a smaller share."""
         session = self.session
         if session is None or session.liveness is None:
             return

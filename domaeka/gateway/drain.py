@@ -2,6 +2,8 @@
 A decent stop: phones are told, what was accepted is answered, connections end in order.
 """
 
+from math import inf
+
 import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -149,6 +151,8 @@ class Drain:
         for session in self._registry:
             if session.key is not None:
                 session.send("serverShutdown", encode_shutdown(CALLED_OFF, 0.0))
+            if session.device is not None:
+                session.device.outbox.stay_away(-inf)
         self.log.info("the drain is called off: {count} connections", count=len(self._registry))
         self._registry.tell_change("drain", "called off")
         self._finish(False)

@@ -38,10 +38,13 @@ class Intake:
         valve.message_came()
         acknowledges = chat.client_id is not None and "ack" in session.capabilities
         if not parts.verifier.is_new(chat.auth, session.key, session.number, line):
-            self._repeats.value += 1
-            if acknowledges and session.device is not None:
-                _acknowledge(session, session.device, chat)
-            return
+            known = session.device
+            # A line may come again that was refused the first time: that one was never taken.
+            if not acknowledges or known is None or chat.client_id in known.client_ids:
+                self._repeats.value += 1
+                if acknowledges and known is not None:
+                    _acknowledge(session, known, chat)
+                return
         device = session.device
         if device is None:
             device = session.known_by(chat)

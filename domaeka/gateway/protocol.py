@@ -170,6 +170,10 @@ class GatewayProtocol(Protocol):
         self._session.connection_lost(
             CloseReason.PEER_CLOSED if clean else CloseReason.CONNECTION_LOST, self.unsent_bytes
         )
+        lowest = self._lowest  # what it could not send is in one of the cycles, too
+        lowest.dataBuffer = b""
+        lowest.offset = lowest._tempDataLen = 0
+        lowest._tempDataBuffer = []
 
     # IHalfCloseableProtocol
 

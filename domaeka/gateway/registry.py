@@ -288,10 +288,12 @@ class Registry:
             )
 
     def approval_changed(self, key: DeviceKey, approval: Approval) -> None:
-        """An operator decided: in force on the open connection at once."""
+        """An operator decided: in force on the open connection, and for what waits, at once."""
         device = self._devices.get(key)
         if device is not None:
             device.approved = approval is Approval.APPROVED
+            if approval not in (Approval.APPROVED, Approval.PENDING):
+                device.outbox.clear()
 
     def ban_made(self, ban: Ban) -> None:
         """
@@ -318,15 +320,23 @@ class Registry:
                 yield device.key, msgspec.msgpack.encode(state)
 
     def load_mail(self, kept: Iterable[tuple[DeviceKey, bytes]]) -> None:
-        """Take over what L{mail} gave before the stop, but for devices that are here already."""
+        """
+        Take over what L{mail} gave before the stop.  Where the store was late, devices may be
+        here already.
+        """
         for key, data in kept:
             try:
                 state = msgspec.msgpack.decode(data, type=MailboxState)
             except msgspec.DecodeError as error:
                 self.log.error("{key}: what waited cannot be read: {error}", key=key, error=error)
                 continue
-            if key not in self._devices:
-                self._devices[key] = Device(key, self, state)
+            if self.reach(key).restore(state):
+                self.log.warn(
+                    "{key}: {count} messages that waited over the stop come late: those that had "
+                    "been sent and were not acknowledged may arrive twice",
+                    key=key,
+                    count=len(state.messages),
+                )
 
     # Time
 

@@ -496,7 +496,8 @@ class Session:
             self._handshake_received(message, line, target)
         elif type(message) is Ack:
             self._parts.metrics.frames_received.labels("ack").inc()
-            assert self.device is not None
+            if self.device is None or not self.device.outbox.acknowledges:
+                raise WireError(ErrorCode.BAD_FRAME, "acknowledgements were not agreed on")
             self.device.outbox.ack(message.message_id)
         else:
             self._parts.metrics.frames_received.labels("migrated").inc()

@@ -2,6 +2,7 @@
 What of a device's mail survives an orderly stop: what waits for it, and what it has sent.
 """
 
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -32,6 +33,15 @@ class ClientIds:
             del ids[next(iter(ids))]
         ids[client_id] = None
         return False
+
+    def __contains__(self, client_id: object) -> bool:
+        """Whether C{client_id} is known."""
+        return client_id in self._ids
+
+    def had_before(self, older: list[str]) -> None:
+        """Others were known before all these, oldest first."""
+        ids = dict.fromkeys([*older, *self._ids])
+        self._ids = dict.fromkeys(list(ids)[-self._max_ids :])
 
     def dump(self) -> list[str]:
         """All ids, oldest first."""
@@ -66,6 +76,7 @@ class MailboxState(msgspec.Struct):
     A device's mail as the store keeps it.
 
     @ivar saved_at: by the wall clock, in seconds.
+    @ivar away: how long from then on its client was told to stay away, in seconds.
     """
 
     epoch: str
@@ -73,6 +84,7 @@ class MailboxState(msgspec.Struct):
     saved_at: float
     messages: list[SavedMessage]
     client_ids: list[str]
+    away: float = 0.0
 
 
 def dump_mail(outbox: Outbox, client_ids: ClientIds, now: float) -> MailboxState:
@@ -87,23 +99,33 @@ def dump_mail(outbox: Outbox, client_ids: ClientIds, now: float) -> MailboxState
         now,
         [_saved(item, now) for item in outbox.held()],
         client_ids.dump(),
+        max(0.0, outbox.away_until - now),
     )
 
 
-def load_mail(state: MailboxState, outbox: Outbox, client_ids: ClientIds, now: float) -> None:
+def load_mail(state: MailboxState, outbox: Outbox, client_ids: ClientIds, now: float) -> bool:
     """
-    Put what was kept into C{outbox} and C{client_ids}, both new.  What ran out of time meanwhile
-    is counted as expired.
+    Put what was kept into C{outbox} and C{client_ids}.  What ran out of time meanwhile is counted
+    as expired.
+
+    It goes ahead of what waits in C{outbox}, under its numbers, unless those of another epoch
+    have been told or given already: then behind it, as if it were new.
+
+    @return: whether that was so.
     """
     # The wall clock may have stepped back over the stop.
     elapsed = max(0.0, now - state.saved_at)
+    messages = [_restored(saved, now + saved.remaining - elapsed) for saved in state.messages]
+    client_ids.had_before(state.client_ids)
+    if outbox.epoch or outbox.next_number > 1:
+        for item in sorted(messages, key=lambda item: item.number or inf):
+            outbox.put(item.reply, item.priority, item.expires_at - now)
+        return True
     outbox.epoch = state.epoch
-    outbox.restore(
-        [_restored(saved, now + saved.remaining - elapsed) for saved in state.messages],
-        state.next_number,
-    )
-    for client_id in state.client_ids:
-        client_ids.seen(client_id)
+    outbox.restore(messages, state.next_number)
+    if state.away > elapsed:
+        outbox.stay_away(now + state.away - elapsed)
+    return False
 
 
 def _saved(item: Outgoing, now: float) -> SavedMessage:

@@ -122,12 +122,12 @@ class Outbox:
     @ivar answer_bytes: how many bytes of answers (C{HIGH}) wait to be taken.
     @ivar epoch: says which numbering this is.
     @ivar next_number: goes to the next message that is handed over for the first time.
-    @ivar hold_low: while set, C{LOW} goes only when nothing else is on its way.
+    @ivar hold_low: while set, C{LOW} has an eighth of its share.
+    @ivar away_until: when the phone may be back, that was told to stay away.
     """
 
     __slots__ = (
         "_again",
-        "_away_until",
         "_bytes",
         "_earliest",
         "_handed",
@@ -141,6 +141,7 @@ class Outbox:
         "_unacknowledged",
         "acknowledges",
         "answer_bytes",
+        "away_until",
         "epoch",
         "hold_low",
         "messages",
@@ -172,7 +173,7 @@ class Outbox:
         self.hold_low = False
         self.acknowledges = False
         self.next_number = 1
-        self._away_until = -inf
+        self.away_until = -inf
         # An empty deque takes 760 bytes, and most outboxes are idle: L{None} stands for one.
         self._queues: list[_Queue | None] = [None, None, None, None]
         self._handed: _Queue | None = None  # by number, on their way to the socket
@@ -221,7 +222,7 @@ class Outbox:
         """
         now = self._seconds()
         size = reply.size
-        away_until = self._away_until
+        away_until = self.away_until
         expires_at = (now if now > away_until else away_until) + ttl
         total = self._total
         if not expires_at > now:
@@ -297,7 +298,7 @@ class Outbox:
         """
         self.connection_lost(self._handed or ())
         self.acknowledges = acknowledges
-        self._away_until = -inf
+        self.away_until = -inf
 
     def take(self) -> Outgoing | None:
         """
@@ -440,7 +441,7 @@ class Outbox:
         The phone was told not to come back before C{until}: what waits, or comes to wait, keeps
         its whole time from then on, unless it comes back earlier.
         """
-        self._away_until = until
+        self.away_until = until
         for queue in (*self._queues, self._handed, self._unacknowledged):
             for item in queue or ():
                 item.expires_at = max(item.expires_at, until + item.ttl)
@@ -461,13 +462,15 @@ class Outbox:
 
     def restore(self, items: Iterable[Outgoing], next_number: int) -> None:
         """
-        Take over what another one held, as if a connection had just ended.  Only for one that
-        is new.
+        Take over what another one held, as if a connection had just ended, ahead of what waits
+        here.  Only for one from which nothing has been taken.
 
         @param next_number: of that other one.
         """
         now = self._seconds()
         self.next_number = next_number
+        waiting = self._queues
+        self._queues = [None, None, None, None]
         max_messages, self._max_messages = self._max_messages, _ANY_NUMBER
         # Those with a number go to the heads of their queues, in order.
         for item in sorted(items, key=lambda item: item.number or inf):
@@ -478,6 +481,10 @@ class Outbox:
                     placed.number = item.number
                     self._again += 1
         self._max_messages = max_messages
+        for priority, queue in enumerate(waiting):
+            if queue:
+                queue.extendleft(reversed(self._queues[priority] or ()))
+                self._queues[priority] = queue
 
     # Inside
 
@@ -488,10 +495,6 @@ class Outbox:
         @return: a class, or -1: nobody.
         """
         _, high, normal, low = self._queues
-        if low and self.hold_low:
-            if not high and not normal:
-                return -1 if self._handed else 3
-            low = None
         if not high and not (normal and low):
             if normal:
                 return 2
@@ -514,7 +517,8 @@ class Outbox:
         if high and (turn := turns[1] if turns[1] > served else served) <= least:
             best, least = 1, turn
         self._served = least
-        turns[best] = least + self._queues[best][0].size / _WEIGHTS[best]  # type: ignore[index]
+        cost = self._queues[best][0].size / _WEIGHTS[best]  # type: ignore[index]
+        turns[best] = least + (cost * 8.0 if best == 3 and self.hold_low else cost)
         return best
 
     def _first_again(self) -> int:

@@ -137,6 +137,10 @@ class VirtualTransport:
         """What the kernel has not taken, under the name that Twisted's transports have for it."""
         return bytes(self._out)
 
+    @dataBuffer.setter
+    def dataBuffer(self, data: bytes) -> None:
+        self._out[:] = data
+
     # ITransport
 
     def write(self, data: bytes) -> None:
