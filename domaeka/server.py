@@ -167,7 +167,7 @@ class GatewayService(LoggedService):
             node=node,
         )
         self._parts.dispatcher = dispatcher
-        self._parts.store_ban = self._store_ban
+        self._parts.store_bans = self._store_bans
         self._registry = Registry(self._parts, reactor)
         self._devices.add_listener(self._registry.approval_changed)
         self._drain = Drain(self._registry, reactor)
@@ -227,6 +227,7 @@ class GatewayService(LoggedService):
         metrics.connections.watch(lambda: len(self._registry))
         metrics.phones.watch(lambda: self._registry.phones)
         metrics.draining.watch(lambda: float(self._registry.draining or self._moves.away))
+        metrics.bans.watch(lambda: self._parts.limits.banned)
         metrics.sessions.watch(self._sessions.live)
         metrics.certificate_expires.watch(
             lambda: 0.0 if self._certificates is None else self._certificates.expires
@@ -305,10 +306,10 @@ class GatewayService(LoggedService):
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
-    def _store_ban(self, ban: Ban) -> None:
-        self._bans.put([ban]).addErrback(
+    def _store_bans(self, bans: Sequence[Ban]) -> None:
+        self._bans.put(bans).addErrback(
             lambda failure: self.log.error(
-                "a ban is in force, but not stored: {error}", error=failure.getErrorMessage()
+                "bans are in force, but not stored: {error}", error=failure.getErrorMessage()
             )
         )
 

@@ -71,6 +71,10 @@ class ErrorTests(GatewayCase):
         peer.chat(*"0123456789ab")
         self.assertEqual((peer.errors, peer.texts, peer.finished), (["AUTH_FAILED"], [], False))
         self.assertEqual(self.counted(self.metrics.auth_failures), {"wrong time": 12})
+        for _ in range(5):
+            self.parts.limits.failed_signature(self.session().address)
+        self.run_for(5.0)
+        self.assertEqual(self.parts.limits.judge(), [])
         peer.clock_offset = 0.0
         peer.chat("말")
         self.assertEqual(peer.texts, ["말"])

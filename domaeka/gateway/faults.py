@@ -80,6 +80,8 @@ class Faults:
         """The phone's clock is off, which is no attack: say so, once."""
         if not self._clock_fault_told:
             self._clock_fault_told = True
+            # No more than that: a line that was recorded long ago looks the same.
+            self._registry.parts.limits.verified(self._session.address)
             self.log.warn(
                 "{session}: right signature, wrong time: the phone's clock is off",
                 session=self._session,

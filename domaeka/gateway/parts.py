@@ -2,7 +2,7 @@
 What all connections use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from domaeka.config import Settings
@@ -43,8 +43,8 @@ class Parts:
         self._signatures = SignatureTable(settings.auth.clock_skew, seconds)
         self.sessions = sessions
         self.limits = limits
-        #: Keeps a ban that the sweep made.
-        self.store_ban: Callable[[Ban], object] = lambda ban: None
+        #: Keeps bans that the sweep made.
+        self.store_bans: Callable[[Sequence[Ban]], object] = lambda bans: None
         self.devices = devices
         self.rooms = rooms
         self.chat_log = chat_log

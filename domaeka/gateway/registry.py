@@ -296,16 +296,11 @@ class Registry:
                 device.outbox.clear()
 
     def ban_made(self, ban: Ban) -> None:
-        """
-        A ban is in force: end the connections that it is meant for.  One that the sweep made is
-        for strangers only.
-        """
+        """An operator's ban is in force: end the connections of everybody in the network."""
         for watcher in self.watchers:
             watcher.banned(ban)
         network = ip_network(ban.network)
         for session in self:
-            if session.authenticated and not ban.made_by:
-                continue
             with contextlib.suppress(ValueError):  # a local socket has no such address
                 if ip_address(session.address) in network:
                     session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
@@ -368,10 +363,28 @@ class Registry:
                 liveness = session.liveness
                 if session.authenticated and liveness and liveness.last_heard >= judged_at:
                     self.parts.limits.verified(session.address)
-            for ban in self.parts.limits.sweep():
-                self.log.warn("banned {network}: {reason}", network=ban.network, reason=ban.reason)
-                self.ban_made(ban)
-                self.parts.store_ban(ban)
+            self.parts.limits.sweep()
+            self._judge()
         if now >= self._forget_due:
             self._forget_due = now + FORGET_SECONDS
             self.parts.verifier.signatures.sweep()
+
+    def _judge(self) -> None:
+        """Ban those who have earned it: some at once, so that phones need not wait."""
+        limits = self.parts.limits
+        bans = limits.judge()
+        if not bans:
+            return
+        self.log.warn(
+            "banned {networks}: {reason}",
+            networks=", ".join(ban.network for ban in bans),
+            reason=bans[0].reason,
+        )
+        for ban in bans:
+            for watcher in self.watchers:
+                watcher.banned(ban)
+        for stranger in list(self._strangers.values()):
+            if limits.bars(stranger.address):
+                stranger.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
+        self.parts.store_bans(bans)
+        self.call_soon(self._judge)

@@ -27,8 +27,11 @@ _FREED_PART: Final = 8
 #: How long, in seconds, after a search that freed nothing the next one is made.
 _SEARCH_PAUSE: Final = 1.0
 
-#: Most bans that one sweep makes: some 12 ms.  The rest is for the next.
-_MAX_SENTENCES: Final = 512
+#: How long, in seconds, a phone at an address that has earned a ban has to prove itself: several
+#: behind one router may return at once.
+SUSPECT_SECONDS: Final = 5.0
+#: Most bans that are made at once, in a turn of the reactor.
+_MAX_SENTENCES: Final = 32
 #: What tells the number of a /64 from that of an IPv4 address.
 _IPV6_KEY: Final = 1 << 64
 #: The first of the IPv4 addresses mapped into IPv6, C{::ffff:0:0}.  Source: RFC 4291, 2.5.5.2.
@@ -173,19 +176,17 @@ class AddressLimits:
         self,
         settings: LimitsSettings,
         seconds: Callable[[], float],
-        trusted: Iterable[Network] = (),
     ) -> None:
         """
         @param seconds: the time now, in seconds since 1970.
-        @param trusted: proxies, behind which are many: neither limited nor banned.
         """
         self._seconds = seconds
-        self._trusted = tuple(trusted)
         # When the bucket of an address will be full again: all there is to remember of it.
         self._full_at: dict[int, float] = {}
         self._search_at = 0.0
         self._offences: dict[int, array[float]] = {}
-        self._suspects: set[int] = set()
+        #: Since when an address has earned a ban, the longest first.
+        self._suspects: dict[int, float] = {}
         self._verified_at: dict[int, float] = {}
         self._bans: _Networks[Ban] = _Networks()
         #: How many bans were in force at the last sweep or change.
@@ -200,8 +201,6 @@ class AddressLimits:
         self._max_tracked = settings.max_tracked_addresses
         self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // self._ban_after))
         self._listed: _Networks[Admission] = _Networks()
-        for network in self._trusted:
-            self._listed.put(_plain(network), Admission.ADMITTED)
         for network in parse_networks("limits.allow", settings.allow):
             self._listed.put(_plain(network), Admission.ADMITTED)
         for network in parse_networks("limits.deny", settings.deny):
@@ -270,24 +269,12 @@ class AddressLimits:
         if place is not None:
             self._offended(place[2], self._seconds())
 
-    def sweep(self) -> list[Ban]:
-        """
-        Ban those that have earned it, and forget what is over.  To be called every 10 s.
-
-        @return: the bans made, to be stored.
-        """
+    def sweep(self) -> None:
+        """Forget what is over.  To be called every 10 s, before L{judge}."""
         now = self._seconds()
         self._verified_at = {
             key: at for key, at in self._verified_at.items() if abs(now - at) < MINUTE
         }
-        made: list[Ban] = []
-        suspects = self._suspects
-        while suspects and len(made) < _MAX_SENTENCES:
-            key = suspects.pop()
-            ban = None if key in self._verified_at else self._earned(key, now)
-            if ban is not None:
-                made.append(ban)
-                self._offences.pop(key, None)
         empty = now + MINUTE
         self._full_at = {
             key: at if at < empty else empty for key, at in self._full_at.items() if at > now
@@ -296,7 +283,36 @@ class AddressLimits:
             key: times for key, times in self._offences.items() if abs(now - times[-1]) < MINUTE
         }
         self._forget_bans(now)
+
+    def judge(self) -> list[Ban]:
+        """
+        Ban some of those that have earned it, and had the time to prove themselves.
+
+        @return: the bans made, to be stored; while there are any, there may be more to make.
+        """
+        now = self._seconds()
+        ripe = [key for key, at in self._suspects.items() if abs(now - at) >= SUSPECT_SECONDS]
+        made: list[Ban] = []
+        if ripe:
+            self._make_room(min(len(ripe), _MAX_SENTENCES), now)
+        for key in ripe:
+            if len(made) == _MAX_SENTENCES:
+                break
+            del self._suspects[key]
+            ban = None if key in self._verified_at else self._earned(key, now)
+            if ban is not None:
+                made.append(ban)
+                self._offences.pop(key, None)
+        self.banned += len(made)
         return made
+
+    def bars(self, address: str) -> bool:
+        """Whether a ban is in force for C{address}."""
+        place = _place(address)
+        if place is None or any(True for _ in self._listed.matches(*place[:2])):
+            return False
+        now = self._seconds()
+        return any(ban.in_force(now) for _, ban in self._bans.matches(*place[:2]))
 
     # Bans
 
@@ -366,7 +382,7 @@ class AddressLimits:
         while len(times) > self._ban_after:
             del times[0]
         if len(times) == self._ban_after and now - times[0] < MINUTE:
-            self._suspects.add(key)
+            self._suspects.setdefault(key, now)
 
     def _earned(self, key: int, now: float) -> Ban | None:
         """The ban of an address that has offended too often, entered."""
@@ -404,6 +420,14 @@ class AddressLimits:
             return True
         self._search_at = now + _SEARCH_PAUSE
         return False
+
+    def _make_room(self, count: int, now: float) -> None:
+        """Have room for more bans, as far as there are some that are over: the first to end go."""
+        wanted = len(self._bans) + count - self._max_tracked
+        if wanted > 0:
+            over = [ban for ban in self._bans.values() if not ban.in_force(now)]
+            for ban in sorted(over, key=lambda ban: ban.expires or 0.0)[:wanted]:
+                self._bans.remove(ip_network(ban.network))
 
     def _forget_bans(self, now: float) -> None:
         """Forget those that have long been over, and count those in force."""

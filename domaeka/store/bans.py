@@ -6,7 +6,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, Integer, Row, String, Table, select
 from twisted.internet.defer import Deferred
 
-from domaeka.policies.limits import Ban
+from domaeka.policies.limits import REPEAT_SECONDS, Ban
 from domaeka.store.background import BATCH_ROWS
 from domaeka.store.columns import (
     METADATA,
@@ -52,20 +52,15 @@ class StoredBans:
         return self._database.run_read(_read)
 
     def put(self, bans: Sequence[Ban]) -> "Deferred[None]":
-        """Store bans, each in the place of one of the same network."""
+        """
+        Store bans, each in the place of one of the same network.  Those that have been over for so
+        long that they count no more are removed.
+        """
         return self._database.run_write(_put, list({ban.network: ban for ban in bans}.values()))
 
     def remove(self, network: str) -> "Deferred[bool]":
         """@return: whether there was one."""
         return self._database.run_write(_remove, network)
-
-    def forget(self, before: float) -> "Deferred[int]":
-        """
-        Remove those that were over before C{before}, in seconds since 1970.
-
-        @return: how many.
-        """
-        return self._database.run_write(_forget, milliseconds(before))
 
 
 def _read(connection: Connection) -> list[Ban]:
@@ -101,11 +96,9 @@ def _put(connection: Connection, bans: list[Ban]) -> None:
     ]
     for start in range(0, len(rows), BATCH_ROWS):
         upsert(connection, BANS, rows[start : start + BATCH_ROWS])
+    counted_since = max((ban.made_at for ban in bans), default=0.0) - REPEAT_SECONDS
+    connection.execute(BANS.delete().where(BANS.c.expires < milliseconds(counted_since)))
 
 
 def _remove(connection: Connection, network: str) -> bool:
     return connection.execute(BANS.delete().where(BANS.c.network == network)).rowcount > 0
-
-
-def _forget(connection: Connection, before: int) -> int:
-    return connection.execute(BANS.delete().where(BANS.c.expires < before)).rowcount

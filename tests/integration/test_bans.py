@@ -14,7 +14,7 @@ ATTACKER = "127.6.6.6"
 #: Until a connection that is not let in has been closed, in seconds.
 CLOSED_SECONDS = 0.3
 #: Longest until those who have earned it are banned, in seconds.
-JUDGED_SECONDS = 15.0
+JUDGED_SECONDS = 20.0
 
 
 class BanTests(TestCase):
