@@ -34,7 +34,7 @@ LINES_PER_TURN: Final = 250
 #: The content type of what L{generate_latest} makes when nothing is asked of it.
 _TEXT_TYPE: Final = choose_encoder("")[1]
 #: How often the reactor's lag is measured, in seconds: each turn that is longer than this is
-#: noticed, at a cost of 0.5 % of a core.
+#: noticed, at a cost of 0.6 % of a core.
 LAG_SECONDS: Final = 0.05
 
 _PAGE: Final = """<!DOCTYPE html>

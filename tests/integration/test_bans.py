@@ -79,6 +79,7 @@ class BanTests(TestCase):
                 break
             await sleep(0.2)
         self.assertEqual([ban["network"] for ban in bans], [f"{ATTACKER}/32"])
+        self.assertIn(b"domaeka_bans 1.0", (await server.get("/metrics"))[1])
         await self.answered(phones, "1")
         self.assertEqual(await self.attempts(server.port, 5, ATTACKER), 5)
         await server.stop()
