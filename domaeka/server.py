@@ -425,6 +425,8 @@ class GatewayService(LoggedService):
         self._dispatcher.apply(bots, settings.bots, settings.breaker)
         self._watch_breakers()
         self._settings = settings
+        now = self._reactor.seconds()
+        withdrawn = set(self._secrets.accepted_keys(now)) - set(secrets.accepted_keys(now))
         self._secrets = secrets
         self._signer = self._new_signer(settings)
         self._parts.apply(settings, self._signer)
@@ -436,6 +438,9 @@ class GatewayService(LoggedService):
         self._site.token = secrets.admin_token.encode()
         self.observer.configure(settings.logging)
         self._registry.settings_changed()
+        if withdrawn:
+            self._sessions.revoke_all().addErrback(self._log_loss)
+            self._registry.key_withdrawn()
         if self._certificates is not None:
             self._certificates.read_again()
         report = ReloadReport(sorted(changed - fixed), sorted(fixed))

@@ -293,6 +293,14 @@ class SettingsTests(GatewayCase):
         self.change(("limits.deny", '["192.0.2.0/24"]'))
         self.assertEqual((peer.errors, self.reasons), (["BANNED"], {"banned": 1}))
 
+    def test_key_withdrawn(self) -> None:
+        """Who proved itself by a key that may be in wrong hands is connected no longer."""
+        phone, stranger = self.ready(), self.greeted(key(2))
+        self.registry.key_withdrawn()
+        self.run_for(0.1)
+        self.assertEqual((phone.errors, phone.lost), (["AUTH_FAILED"], True))
+        self.assertFalse(stranger.finished)
+
     def test_approvals(self) -> None:
         """A device that no operator needs to approve any more is answered at once."""
         self.devices.known[KEY] = Approval.PENDING

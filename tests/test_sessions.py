@@ -101,11 +101,12 @@ class RuleTests(SessionsTestCase):
         self.assertEqual(len(self.rows(SESSIONS)), 1)
         self.use(token)
 
-    def test_revoked_token_is_dead(self) -> None:
-        """Revoking ends both tokens at once."""
+    def test_revoked_tokens_are_dead(self) -> None:
+        """Revoking ends both tokens of every device at once."""
         first = self.issue()
         second = self.use(first)
-        self.successResultOf(self.sessions.revoke(PHONE))
+        self.successResultOf(self.sessions.revoke_all())
+        self.assertEqual(self.sessions.live(), 0)
         self.assertIsNone(self.resume(first))
         self.assertIsNone(self.resume(second))
 

@@ -187,6 +187,13 @@ class Registry:
             if device is not None and facts is not None and not device.approved:
                 device.approved = parts.devices.enter(device.key, facts) is Approval.APPROVED
 
+    def key_withdrawn(self) -> None:
+        """A key is no longer accepted: who proved itself, maybe by it, has to do so again."""
+        for session in self:
+            if session.authenticated:
+                text = "a key was withdrawn: prove yourself again"
+                session.close(CloseReason.AUTHENTICATION_FAILED, ErrorCode.AUTH_FAILED, text)
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call C{function} in another turn of the reactor."""
         self._reactor.callLater(0, function)  # type: ignore[arg-type]  # IReactorTime is mistyped

@@ -148,10 +148,11 @@ class StoredSessions:
         # Where this is lost, the lease ends it a little later.
         self._submit(_Request(key, used, None, Deferred())).addErrback(_expected)
 
-    def revoke(self, key: DeviceKey) -> "Deferred[None]":
-        """All tokens of a device die.  Fires once that is stored."""
-        self._held.pop(key, None)
-        return self._database.run_write(forget, key)
+    def revoke_all(self) -> "Deferred[None]":
+        """All tokens of all devices die.  Fires once that is stored."""
+        self._held.clear()
+        self._live = 0
+        return self._database.run_write(_forget_all)
 
     def live(self) -> int:
         """How many tokens are good, by the last sweep and what this server did since."""
@@ -270,6 +271,10 @@ def _expected(failure: Failure) -> bool:
 def forget(connection: Connection, key: DeviceKey) -> None:
     """Have the tokens of a device die within a transaction."""
     connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key == _key_hash(key)))
+
+
+def _forget_all(connection: Connection) -> None:
+    connection.execute(SESSIONS.delete())
 
 
 def _key_hash(key: DeviceKey) -> str:

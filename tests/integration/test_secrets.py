@@ -44,6 +44,7 @@ class SecretsTests(TestCase):
         await old.expect("1", "2")
         await self.rotate(server, 0.0)
         shown.append(server.secrets())
+        self.assertIn(b"domaeka_phones 0.0", (await server.get("/metrics"))[1])
         for phone in (old, new):
             phone.say("# echo 3")
         await until((old, new), lambda phone: bool(phone.record.errors))
