@@ -20,10 +20,11 @@ from domaeka.gateway.protocol import (
     peer_address,
 )
 from domaeka.gateway.states import State
+from domaeka.messages import Media, Reply
 from domaeka.phonewire import Delivered, read_server_frame
 from domaeka.policies.compression import Deflater, Inflater
 from domaeka.wire import LineDecoder
-from tests.gateway_case import GatewayCase, Peer
+from tests.gateway_case import KEY, GatewayCase, Peer
 
 
 class _Kernel(StringTransport):
@@ -180,6 +181,23 @@ class WriteTests(GatewayCase):
         protocol.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(session.reason, CloseReason.CONNECTION_LOST)
         self.assertEqual(self.device().outbox.messages, 1)
+
+    def test_picture_for_one_that_reads_nothing(self) -> None:
+        """Cut again and again in the middle of a picture, no more than a piece is ever held."""
+        media = Media((bytes(6_000_000),))
+        self.registry.reach(KEY).answer(Reply("방", "1", "봇", media))
+        for _ in range(3):
+            peer = self.connect()
+            peer.stop_reading()
+            peer.handshake(signed=True, capabilities=("ack",))
+            self.run_for(1.0)
+            self.assertTrue(0 < len(self.server.accepted[-1].dataBuffer) < 70_000)
+            peer.drop()
+        back = self.client("ack")
+        self.run_for(1.0)
+        (picture,) = [frame for frame in back.frames if isinstance(frame, Delivered)]
+        assert isinstance(picture.reply.content, Media)
+        self.assertEqual((picture.reply.content.pieces, picture.message_id), (media.pieces, 1))
 
     def test_lost_with_a_part_of_a_reply(self) -> None:
         """What was not taken of a reply is not held any longer than the connection."""

@@ -1,5 +1,10 @@
 """Tests for L{domaeka.gateway.sender}: what goes out when, and what waits again."""
 
+import zlib
+from base64 import b64encode
+from operator import sub
+from random import Random
+
 from domaeka.gateway.sender import BATCH_BYTES, Sender
 from domaeka.interfaces import DeviceKey, Priority
 from domaeka.messages import Dialect, Media, Reply
@@ -137,6 +142,42 @@ class SenderTests(GatewayCase):
         sender.pump()
         self.assertEqual(len(self.left), 1)
         self.assertIn(b'"text"', carrier.written[carrier.written.index(b"\n") :])
+
+    def test_files_in_pieces(self) -> None:
+        """A picture of 10 MiB is encoded, and compressed, only as the kernel takes it."""
+        picture = Random(1).randbytes(10 * 2**20)
+        self.outbox = Outbox(100, 2**25, Budget(2**25), self.clock.seconds)
+        for deflates in (False, True):
+            self.put(Media((picture[:7], picture[7:])))
+            sender, carrier = self.sender()
+            if deflates:
+                sender.start_deflating()
+            sender.pump()
+            lengths = [len(carrier.written)]
+            while not sender.idle:
+                sender.drained()
+                lengths.append(len(carrier.written))
+            self.assertLess(max(map(sub, lengths[1:], lengths)), 80_000)
+            inflated = zlib.decompressobj(-15).decompress if deflates else bytes
+            self.assertIn(b64encode(picture[7:]) + b"\n", inflated(carrier.written))
+            self.assertEqual((len(self.left), self.outbox.messages), (1 + deflates, 0))
+
+    def test_cut_in_a_picture(self) -> None:
+        """A picture of which a part has left waits again, and nothing follows that part."""
+        for pieces, unsent in ((0, 0), (1, 0), (2, 99), (3, 0)):
+            self.put(Media((bytes(150_000),)))
+            sender, carrier = self.sender()
+            sender.pump()
+            for _ in range(pieces):
+                sender.drained()
+            written = len(carrier.written)
+            sender.release(unsent)
+            self.assertEqual(self.outbox.messages, int(pieces < 3 or unsent > 0))
+            if pieces < 3:
+                sender.urge("error", b"error\n")
+                sender.last_words()
+                self.assertEqual(len(carrier.written), written)
+            self.outbox.clear()
 
     def test_what_cannot_be_written(self) -> None:
         """A reply that cannot be written costs nobody anything but itself."""

@@ -5,12 +5,12 @@ What goes out on one connection, and when.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from twisted.logger import Logger
 
-from domaeka.messages import Dialect, Reply, encode_reply, timestamp_text
+from domaeka.messages import Dialect, Reply, encode_reply, media_pieces, timestamp_text
 from domaeka.policies.compression import Deflater
 from domaeka.policies.outbox import Outbox, Outgoing
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 #: Most that is handed to the transport at once, in bytes, where it is more than one frame: what
 #: a ping waits behind.
 BATCH_BYTES = 16_384
+#: About how much of a reply with files is handed to the transport at once, in bytes.  To deflate
+#: it takes 3 ms.
+PIECE_BYTES = 65_536
+#: Where a reply ends of which not all has been written.
+_NOT_YET: Final = 2**62
 
 
 #: Given the bytes of a text and their base64: the base64 of their gzip stream, or L{None} where
@@ -93,7 +98,8 @@ class Sender:
 
     The connection's own frames (pings, notices, errors) go first; then what waits in the
     device's outbox.  A batch is written only when the kernel has taken the one before, so that
-    an urgent frame waits for one batch, or one frame longer than that.
+    an urgent frame waits for one batch, or one frame longer than that.  A reply with files is
+    encoded and written in pieces, one a turn of the reactor.
 
     @ivar dialect: which form replies take.
     @ivar idle: whether the kernel has all that was written.
@@ -112,6 +118,7 @@ class Sender:
         "_deflater",
         "_media_left",
         "_parts",
+        "_pieces",
         "_urgent",
         "bytes_sent",
         "confirmed",
@@ -131,7 +138,8 @@ class Sender:
         self._urgent: deque[bytes] | None = None
         self.idle = True
         self._batch: list[Outgoing] | None = None  # what is on its way
-        self._batch_bytes = 0
+        self._batch_bytes = 0  # of it that were written, before they were packed
+        self._pieces: Iterator[bytes] | None = None  # the rest of it
         self.dialect = Dialect.V33
         self.outbox: Outbox | None = None
         self.pack: Packer | None = None
@@ -171,11 +179,14 @@ class Sender:
                 batch = self._take_replies(outbox, frames, length)
             if not frames:
                 return
-            data = self._packed(frames[0] if len(frames) == 1 else b"".join(frames))
+            data = frames[0] if len(frames) == 1 else b"".join(frames)
             self._batch = batch
             self._batch_bytes = len(data)
             self.idle = False
-            if not data or self._carrier.write(data):
+            data = self._packed(data)
+            if self._pieces is not None:
+                self._carrier.write_more(data)  # others have a turn before the next piece
+            elif not data or self._carrier.write(data):
                 self.drained()
 
     def start_deflating(self) -> None:
@@ -205,10 +216,15 @@ class Sender:
         dialect = self.dialect
         batch = []
         while outgoing is not None:
+            reply = outgoing.reply
+            content = reply.content
+            number = outgoing.message_id
             try:
-                frame = encode_reply(
-                    outgoing.reply, dialect, timestamp, outgoing.message_id, self.pack
-                )
+                if isinstance(content, str):
+                    frame = encode_reply(reply, dialect, timestamp, number, self.pack)
+                else:
+                    self._pieces = media_pieces(reply, content, dialect, timestamp, number)
+                    frame = self._next_pieces()
             except Exception:
                 # It would fail again on each connection: a bot's mistake costs one answer.
                 self.log.failure("a reply that cannot be written is dropped")
@@ -216,17 +232,37 @@ class Sender:
                 frame = b""
             frames.append(frame)
             length += len(frame)
-            outgoing.end = length
+            outgoing.end = length if self._pieces is None else _NOT_YET
             batch.append(outgoing)
-            if length >= BATCH_BYTES or type(outgoing.reply.content) is not str:
+            if length >= BATCH_BYTES or type(content) is not str:
                 break  # behind media the phone is deaf: that counts from when they have left
             outgoing = outbox.take()
         self.messages_sent += len(batch)
         self._parts.metrics.messages_sent.value += len(batch)
         return batch
 
+    def _next_pieces(self) -> bytes:
+        """What comes next of a reply with files, in plain."""
+        assert self._pieces is not None
+        some: list[bytes] = []
+        length = 0
+        for piece in self._pieces:
+            some.append(piece)
+            length += len(piece)
+            if length >= PIECE_BYTES:
+                break
+        else:
+            self._pieces = None
+        return b"".join(some)
+
     def drained(self) -> None:
         """The kernel has all that was written."""
+        if self._pieces is not None and (data := self._next_pieces()):
+            self._batch_bytes += len(data)
+            if self._pieces is None and self._batch:
+                self._batch[-1].end = self._batch_bytes
+            self._carrier.write_more(self._packed(data))
+            return
         self.idle = True
         batch, self._batch = self._batch, None
         if batch and self.outbox is not None:
@@ -236,8 +272,11 @@ class Sender:
                     self._media_left(outgoing.reply)
 
     def last_words(self) -> None:
-        """Write what is urgent now, behind whatever is on its way."""
-        if self._urgent:
+        """
+        Write what is urgent now, behind whatever is on its way: nothing, where that is a part of
+        a frame.
+        """
+        if self._urgent and self._pieces is None:
             data = self._packed(b"".join(self._urgent))
             self._urgent = None
             self.urgent_bytes = 0
@@ -263,10 +302,17 @@ class Sender:
             sent_bytes = 0  # where a reply ends in the stream is not known
         unsent = [outgoing for outgoing in self._batch or () if outgoing.end > sent_bytes]
         self._batch = None
+        if self._pieces is not None:
+            self._pieces = iter(())
         outbox.connection_lost(unsent)
         if not (read_all or outbox.acknowledges):
             unconfirmed = self.messages_sent - len(unsent) - self.confirmed
             self._parts.metrics.unconfirmed_messages.value += unconfirmed
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether what was written last is a part of a frame."""
+        return self._pieces is not None
 
     @property
     def urgent_waits(self) -> bool:

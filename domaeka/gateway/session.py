@@ -269,7 +269,7 @@ class Session:
         unsent_bytes = self._carrier.unsent_bytes
         self.sender.release(unsent_bytes)
         self.close(CloseReason.TAKEN_OVER, ErrorCode.TAKEN_OVER, "a newer connection came")
-        if unsent_bytes:
+        if unsent_bytes or self.sender.in_frame:
             self._carrier.abort()  # it must not arrive twice
 
     def connection_lost(self, reason: CloseReason, unsent_bytes: int) -> None:

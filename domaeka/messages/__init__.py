@@ -35,6 +35,7 @@ from domaeka.messages.outbound import (
     encode_reply,
     encode_shutdown,
     media_address,
+    media_pieces,
     timestamp_text,
 )
 
@@ -68,5 +69,6 @@ __all__ = [
     "encode_shutdown",
     "is_name",
     "media_address",
+    "media_pieces",
     "timestamp_text",
 ]

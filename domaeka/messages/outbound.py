@@ -1,7 +1,7 @@
 """What goes to a phone: whole lines."""
 
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -20,6 +20,8 @@ _V32: Final = Dialect.V32  # to look it up in its Enum takes 0.2 µs
 #: What begins a text that a 3.2 phone takes for an order.  Source: docs/protocol.md, "Replies".
 _IMAGE_ORDER: Final = "IMAGE_BASE64:"
 _ADDRESS_ORDER: Final = "MEDIA_URL:"
+#: How much of a file is encoded at a time, in bytes; makes 64 KiB of base64.
+_PIECE_BYTES: Final = 49_152
 #: What may stand in an address.  No brace: the header ends at the line's last one.  No bar: 3.2
 #: cuts at three.
 _ADDRESS_SAFE: Final = "%/:?#[]@!$&'()*+,;=~-._"
@@ -105,6 +107,15 @@ class _OldReplyData(msgspec.Struct, omit_defaults=True, gc=False):
     bot_name: str
     text: str
     message_id: int | None = None
+
+
+class _OldMediaHead(msgspec.Struct, omit_defaults=True, gc=False):
+    """All but C{text}, which follows it."""
+
+    room: str
+    channel_id: str | None
+    bot_name: str
+    message_id: int | None = None
     media_wait_time: int | None = None
 
 
@@ -137,6 +148,8 @@ def encode_reply(
     @param pack: for a connection that takes C{gzip}.
     """
     room, bot_name = reply.room, reply.bot_name
+    if not isinstance(reply.content, str):
+        return b"".join(media_pieces(reply, reply.content, dialect, timestamp, message_id))
     try:
         return _reply_line(reply, room, bot_name, dialect, timestamp, message_id, pack)
     except UnicodeEncodeError:
@@ -154,63 +167,101 @@ def _reply_line(
     pack: Pack | None,
 ) -> bytes:
     content = reply.content
+    assert isinstance(content, str)
     if dialect is _V32:
         # 3.2 knows one event only.
         old = _OldReplyData(room, reply.channel_id, bot_name, _old_text(content), message_id)
-        if isinstance(content, Media):
-            old.media_wait_time = content.wait_ms
         return b"".join((_HEADS["messageResponse"], _encode(old), b"}\n"))
-    encoding: str | None = None
+    encoding = "base64"
     length: int | None = None
-    positions: Sequence[int]
-    if isinstance(content, str):
-        kind: str = "text"
-        encoding = "base64"
-        raw = content.encode("utf-8", "replace")
-        tail = binascii.b2a_base64(raw, newline=False)
-        if pack is not None and (packed := pack(raw, tail)) is not None:
-            tail = packed
-            encoding = "gzip+base64"
-            length = len(raw)
-        positions = (0, len(tail))
-    else:
-        kind = content.kind
-        pieces = [_piece(piece) for piece in content.pieces]
-        positions = [0]
-        for piece in pieces:
-            positions.append(positions[-1] + len(piece))
-        tail = b"".join(pieces)
+    raw = content.encode("utf-8", "replace")
+    tail = binascii.b2a_base64(raw, newline=False)
+    if pack is not None and (packed := pack(raw, tail)) is not None:
+        tail = packed
+        encoding = "gzip+base64"
+        length = len(raw)
     data = _ReplyData(
         room,
         reply.channel_id,
         bot_name,
-        kind,
-        positions,
+        "text",
+        (0, len(tail)),
         timestamp,
         "Asia/Seoul",
         encoding,
         length,
         message_id,
     )
-    if isinstance(content, Media):
-        data.message_format = content.format
-        data.media_wait_time = content.wait_ms
     return b"".join((_HEADS[reply.event], _encode(data), b"}", tail, b"\n"))
 
 
-def _piece(piece: bytes | str) -> bytes:
-    if isinstance(piece, bytes):
-        return binascii.b2a_base64(piece, newline=False)
-    return quote(piece, safe=_ADDRESS_SAFE, errors="replace").encode()
+def _old_text(content: str) -> str:
+    text = _clean(content)
+    # What a stranger typed must not become an order.
+    return "\u200b" + text if text.startswith((_IMAGE_ORDER, _ADDRESS_ORDER)) else text
 
 
-def _old_text(content: str | Media) -> str:
-    if isinstance(content, str):
-        text = _clean(content)
-        # What a stranger typed must not become an order.
-        return "\u200b" + text if text.startswith((_IMAGE_ORDER, _ADDRESS_ORDER)) else text
-    order = _IMAGE_ORDER if isinstance(content.pieces[0], bytes) else _ADDRESS_ORDER
-    return order + "|||".join(_piece(piece).decode() for piece in content.pieces)
+def media_pieces(
+    reply: Reply,
+    media: Media,
+    dialect: Dialect,
+    timestamp: str,
+    message_id: int | None = None,
+) -> Iterator[bytes]:
+    """
+    A whole line with files, as L{encode_reply} has it, a piece at a time: what has not been
+    asked for takes no room.
+
+    @param media: what C{reply} holds.
+    @return: pieces of 64 KiB at most, but for the first.  What cannot be written is found now.
+    """
+    room, bot_name = _clean(reply.room), _clean(reply.bot_name)
+    pieces = [
+        piece
+        if isinstance(piece, bytes)
+        else quote(piece, safe=_ADDRESS_SAFE, errors="replace").encode()
+        for piece in media.pieces
+    ]
+    are_files = isinstance(media.pieces[0], bytes)
+    if dialect is _V32:
+        old = _OldMediaHead(room, reply.channel_id, bot_name, message_id, media.wait_ms)
+        order = (_IMAGE_ORDER if are_files else _ADDRESS_ORDER).encode()
+        head = b"".join((_HEADS["messageResponse"], _encode(old)[:-1], b',"text":"', order))
+        return _joined(head, pieces, are_files, b"|||", b'"}}\n')
+    positions = [0]
+    for piece in pieces:
+        length = (len(piece) + 2) // 3 * 4 if are_files else len(piece)
+        positions.append(positions[-1] + length)
+    data = _ReplyData(
+        room,
+        reply.channel_id,
+        bot_name,
+        media.kind,
+        positions,
+        timestamp,
+        "Asia/Seoul",
+        message_id=message_id,
+        message_format=media.format,
+        media_wait_time=media.wait_ms,
+    )
+    head = b"".join((_HEADS[reply.event], _encode(data), b"}"))
+    return _joined(head, pieces, are_files, b"", b"\n")
+
+
+def _joined(
+    head: bytes, pieces: list[bytes], are_files: bool, between: bytes, end: bytes
+) -> Iterator[bytes]:
+    yield head
+    for number, piece in enumerate(pieces):
+        if number:
+            yield between
+        if are_files:
+            for start in range(0, len(piece), _PIECE_BYTES):
+                some = piece[start : start + _PIECE_BYTES]
+                yield binascii.b2a_base64(some, newline=False)
+        else:
+            yield piece
+    yield end
 
 
 def _clean(text: str) -> str:
