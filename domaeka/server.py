@@ -38,7 +38,7 @@ from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
-from domaeka.startup import allow_open_files
+from domaeka.startup import allow_open_files, give_back_memory
 from domaeka.state import Secrets, load_secrets, node_name, private_file
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
@@ -253,6 +253,7 @@ class GatewayService(LoggedService):
     def startService(self) -> None:
         """Start everything; the ports have been open since this was made."""
         super().startService()  # type: ignore[no-untyped-call]
+        give_back_memory()
         for warning in (*self.warnings, self._check_keys()):
             if warning is not None:
                 self.log.warn("{warning}", warning=warning)

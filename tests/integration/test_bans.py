@@ -2,6 +2,8 @@
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
+from resource import getpagesize
 
 from twisted.trial.unittest import TestCase
 
@@ -130,3 +132,24 @@ class BanTests(TestCase):
         self.addCleanup(line.close)
         line.sendall(header)
         self.assertIn(b"BAD_FRAME", line.recv(1000))
+
+    async def test_memory_comes_back(self) -> None:
+        """Lines that never end cost memory only as long as they are there."""
+        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]')
+        await server.start()
+        before = resident_mib(server.pid)
+        for _ in range(3):
+            lines = [socket.create_connection((HOST, server.port)) for _ in range(100)]
+            for line in lines:
+                line.sendall(b"{" + b"x" * 1_040_000)
+            await sleep(0.5)
+            for line in lines:
+                line.close()
+            await sleep(1.0)
+        self.assertLess(resident_mib(server.pid) - before, 24)
+
+
+def resident_mib(pid: int) -> int:
+    """How much memory a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * getpagesize() >> 20
