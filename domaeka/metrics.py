@@ -272,7 +272,7 @@ class Metrics(Collector):
         )
         self.compression_bytes = self._counters(
             "compression_bytes",
-            "Bytes of what was compressed: before (plain) and after (wire)",
+            "Bytes of what was compressed, both ways: before (plain) and after (wire)",
             "stage",
             ("plain", "wire"),
         )

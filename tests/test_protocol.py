@@ -324,6 +324,16 @@ class DeflateTests(GatewayCase):
             events = [line[:16] for line in self.lines()]
             self.assertEqual(events.count(b'{"event":"ack","'), 1)
 
+    def test_counted(self) -> None:
+        """What came is counted, as it came and as it was meant."""
+        before = self.counted(self.metrics.compression_bytes)
+        line = self.peer.line("nothing")
+        packed = self.deflater.pack(line)
+        self.peer.write(packed)
+        after = self.counted(self.metrics.compression_bytes)
+        for stage, data in (("plain", line), ("wire", packed)):
+            self.assertEqual(after[stage] - before.get(stage, 0), len(data))
+
     def test_behind_the_handshake(self) -> None:
         """The stream may begin in the same piece that ends the handshake."""
         self.peer.drop()

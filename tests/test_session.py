@@ -100,6 +100,16 @@ class MessagesFirstTests(GatewayCase):
         self.run_for(60.0)
         self.assertFalse(peer.finished)
 
+    def test_then_a_handshake_with_more(self) -> None:
+        """Behind messages it is too late for capabilities: none is taken; a proof is judged."""
+        peer = self.connect()
+        peer.write(peer.line("말"), peer.writer.handshake(signed=True, capabilities=("ack",)))
+        self.assertEqual(peer.greetings[0].capabilities, [])
+        other = self.connect()
+        forged = other.writer.handshake(signed=True).replace(b'"signature":"', b'"signature":"0')
+        other.write(other.line("말"), forged)
+        self.assertEqual((other.greetings, other.errors, other.lost), ([], ["AUTH_FAILED"], True))
+
     def test_no_handshake(self) -> None:
         """A phone known by its messages is answered, and closed 5 s after it came."""
         for part in (0.0, 0.3, 0.6, 0.9):

@@ -76,13 +76,16 @@ class Greeting:
             session.address,
         )
         session.introduced(key, facts, target)
+        self._asks = handshake.capabilities is not None
         if session.authenticated:
-            # Known by a message until now; the handshake says more.
+            # Known by a message until now; the handshake says more, too late for capabilities.
+            judged = handshake.auth is not None and not parts.verifier.needless
+            if judged and not self._proof_held(handshake.auth, line):
+                return
             parts.devices.enter(key, facts)
             self._welcome()
             return
         if handshake.capabilities is not None:
-            self._asks = True
             session.capabilities = handshake.capabilities & parts.capabilities or NO_CAPABILITIES
         session.sender.dialect = handshake.dialect
         proven = parts.verifier.needless
@@ -113,7 +116,7 @@ class Greeting:
         if self._token is not None:
             self._let_go(self._token)
 
-    def _proof_held(self, auth: Auth, line: bytes) -> bool:
+    def _proof_held(self, auth: Auth | None, line: bytes) -> bool:
         """Judge the proof in a handshake; a bad one ends the connection."""
         session = self._session
         metrics = self._parts.metrics

@@ -51,7 +51,11 @@ class Intake:
         session.messages_received += 1
         session.sender.dialect = chat.dialect
         if chat.packed is not None:
+            packed_bytes = len(chat.packed)
             parts.reader.inflate(chat)
+            stages = parts.metrics.compression_bytes
+            stages.labels("wire").value += packed_bytes
+            stages.labels("plain").value += len(chat.text.encode())
         if self._registry.draining:
             session.faults.refuse_work()
             return

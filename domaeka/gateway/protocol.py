@@ -110,6 +110,7 @@ class GatewayProtocol(Protocol):
             return
         if self._inflater is not None:
             self._inflater.feed(data)
+            self._registry.parts.metrics.compression_bytes.labels("wire").value += len(data)
         else:
             self._decoder.feed(data)
         self._read_lines(session)
@@ -138,6 +139,8 @@ class GatewayProtocol(Protocol):
                     break
                 self._decoder.feed(piece)
                 inflated += len(piece)
+                stages = self._registry.parts.metrics.compression_bytes
+                stages.labels("plain").value += len(piece)
                 if inflated >= INFLATED_A_TURN and self._inflater.held_bytes:
                     self._go_on_later()
                     break
@@ -272,7 +275,9 @@ class GatewayProtocol(Protocol):
     def start_inflating(self) -> None:
         """What comes behind the line that was read last is a deflate stream."""
         self._inflater = Inflater()
-        self._inflater.feed(self._decoder.take_rest())
+        rest = self._decoder.take_rest()
+        self._inflater.feed(rest)
+        self._registry.parts.metrics.compression_bytes.labels("wire").value += len(rest)
 
     def finish(self) -> None:
         """
