@@ -134,17 +134,29 @@ class ClosedConnectionsTests(ApiCase):
         peer.drop()
         (found,) = self.get("/connections/closed")["connections"]
         self.assertEqual((found["bot"], found["device"]), KEY)
-        self.assertEqual((found["reason"], found["authenticated"]), ("connection lost", True))
+        self.assertEqual(found["reason"], "connection lost")
         self.assertEqual(found["since"], "2026-09-21T14:13:20.010Z")
         self.assertEqual(found["ended"], "2026-09-21T14:14:20.010Z")
         self.assertGreater(found["bytes"]["received"], 100)
 
     def test_strangers(self) -> None:
-        """Who never shook hands is only counted."""
-        self.connect().drop()
-        self.greeted().drop()
-        (found,) = self.get("/connections/closed")["connections"]
-        self.assertFalse(found["authenticated"])
+        """Who proved nothing is only counted, and counts for no phone whose name it said."""
+        self.ready()
+        for _ in range(3):
+            self.connect().drop()
+            self.greeted().drop()
+        self.assertEqual(self.get("/connections/closed")["connections"], [])
+        (found,) = self.get("/connections")["connections"]
+        self.assertEqual(found["ended_last_hour"], 0)
+        self.assertEqual(self.reasons, {"connection lost": 6})
+
+    def test_unknown(self) -> None:
+        """Of a phone that has answered no ping yet it is not said that its line is good."""
+        self.client("ack")
+        (found,) = self.get("/connections")["connections"]
+        quality = found["quality"]
+        self.assertEqual((quality["score"], quality["grade"]), (None, None))
+        self.assertEqual(self.get("/connections?grade=good")["total"], 0)
 
     def test_pages_and_filters(self) -> None:
         """The last one first, page by page; what ends meanwhile moves nothing."""

@@ -14,7 +14,6 @@ def closed(number: int, ended_at: float = 0.0, device: str = "d") -> ClosedConne
         DeviceKey("봇", device),
         "192.0.2.1",
         "3.3.3",
-        True,
         CloseReason.PEER_CLOSED,
         0.0,
         ended_at,

@@ -1,7 +1,13 @@
 """Tests for L{domaeka.gateway.session}: deadlines, proofs, and how a conversation ends."""
 
+import json
+from typing import cast
+
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+
 from domaeka.gateway.states import State
 from domaeka.interfaces import DeviceKey
+from domaeka.logs import json_line
 from tests.gateway_case import KEY, GatewayCase
 
 OTHER = DeviceKey("봇", "e" * 16)
@@ -225,6 +231,21 @@ class CountTests(GatewayCase):
         self.assertEqual(self.counted(self.metrics.frames_received), received)
         sent = {"handshakeComplete": 2, "ping": 1, "message": 1, "ack": 1, "error": 1}
         self.assertEqual(self.counted(self.metrics.frames_sent), sent | {"serverShutdown": 2})
+
+    def test_life(self) -> None:
+        """The log's line at the end says whose connection it was, in fields of their own."""
+        events: list[LogEvent] = []
+        observer = cast(ILogObserver, events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        peer = self.greeted()
+        self.run_for(0.5)
+        peer.pong()
+        peer.drop()
+        (line,) = (json.loads(json_line(event)) for event in events if "age" in event)
+        whose = [line[name] for name in ("bot", "device", "authenticated", "reason", "age")]
+        self.assertEqual(whose, [*KEY, True, "connection lost", 0])
+        self.assertEqual((line["grade"], line["score"], line["rtt"]), ("good", 98, 0.5))
 
     def test_bytes(self) -> None:
         """Bytes are counted, of each connection and of all."""

@@ -18,8 +18,8 @@ class RoundTrips(msgspec.Struct):
 class Quality(msgspec.Struct):
     """How good a line is."""
 
-    score: int
-    grade: str
+    score: int | None
+    grade: str | None
     reasons: list[str]
     loss: float
     rtt: RoundTrips | None
@@ -99,7 +99,6 @@ class Ended(msgspec.Struct):
     bot: str
     device: str
     address: str
-    authenticated: bool
     reason: str
     since: str
     ended: str
@@ -264,7 +263,7 @@ class Overview(msgspec.Struct):
     """
     What C{domaeka status} asks for.
 
-    @ivar grades: how many connections have each.
+    @ivar grades: how many connections have each; C{unknown}: no ping was answered or missed yet.
     @ivar pending: how many devices and rooms wait for a decision.
     @ivar more_pending: which of these are more than that.
     """

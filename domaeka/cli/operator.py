@@ -104,6 +104,8 @@ def status(desk: Desk) -> None:
         grade: read_as(desk.ask("GET", "/connections", grade=grade, limit=1), Connections).total
         for grade in GRADES
     }
+    every = read_as(desk.ask("GET", "/connections", limit=1), Connections).total
+    found["grades"]["unknown"] = max(0, every - sum(found["grades"].values()))
     found["pending"], found["more_pending"] = {}, []
     for kind in ("devices", "rooms"):
         page = desk.items(f"/{kind}", PAGE, status="pending")

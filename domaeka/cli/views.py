@@ -130,7 +130,7 @@ def _time(text: str | None, otherwise: str = "") -> str:
 
 
 def _quality(quality: Quality | None) -> Text:
-    if quality is None:
+    if quality is None or quality.grade is None:
         return Text("")
     return Text(f"{one_line(quality.grade)} {quality.score}", _STYLES.get(quality.grade, ""))
 
@@ -192,7 +192,8 @@ def connection_facts(one: Connection) -> Table:
     ]
     quality = one.quality
     if quality is not None:
-        rows.append(("quality", _quality(quality)))
+        known = _quality(quality) if quality.grade is not None else "unknown: no ping answered yet"
+        rows.append(("quality", known))
         rows += (("", reason) for reason in quality.reasons)
         rows.append(("loss", f"{quality.loss:.0%} of the last 20 pings"))
         if (rtt := quality.rtt) is not None:
@@ -235,7 +236,7 @@ def closed_table(connections: Iterable[Ended]) -> Table:
             _time(one.ended),
             _time(one.since),
             say(one.bot),
-            say(one.device if one.authenticated else f"{one.device} ?"),
+            say(one.device),
             say(one.address),
             say(one.reason),
             say(grade, _STYLES.get(one.grade or "", "")),

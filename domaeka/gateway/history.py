@@ -1,5 +1,5 @@
 """
-Connections that have ended, of those that had shaken hands.
+Connections that have ended: those of devices are remembered, those of strangers only counted.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from twisted.logger import Logger
 
 from domaeka.errors import CloseReason
 from domaeka.interfaces import DeviceKey
-from domaeka.policies.quality import Grade
+from domaeka.policies.quality import Grade, Quality
 
 if TYPE_CHECKING:
     from domaeka.gateway.session import Session
@@ -24,13 +25,15 @@ MAX_CLOSED: Final = 10_000
 RECENT_SECONDS: Final = 3600.0
 
 
+_log: Final = Logger()
+
+
 class ClosedConnection(msgspec.Struct, frozen=True, gc=False):
     """
     How a connection went.
 
     @ivar made_at: in seconds since 1970, as C{ended_at}.
-    @ivar authenticated: whether a proof had held; if not, C{key} is only what it said.
-    @ivar score: of its quality at the end; L{None}, with C{grade}: it was never pinged.
+    @ivar score: of its quality at the end; L{None}, with C{grade}: no ping was answered or missed.
     @ivar rtt: smoothed round trip at the end, in seconds.
     """
 
@@ -38,7 +41,6 @@ class ClosedConnection(msgspec.Struct, frozen=True, gc=False):
     key: DeviceKey
     address: str
     version: str
-    authenticated: bool
     reason: CloseReason
     made_at: float
     ended_at: float
@@ -57,13 +59,12 @@ def how_it_went(session: Session, key: DeviceKey, now: float) -> ClosedConnectio
 
     @param now: in seconds since 1970.
     """
-    quality = session.liveness.quality if session.liveness is not None else None
+    quality = _judged(session)
     return ClosedConnection(
         session.number,
         key,
         session.address,
         session.facts.version if session.facts is not None else "",
-        session.authenticated,
         session.reason or CloseReason.INTERNAL,
         now - session.age,
         now,
@@ -75,6 +76,39 @@ def how_it_went(session: Session, key: DeviceKey, now: float) -> ClosedConnectio
         quality.grade if quality is not None else None,
         quality.srtt if quality is not None else None,
     )
+
+
+def log_life(session: Session) -> None:
+    """One line a connection: those of strangers only for debugging, they may be many."""
+    quality = _judged(session)
+    rtt = quality.srtt if quality is not None else None
+    log = _log.info if session.authenticated else _log.debug
+    log(
+        "{session} ended: {reason}; {age} s, bytes {bytes_received} in {bytes_sent} out, messages "
+        "{messages_received} in {messages_sent} out",
+        session=session,
+        connection=session.number,
+        address=session.address,
+        bot=session.key.bot_name if session.key is not None else None,
+        device=session.key.device_id if session.key is not None else None,
+        version=session.facts.version if session.facts is not None else None,
+        authenticated=session.authenticated,
+        reason=session.reason,
+        age=round(session.age),
+        bytes_received=session.bytes_received,
+        bytes_sent=session.sender.bytes_sent,
+        messages_received=session.messages_received,
+        messages_sent=session.sender.messages_sent,
+        score=quality.score if quality is not None else None,
+        grade=quality.grade if quality is not None else None,
+        rtt=None if rtt is None else round(rtt, 6),
+    )
+
+
+def _judged(session: Session) -> Quality | None:
+    """Its quality, once a ping has been answered or missed."""
+    quality = session.liveness.quality if session.liveness is not None else None
+    return quality if quality is not None and quality.known else None
 
 
 class History:

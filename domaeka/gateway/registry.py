@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.gateway.device import Device
-from domaeka.gateway.history import ClosedConnection, History, how_it_went
+from domaeka.gateway.history import ClosedConnection, History, how_it_went, log_life
 from domaeka.gateway.intake import Intake
 from domaeka.gateway.parts import Parts
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
@@ -52,7 +52,7 @@ class Watcher(Protocol):
         """The grade of a connection that has authenticated is another one."""
 
     def closed(self, closed: ClosedConnection) -> None:
-        """A connection that had shaken hands has ended."""
+        """A connection that had authenticated has ended."""
 
     def banned(self, ban: Ban) -> None:
         """A ban is in force."""
@@ -252,7 +252,9 @@ class Registry:
         device = session.device
         if device is not None and device.session is session:
             device.disconnected()
-        if session.key is not None:
+        log_life(session)
+        # Of those that only said a name there may be any number.
+        if device is not None and session.key is not None:
             closed = how_it_went(session, session.key, self.parts.seconds())
             self.history.add(closed)
             for watcher in self.watchers:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from twisted.logger import Logger
-
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.faults import Faults
 from domaeka.gateway.greeting import NO_CAPABILITIES, Greeting, signed_by
@@ -54,8 +52,6 @@ class Session:
     @ivar corked: whether lines are being read: their answers wait, to go out together.
     @ivar valve: decides whether it is read from.
     """
-
-    log = Logger()
 
     __slots__ = (
         "_carrier",
@@ -287,7 +283,6 @@ class Session:
         if self._greeting is not None:
             self._greeting.connection_lost()
         self._parts.metrics.closes.labels(self.reason).inc()
-        self._log_life()
 
     # What it is told
 
@@ -583,18 +578,3 @@ class Session:
     def age(self) -> float:
         """How long it has been connected, in seconds."""
         return self._registry.exact_now - self.made_at
-
-    def _log_life(self) -> None:
-        """One line a connection: those of strangers only for debugging, they may be many."""
-        log = self.log.info if self.device is not None else self.log.debug
-        log(
-            "{session} ended: {reason}; {age:.0f} s, bytes {received} in {sent} out, messages "
-            "{messages_in} in {messages_out} out",
-            session=self,
-            reason=self.reason,
-            age=self.age,
-            received=self.bytes_received,
-            sent=self.sender.bytes_sent,
-            messages_in=self.messages_received,
-            messages_out=self.sender.messages_sent,
-        )

@@ -104,6 +104,11 @@ class Quality:
         self._note(1)
 
     @property
+    def known(self) -> bool:
+        """Whether a ping was answered or missed: until then score and grade say nothing."""
+        return self._pings > 0
+
+    @property
     def samples(self) -> int:
         """How many round trips are remembered."""
         return 0 if self._samples is None else len(self._samples)

@@ -51,8 +51,11 @@ class RoundTripTimes(msgspec.Struct):
 class LineQuality(msgspec.Struct):
     """How good a connection is, told from its answers to pings."""
 
-    score: Annotated[int, Meta(ge=0, le=100)]
-    grade: Grade
+    score: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(description="null, with `grade`: no ping was answered or missed yet"),
+    ]
+    grade: Grade | None
     reasons: Annotated[list[str], Meta(description="why the score is not 100")]
     loss: Annotated[float, Meta(description="part of the last 20 pings that went unanswered")]
     rtt: RoundTripTimes | None
@@ -164,16 +167,13 @@ class ConnectionsQuery(Input, frozen=True):
 
 
 class Ended(msgspec.Struct):
-    """How a connection went that had shaken hands."""
+    """How a connection went that had authenticated."""
 
     id: str
     bot: str
     device: str
     address: str
     version: str
-    authenticated: Annotated[
-        bool, Meta(description="false: bot and device are only what it said of itself")
-    ]
     reason: CloseReason
     since: Time
     ended: Time
@@ -337,7 +337,11 @@ class ConnectionPages:
                 and query.address in (None, session.address)
                 and (
                     query.grade is None
-                    or (session.liveness and session.liveness.quality.grade is query.grade)
+                    or (
+                        (liveness := session.liveness) is not None
+                        and liveness.quality.known
+                        and liveness.quality.grade is query.grade
+                    )
                 )
             ):
                 yield session
@@ -408,8 +412,8 @@ def describe_quality(liveness: Liveness) -> LineQuality:
             ),
         )
     return LineQuality(
-        quality.score,
-        quality.grade,
+        quality.score if quality.known else None,
+        quality.grade if quality.known else None,
         quality.reasons(),
         round(quality.loss, 3),
         rtt,
@@ -426,7 +430,6 @@ def describe_closed(closed: ClosedConnection) -> Ended:
         closed.key.device_id,
         closed.address,
         closed.version,
-        closed.authenticated,
         closed.reason,
         timestamp_text(closed.made_at),
         timestamp_text(closed.ended_at),

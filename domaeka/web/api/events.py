@@ -150,7 +150,7 @@ class Events:
             )
 
     def closed(self, closed: ClosedConnection) -> None:
-        """A connection that had shaken hands has ended."""
+        """A connection that had authenticated has ended."""
         if self._streams:
             self._say("closed", describe_closed(closed))
 
