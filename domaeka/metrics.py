@@ -256,6 +256,9 @@ class Metrics(Collector):
             "tls_certificate_expires_seconds", "When the TLS certificate ends, since 1970; 0: none"
         )
         self.draining = self._gauge("draining", "1 while the server is stopping, else 0")
+        self.migration_clients = self._gauges(
+            "migration_clients", "clients of the last move to another server, by state", "state"
+        )
 
         # Traffic.
         self.frames_received = self._counters(

@@ -62,7 +62,7 @@ GC_THRESHOLDS = (20_000, 20, 20)
 #: Name of the file in the state directory that says where phones are being moved.
 PLAN_NAME = "migration.json"
 #: Where phones are being moved is told to phones, and to operators.
-_PLACE: Final = frozenset({"host", "port"})
+_PLACE: Final = frozenset({"host", "port", "reason"})
 #: Exit status of a start that cannot work.
 EXIT_CANNOT_START = 1
 

@@ -299,13 +299,21 @@ def _write(path: Path, content: Secrets, put: Callable[[str, Path], None]) -> No
     lines = (
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values if value
     )
-    number, temporary = tempfile.mkstemp(prefix=".secrets-", dir=path.parent)  # mode 0600
+    text = "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
+    text += "".join(lines).replace("\x7f", "\\u007f")
+    write_private(path, text.encode(), put)
+
+
+def write_private(path: Path, data: bytes, put: Callable[[str, Path], None] = os.replace) -> None:
+    """
+    Have C{data}, all of it or nothing, in a file that nobody else may read.
+
+    @param put: brings a temporary file to its place.
+    """
+    number, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)  # mode 0600
     try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(
-                "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
-            )
-            file.write("".join(lines).replace("\x7f", "\\u007f"))
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             with contextlib.suppress(FileNotFoundError):

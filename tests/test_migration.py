@@ -1,7 +1,13 @@
 """Tests of the move to another server."""
 
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger, formatEvent
+
 from domaeka.errors import CloseReason
 from domaeka.gateway.migration import Migration, MigrationPlan, MigrationReport, Phase
+from domaeka.gateway.probe import ProbeFailed
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Reply
 from domaeka.phonewire import Greeting, Moving, encode_migrated
@@ -17,15 +23,28 @@ class MigrationTests(GatewayCase):
         super().setUp()
         self.shut = 0
         self.ended: list[MigrationReport] = []
+        self.dead = False
 
-    def begin(self, open_seconds: float = 0.0) -> Migration:
+    def begin(
+        self, open_seconds: float = 0.0, *, spread: float = 30.0, clients: int = 0
+    ) -> Migration:
         """A migration with the usual settings."""
-        plan = MigrationPlan("new.example", 9000, False, 30.0, 30.0)
+        plan = MigrationPlan("new.example", 9000, False, 30.0, spread, clients)
         migration = Migration(
-            plan, self.registry, self.clock, self.shut_port, self.ended.append, open_seconds
+            plan,
+            self.registry,
+            self.clock,
+            self.probe,
+            self.shut_port,
+            self.ended.append,
+            open_seconds,
         )
         migration.start()
         return migration
+
+    def probe(self) -> "Deferred[None]":
+        """Whether the other server answers."""
+        return fail(ProbeFailed("refused")) if self.dead else succeed(None)
 
     def shut_port(self) -> None:
         """The port is shut."""
@@ -95,10 +114,21 @@ class MigrationTests(GatewayCase):
         (report,) = self.ended
         self.assertEqual((report.phase, report.told, report.arrived), (Phase.DONE, 1, 1))
 
+    def test_long_spread(self) -> None:
+        """A spread is kept, however few they are: the first is told at once."""
+        clients = self.clients(12)
+        self.begin(spread=60.0)
+        told = []
+        for _ in range(12):
+            self.run_for(1.0)
+            told.append(sum(len(self.notices(client)) for client in clients))
+            self.arrive(clients[told[-1] - 1])
+            self.run_for(4.0)
+        self.assertEqual(told, list(range(1, 13)))
+
     def test_newcomers(self) -> None:
         """A client that comes meanwhile is sent on at once; an old phone is served."""
-        self.clients(1)
-        self.begin()
+        self.begin(60.0)
         late = self.client("ack", key=DeviceKey("봇", "late"))
         self.assertEqual([notice.migrate_after for notice in self.notices(late)], [0.0])
         self.assertTrue(late.finished)
@@ -167,7 +197,7 @@ class MigrationTests(GatewayCase):
         self.run_for(32.0)
         for client in clients[2:]:
             self.arrive(client)
-        self.run_for(61.0)
+        self.run_for(60.0)
         self.assertEqual((migration.report.arrived, migration.report.missing), (28, 1))
         for client in clients[:2]:
             self.arrive(client)
@@ -193,6 +223,96 @@ class MigrationTests(GatewayCase):
         self.assertEqual((migration.report.sent_on, self.shut), (1, 0))
         self.run_for(25.0)
         self.assertEqual((self.ended[0].phase, self.shut), (Phase.DONE, 1))
+
+    def test_return_after_a_crash(self) -> None:
+        """When all come back in one second they are not all sent on in that second."""
+        self.serve(("server.max_connections", "100"))
+        migration = self.begin(120.0, clients=60)
+        self.clients(60)
+        self.assertLessEqual(migration.report.sent_on, 4)
+        self.run_for(15.0)
+        self.assertTrue(20 <= migration.report.told + migration.report.sent_on <= 40)
+        self.run_for(16.0)
+        self.assertEqual(migration.report.told + migration.report.sent_on, 60)
+
+    def test_comes_back(self) -> None:
+        """One that was sent on and comes back is served here; if there are many it halts."""
+        migration = self.begin(120.0)
+        for _ in range(20):
+            (client,) = self.clients(1)
+            if not client.finished:
+                break
+        self.assertEqual((migration.report.sent_on, migration.report.missing), (1, 1))
+        self.assertEqual((self.ended[0].phase, self.shut), (Phase.HALTED, 0))
+        client.chat("여기")
+        self.assertEqual((client.texts, client.finished), (["여기"], False))
+
+    def test_arrived_and_came_back(self) -> None:
+        """When the new server dies those that had arrived come back, and are not sent on again."""
+        clients = self.clients(30)
+        migration = self.begin()
+        self.run_for(32.0)
+        for client in clients[:2]:
+            self.arrive(client)
+        self.assertEqual(migration.report.arrived, 2)
+        back = self.clients(1)[0]
+        self.assertEqual((migration.report.arrived, migration.report.missing), (1, 1))
+        self.run_for(5.0)
+        self.assertEqual(self.notices(back), [])
+        self.client("ack", key=DeviceKey("봇", "device 1"))
+        self.assertEqual((self.ended[0].phase, self.ended[0].arrived), (Phase.HALTED, 0))
+
+    def test_away_for_long(self) -> None:
+        """One that comes back long after it went was there: it is sent on anew."""
+        migration = self.begin(120.0)
+        self.clients(1)
+        self.run_for(61.0)
+        self.clients(1)
+        self.assertEqual((migration.report.sent_on, migration.report.missing), (2, 0))
+
+    def test_dead_before_the_port_is_shut(self) -> None:
+        """Old phones are not sent to where nobody answers any more."""
+        old = self.ready(OLD)
+        self.dead = True
+        self.begin()
+        self.run_for(1.0)
+        (report,) = self.ended
+        self.assertEqual((report.phase, report.reason), (Phase.HALTED, "refused"))
+        self.assertEqual((self.shut, old.finished), (0, False))
+
+    def test_strangers(self) -> None:
+        """Who has proven nothing is told nothing, and does not keep it from its end."""
+        stranger = self.connect(OLD)
+        stranger.handshake(capabilities=("ack",))
+        self.begin()
+        self.run_for(1.0)
+        self.assertEqual((self.notices(stranger), self.shut), ([], 1))
+
+    def test_ever_more(self) -> None:
+        """However many clients keep coming it ends; the last ones are told where to go."""
+        self.begin(spread=1.0)
+        for number in range(130):
+            last = self.client("ack", key=DeviceKey("봇", f"late {number}"))
+            if self.shut:
+                break
+            self.run_for(1.0)
+        self.assertEqual(self.shut, 1)
+        self.run_for(1.0)
+        self.assertEqual((len(self.notices(last)), last.finished), (1, True))
+
+    def test_progress(self) -> None:
+        """The log says every 5 s how far it has come, and at the end what came of it."""
+        said: list[str] = []
+        observer: Any = lambda event: said.append(formatEvent(event))  # noqa: E731
+        self.patch(Migration, "log", Logger(observer=observer))
+        (client,) = self.clients(1)
+        self.begin()
+        self.run_for(11.0)
+        self.arrive(client)
+        self.run_for(1.0)
+        waits = "migration moving: 1 told, 0 arrived, 0 missing, 0 sent on, 1 connections here"
+        done = "migration to new.example:9000 done: 1 told, 1 arrived, 0 missing, 0 sent on"
+        self.assertEqual(said[1:], [waits, waits, done])
 
     def test_interrupted(self) -> None:
         """When the server stops nobody else is told, and it is known that it is not over."""

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 
+from domaeka.errors import ConfigError
 from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
-from domaeka.gateway.moves import Moves
+from domaeka.gateway.moves import RETRY_SECONDS, Moves
 from domaeka.gateway.probe import probe_key
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import encode_handshake_complete
@@ -24,6 +27,7 @@ class MovesTests(GatewayCase):
         self.path = Path(self.mktemp())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.shut = self.opened = 0
+        self.trouble: ConfigError | None = None
         self.reactor: Any = MemoryReactorClock()
         self.reactor.advance(NOW)
         self.moves = self.new_moves()
@@ -38,6 +42,8 @@ class MovesTests(GatewayCase):
 
     def listen(self) -> None:
         """They are open again."""
+        if self.trouble is not None:
+            raise self.trouble
         self.opened += 1
 
     def begin(self, answered: bool = True) -> "Deferred[MigrationReport]":
@@ -71,7 +77,9 @@ class MovesTests(GatewayCase):
         self.assertEqual(list(self.path.parent.iterdir()), [self.path])
         self.assertFalse(self.moves.away)
         client.drop()
-        self.reactor.pump([0.25] * 3)
+        self.reactor.pump([0.25] * 2)
+        self.answer()  # once more, before the port is shut
+        self.reactor.pump([0.25] * 2)
         self.assertEqual((report.phase, self.shut, self.opened), (Phase.DONE, 1, 0))
         self.assertTrue(self.moves.away)
         self.assertFalse(self.path.exists())
@@ -124,11 +132,68 @@ class MovesTests(GatewayCase):
         self.serve()
         self.moves = self.new_moves()
         self.moves.go_on()
+        self.reactor.advance(0)
+        self.answer()
         self.reactor.advance(100.0)
         report = self.moves.report
         assert report is not None
         self.assertEqual((report.phase, report.host), (Phase.MOVING, PLAN.host))
         self.assertTrue(self.client("ack", key=DeviceKey("봇", "back")).finished)
+
+    def test_goes_on_once_it_answers(self) -> None:
+        """After a restart nobody is sent to where nobody answers; it is tried again and again."""
+        self.client("ack")
+        self.begin()
+        self.moves.interrupt()
+        self.serve()
+        self.moves = self.new_moves()
+        self.moves.go_on()
+        self.reactor.advance(0)
+        self.reactor.tcpClients[-1][2].clientConnectionFailed(None, Failure(ConnectError()))
+        self.reactor.advance(1.0)
+        client = self.client("ack")
+        report = self.moves.report
+        assert report is not None
+        self.assertEqual((report.phase, client.finished), (Phase.INTERRUPTED, False))
+        self.assertIn("192.0.2.7:9000", report.reason)
+        self.assertIn("runs already", self.refusal(self.begin(answered=False)))
+        self.reactor.advance(RETRY_SECONDS)
+        self.answer()
+        self.assertEqual(self.moves.report.phase if self.moves.report else None, Phase.MOVING)
+
+    def test_called_off_while_it_waits(self) -> None:
+        """One that waits for the other server is forgotten when it is called off."""
+        self.client("ack")
+        self.begin()
+        self.moves.interrupt()
+        self.moves = self.new_moves()
+        self.moves.go_on()
+        self.assertTrue(self.moves.call_off())
+        self.assertEqual((self.path.exists(), self.moves.call_off()), (False, False))
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_crossed(self) -> None:
+        """A server that moves its phones, or wants to, refuses those of another."""
+        begun = self.begin(answered=False)
+        other = self.connect(probe_key("there"))
+        other.handshake(signed=True)
+        self.assertEqual((other.errors, other.finished), (["SHUTTING_DOWN"], True))
+        self.moves.interrupt()
+        self.refusal(begun)
+        other = self.connect(probe_key("there"))
+        other.handshake(signed=True)
+        self.assertEqual(len(other.greetings), 1)
+
+    def test_port_is_taken(self) -> None:
+        """A port that somebody else has taken meanwhile is tried again until it is free."""
+        self.client("ack")
+        self.begin()
+        self.trouble = ConfigError("server.port: taken")
+        self.moves.call_off()
+        self.assertEqual(self.opened, 0)
+        self.trouble = None
+        self.reactor.advance(RETRY_SECONDS)
+        self.assertEqual(self.opened, 1)
 
     def test_nothing_to_go_on_with(self) -> None:
         """Where nothing is written down, or nonsense, there is nothing to go on with."""

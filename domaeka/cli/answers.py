@@ -209,6 +209,7 @@ class Migration(msgspec.Struct):
     missing: int
     sent_on: int
     remaining: int
+    reason: str = ""
 
 
 class Reloaded(msgspec.Struct):

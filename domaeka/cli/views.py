@@ -334,8 +334,9 @@ def drain_line(drain: Drain) -> str:
 def migration_line(move: Migration) -> str:
     """How a move goes, or how the last one went."""
     host = f"[{move.host}]" if ":" in move.host else move.host
+    why = f" ({move.reason})" if move.reason else ""
     return (
-        f"{move.phase}, to {host}:{move.port}: {move.told} told, {move.arrived} arrived, "
+        f"{move.phase}{why}, to {host}:{move.port}: {move.told} told, {move.arrived} arrived, "
         f"{move.missing} missing, {move.sent_on} sent on, {move.remaining} still here"
     )
 

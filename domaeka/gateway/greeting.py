@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from domaeka.errors import CloseReason, StoreError
+from domaeka.errors import CloseReason, ErrorCode, StoreError
+from domaeka.gateway.probe import SERVER_NAME, probe_key
 from domaeka.gateway.sender import Carrier
 from domaeka.gateway.verifier import AuthRefused
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, Resumption
@@ -98,6 +99,8 @@ class Greeting:
             self.waits = True
             self._carrier.pause_reading()
         if proven:
+            if key.bot_name == SERVER_NAME and self._refuses_server(key):
+                return
             session.authenticate(Auth)
         if not self.waits:
             self._welcome()
@@ -115,6 +118,18 @@ class Greeting:
         """The connection is gone: the lifetime of its token begins."""
         if self._token is not None:
             self._let_go(self._token)
+
+    def _refuses_server(self, key: DeviceKey) -> bool:
+        """
+        A server that wants to move its phones here is shown out where ours are about to leave:
+        they would be sent back and forth.
+        """
+        if not self._registry.moving or key == probe_key(self._parts.node):
+            return False
+        self._session.close(
+            CloseReason.SHUTDOWN, ErrorCode.SHUTTING_DOWN, "the phones of this server are moving"
+        )
+        return True
 
     def _proof_held(self, auth: Auth | None, line: bytes) -> bool:
         """Judge the proof in a handshake; a bad one ends the connection."""

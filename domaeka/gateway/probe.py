@@ -13,7 +13,7 @@ from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from domaeka import __version__
-from domaeka.errors import DomaekaError, WireError
+from domaeka.errors import DomaekaError, ErrorCode, WireError
 from domaeka.interfaces import DeviceKey
 from domaeka.phonewire import Complaint, Greeting, Identity, PhoneWriter, read_server_frame
 from domaeka.policies.auth import Signer
@@ -21,6 +21,8 @@ from domaeka.wire import LineDecoder
 
 #: How long the other server may take to answer a handshake, in seconds.
 PROBE_SECONDS: Final = 10.0
+#: The bot name under which servers shake hands with each other.
+SERVER_NAME: Final = "domaeka"
 
 
 class ProbeFailed(DomaekaError):
@@ -49,7 +51,9 @@ class _Probe(Protocol):
         try:
             while not self._ended and (line := self._decoder.next_line()) is not None:
                 frame = read_server_frame(line)
-                if isinstance(frame, Complaint):
+                if isinstance(frame, Complaint) and frame.code == ErrorCode.SHUTTING_DOWN:
+                    self._end("it stops, or is moving its own phones")
+                elif isinstance(frame, Complaint):
                     self._end(f"it answers {frame.code!r:.64}")
                 elif isinstance(frame, Greeting):
                     self._end(None if frame.success else "it refuses the handshake")
@@ -76,7 +80,7 @@ class _Probe(Protocol):
 
 def probe_key(node: str) -> DeviceKey:
     """As which device the server that is called C{node} shakes hands."""
-    return DeviceKey("domaeka", node[:128])
+    return DeviceKey(SERVER_NAME, node[:128])
 
 
 def probe(
@@ -97,7 +101,7 @@ def probe(
         bot_name=key.bot_name,
         device_id=key.device_id,
         version=__version__,
-        client_type="domaeka",
+        client_type=SERVER_NAME,
         device_info="a server that asks whether this one answers",
     )
     writer = PhoneWriter(identity, signer.sign, reactor.seconds)

@@ -82,6 +82,8 @@ class Registry:
         self.steady = SteadyTime(SWEEP_SECONDS, parts.seconds())
         self.draining = False
         self.migration: Migration | None = None
+        #: Whether one runs, is tried, or waits to go on: then no server may move its phones here.
+        self.moving = False
         self.watchers: list[Watcher] = []
         self.history = History()
         self._devices: dict[DeviceKey, Device] = {}

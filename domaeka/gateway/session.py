@@ -468,9 +468,9 @@ class Session:
             assert self._pinger is not None
             self._pinger.ping()
         migration = self._registry.migration
-        if migration is not None and self.capabilities:
+        if migration is not None:
             migration.client_came(self)
-        elif not self.corked:
+        if not (self.corked or self.closing):
             self._pump()
 
     def _open_outbox(self) -> None:

@@ -125,7 +125,9 @@ class MigrationState(msgspec.Struct):
         Phase,
         Meta(
             description="`moving`: clients are told, and arrive; `emptying`: the port is shut, old "
-            "phones are closed; `halted`: too many clients did not arrive"
+            "phones are closed; `halted`: too many clients did not arrive, or the other server "
+            "answers no more; `interrupted`: by a restart, phones are served here until the other "
+            "server answers"
         ),
     ]
     host: str
@@ -135,6 +137,9 @@ class MigrationState(msgspec.Struct):
     missing: Annotated[int, Meta(description="those that have not, in time")]
     sent_on: Annotated[int, Meta(description="clients that came here, and were sent on at once")]
     remaining: Annotated[int, Meta(description="connections that are still here")]
+    reason: Annotated[
+        str, Meta(description="why it has halted, or cannot go on yet; else empty")
+    ] = ""
 
 
 class ChangePages:
