@@ -8,6 +8,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from domaeka.messages import Chat, Reply
+from domaeka.policies.outbox import FateListener as FateListener
 from domaeka.policies.outbox import Priority as Priority
 
 
@@ -129,8 +130,15 @@ class Origin(Protocol):
     def key(self) -> DeviceKey:
         """Who it is."""
 
-    def answer(self, reply: Reply) -> None:
-        """Send something, in its own dialect, now or when it is back."""
+    def answer(
+        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+    ) -> None:
+        """
+        Send something, in its own dialect, now or when it is back.
+
+        @param ttl: how long it may wait, in seconds; L{None}: C{queue.message_ttl}.
+        @param on_fate: told what becomes of it, perhaps before this returns.
+        """
 
     def message_done(self, chat: Chat) -> None:
         """A message that was submitted owes no answer any more."""

@@ -12,6 +12,7 @@ from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Chat, Dialect, Reply
+from domaeka.policies.outbox import FateListener
 
 _T = TypeVar("_T")
 
@@ -56,6 +57,7 @@ class FakeOrigin:
     def __init__(self, bot_name: str = "봇", device_id: str = "d1") -> None:
         self.key = DeviceKey(bot_name, device_id)
         self.replies: list[Reply] = []
+        self.terms: list[tuple[float | None, FateListener | None]] = []
         self.done: list[Chat] = []
 
     @property
@@ -63,8 +65,11 @@ class FakeOrigin:
         """The replies' contents."""
         return [reply.content for reply in self.replies]
 
-    def answer(self, reply: Reply) -> None:
+    def answer(
+        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+    ) -> None:
         self.replies.append(reply)
+        self.terms.append((ttl, on_fate))
 
     def message_done(self, chat: Chat) -> None:
         self.done.append(chat)

@@ -34,6 +34,20 @@ class HeldAnswersTests(GatewayCase):
         self.assertEqual(self.metrics.expired_messages.value, 1)
 
 
+class FateTests(GatewayCase):
+    """What becomes of answers that nobody fetches."""
+
+    def test_own_time(self) -> None:
+        """An answer may have a time of its own, and whoever sent it hears that it has run out."""
+        fates: list[str] = []
+        self.ready().drop()
+        self.device().answer(Reply("방", "1", "봇", "말"), 5.0, fates.append)
+        self.run_for(4.0)
+        self.assertEqual(fates, [])
+        self.run_for(2.0)
+        self.assertEqual(fates, ["expired"])
+
+
 class StopTests(GatewayCase):
     """What is kept over a stop."""
 

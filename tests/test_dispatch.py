@@ -16,6 +16,7 @@ from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import ConfigError
 from domaeka.interfaces import Dispatcher
 from domaeka.messages import Reply
+from domaeka.policies.outbox import Fate, FateListener
 from domaeka.policies.retry import BreakerState
 from tests.bots_fakes import FakeOrigin, Outside, Served, make_chat
 
@@ -279,6 +280,26 @@ class FailureTests(DispatchTestCase):
         self.assertNotIn("secret", self.logged(LogLevel.info))
         self.assertIn("secret", self.logged(LogLevel.debug))
 
+    def test_reply_has_terms(self) -> None:
+        """A reply may have a time of its own, and a listener that may answer, or fail."""
+        bot = Bot("careful")
+
+        @bot.command("# careful")
+        async def careful(ctx: Context) -> None:
+            for ttl in (0, -1.0, float("nan"), 1e99, "word", True):
+                self.assertRaises((TypeError, ValueError), ctx.reply, "a", ttl=ttl)
+            ctx.reply("a", ttl=5.0, on_fate=ctx.reply)
+            ctx.reply("b", on_fate=int)
+
+        served = Served([bot])
+        served.say("# careful")
+        (ttl, heard), (_, failing) = served.origin.terms
+        assert heard is not None and failing is not None
+        heard(Fate.EXPIRED)
+        failing(Fate.DROPPED)
+        self.assertEqual((ttl, served.origin.texts), (5.0, ["a", "b", "expired"]))
+        self.assertIn("what became of a reply", self.logged(LogLevel.info))
+
     def test_late_failure_is_answered(self) -> None:
         """One that fails after it has waited is answered as well, with its traceback."""
         for text in ("# wait", "# deferred"):
@@ -306,7 +327,9 @@ class FailureTests(DispatchTestCase):
         """A failure of ours on the way back is logged, and costs that answer."""
 
         class Broken(FakeOrigin):
-            def answer(self, reply: Reply) -> None:
+            def answer(
+                self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+            ) -> None:
                 raise ValueError
 
         origin = Broken()

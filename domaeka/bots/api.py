@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
@@ -13,6 +13,9 @@ from domaeka.bots.media import MediaItem, is_path, listed, prepare
 from domaeka.interfaces import Origin
 from domaeka.messages import Chat, Media, MediaType, Reply
 
+#: Longest that a reply may wait for a phone, in seconds: as over the API.
+MAX_TTL_SECONDS: Final = 31_536_000
+
 _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
 
@@ -20,7 +23,13 @@ _T = TypeVar("_T")
 class Runtime(Protocol):
     """What a context needs of the server."""
 
-    def send(self, origin: Origin, reply: Reply) -> None:
+    def send(
+        self,
+        origin: Origin,
+        reply: Reply,
+        ttl: float | None,
+        on_fate: Callable[[str], object] | None,
+    ) -> None:
         """Answer, from whatever thread."""
 
     def in_reactor_thread(self) -> bool:
@@ -148,16 +157,33 @@ class Context(msgspec.Struct, eq=False):
         """What an operator may be told of the phone: names to values, both for people."""
         return self._origin.describe()
 
-    def reply(self, text: str) -> None:
+    def reply(
+        self,
+        text: str,
+        *,
+        ttl: float | None = None,
+        on_fate: Callable[[str], object] | None = None,
+    ) -> None:
         """
         Send C{text} to the room.  An empty one is not sent.
 
-        @raise TypeError: not a text.
+        @param ttl: how long it may wait for a phone that is away, in seconds, a year at most; by
+            default C{queue.message_ttl}.
+        @param on_fate: called on the reactor, so it must not block, with what becomes of it:
+            C{"sent"}, and then C{"acknowledged"} where the phone says so; or C{"expired"}, or
+            C{"dropped"} for want of room.
+        @raise TypeError: not a text, or C{ttl} not a number.
+        @raise ValueError: C{ttl} is not above 0, or too long.
         """
         if not isinstance(text, str):
             raise TypeError(f"a reply is a text, not {type(text).__name__}")
+        if ttl is not None:
+            if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+                raise TypeError(f"ttl: a number of seconds, not {type(ttl).__name__}")
+            if not 0 < ttl <= MAX_TTL_SECONDS:
+                raise ValueError(f"ttl: above 0 and at most {MAX_TTL_SECONDS} s")
         if text:
-            self._send((text,))
+            self._send((text,), ttl, on_fate)
 
     def reply_media(
         self,
@@ -219,18 +245,29 @@ class Context(msgspec.Struct, eq=False):
                 self._turn = None
             turn.callback(None)
 
-    def _send(self, contents: Sequence[str | Media]) -> None:
+    def _send(
+        self,
+        contents: Sequence[str | Media],
+        ttl: float | None = None,
+        on_fate: Callable[[str], object] | None = None,
+    ) -> None:
         if self._turn is None or not self._runtime.in_reactor_thread():
-            self._send_now(contents)
+            self._send_now(contents, ttl, on_fate)
         else:
-            self._turn.addCallback(lambda _: self._send_now(contents))
+            self._turn.addCallback(lambda _: self._send_now(contents, ttl, on_fate))
 
-    def _send_now(self, contents: Iterable[str | Media]) -> None:
+    def _send_now(
+        self,
+        contents: Iterable[str | Media],
+        ttl: float | None = None,
+        on_fate: Callable[[str], object] | None = None,
+    ) -> None:
         chat = self._chat
         origin = self._origin
         bot_name = origin.key.bot_name
         for content in contents:
-            self._runtime.send(origin, Reply(chat.room, chat.channel_id, bot_name, content))
+            reply = Reply(chat.room, chat.channel_id, bot_name, content)
+            self._runtime.send(origin, reply, ttl, on_fate)
 
 
 class Bot:

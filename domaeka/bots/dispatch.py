@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import takewhile
 from threading import get_ident
 from types import CoroutineType
@@ -25,6 +26,7 @@ from domaeka.bots.threads import Reactor, Threads
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import Origin
 from domaeka.messages import Chat, Reply
+from domaeka.policies.outbox import FateListener
 from domaeka.policies.retry import Breaker, BreakerOpen
 
 _T = TypeVar("_T")
@@ -236,12 +238,18 @@ class BotDispatcher:
 
     # Runtime, for contexts
 
-    def send(self, origin: Origin, reply: Reply) -> None:
+    def send(
+        self,
+        origin: Origin,
+        reply: Reply,
+        ttl: float | None = None,
+        on_fate: Callable[[str], object] | None = None,
+    ) -> None:
         """Answer, from whatever thread."""
         if get_ident() == self._thread:
-            self._answer(origin, reply)
+            self._answer(origin, reply, ttl, on_fate)
         else:
-            self._reactor.callFromThread(self._answer, origin, reply)
+            self._reactor.callFromThread(self._answer, origin, reply, ttl, on_fate)
 
     def in_reactor_thread(self) -> bool:
         """Whether the caller may not block."""
@@ -411,9 +419,19 @@ class BotDispatcher:
         except Exception as error:
             _report("an answer was lost", error, bot_name=origin.key.bot_name)
 
-    def _answer(self, origin: Origin, reply: Reply) -> None:
+    def _answer(
+        self,
+        origin: Origin,
+        reply: Reply,
+        ttl: float | None,
+        on_fate: Callable[[str], object] | None,
+    ) -> None:
+        listener: FateListener | None = None
+        if on_fate is not None:
+            # A bot may well answer again, but not into an outbox that is at work.
+            listener = partial(self._reactor.callFromThread, _tell_fate, on_fate, origin)
         try:
-            origin.answer(reply)
+            origin.answer(reply, ttl, listener)
         except Exception as error:
             _report("an answer was lost", error, bot_name=origin.key.bot_name)
 
@@ -467,6 +485,13 @@ def _error_of(failure: Failure) -> BaseException:
     error = failure.value
     assert error is not None  # Twisted's type allows it for failures that are being made
     return error
+
+
+def _tell_fate(on_fate: Callable[[str], object], origin: Origin, fate: str) -> None:
+    try:
+        on_fate(fate)
+    except Exception as error:
+        _report("a bot failed at what became of a reply", error, bot_name=origin.key.bot_name)
 
 
 def _report(what: str, error: BaseException, **ids: str | None) -> None:

@@ -100,9 +100,13 @@ class Device:
 
     # Origin
 
-    def answer(self, reply: Reply) -> None:
+    def answer(
+        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+    ) -> None:
         """Send something, in the phone's own dialect, now or when it is back."""
-        self.send(reply, _HIGH, self._registry.parts.settings.queue.message_ttl)
+        if ttl is None:
+            ttl = self._registry.parts.settings.queue.message_ttl
+        self.send(reply, _HIGH, ttl, on_fate)
 
     def send(
         self,

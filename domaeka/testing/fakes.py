@@ -16,6 +16,7 @@ from domaeka.interfaces import (
     RoomKey,
 )
 from domaeka.messages import Chat, Media, Reply
+from domaeka.policies.outbox import FateListener
 
 _STANDARD_KEY: Final = DeviceKey("가게봇", "a1b2c3d4e5f60718")
 
@@ -176,7 +177,9 @@ class FakeOrigin:
         """The answers that are files."""
         return [reply.content for reply in self.answers if isinstance(reply.content, Media)]
 
-    def answer(self, reply: Reply) -> None:
+    def answer(
+        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+    ) -> None:
         """Keep C{reply}."""
         self.answers.append(reply)
 
