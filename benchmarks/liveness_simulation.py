@@ -235,12 +235,12 @@ def make_rule(name: str, random: Random, now: float, before: Rule | None) -> Rul
     """The rule of a new connection."""
     if name == "present system":
         return Present(now)
-    if name == "TCP_USER_TIMEOUT":
+    if name == "TCP_USER_TIMEOUT alone":
         return UserTimeout(PingSettings(adaptive=False), random, now, before)
     return Ours(PingSettings(adaptive=name == "adaptive"), random, now, before)
 
 
-RULES = ("adaptive", "fixed 30/90", "TCP_USER_TIMEOUT", "present system")
+RULES = ("adaptive", "fixed 30/90", "TCP_USER_TIMEOUT alone", "present system")
 
 
 class Outcome(msgspec.Struct):
@@ -320,22 +320,27 @@ def simulate(profile: Profile, rule_name: str) -> Outcome:
     return outcome
 
 
+def cell(outcome: Outcome, pings: bool) -> str:
+    """
+    What docs/operations.md, "Dead lines", says of a rule on lines of a kind.
+
+    @param pings: whether to say how many it sends: the others do as the fixed one, or send none.
+    """
+    times = sorted(outcome.noticed)
+    text = (
+        f"{sum(times) / len(times):.0f} / {times[len(times) * 95 // 100]:.0f}"
+        f" / {outcome.false_closes / outcome.hours * 100:.2f}"
+    )
+    return f"{text} / {outcome.pings / outcome.hours:.0f}" if pings else text
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table of docs/operations.md, "Dead lines"."""
     out = sys.stdout.write
-    out("                                 noticed after, s       false closes     pings\n")
-    out("line        rule               mean   95 %    most     in 100 hours    an hour\n")
+    out("| line | " + " | ".join(RULES) + " |\n|" + "---|" * (len(RULES) + 1) + "\n")
     for profile in PROFILES:
-        for rule_name in RULES:
-            outcome = simulate(profile, rule_name)
-            times = sorted(outcome.noticed)
-            out(
-                f"{profile.name:11} {rule_name:17}"
-                f"{sum(times) / len(times):7.0f}"
-                f"{times[len(times) * 95 // 100]:7.0f}{times[-1]:8.0f}"
-                f"{outcome.false_closes / outcome.hours * 100:17.2f}"
-                f"{outcome.pings / outcome.hours:11.1f}\n"
-            )
+        cells = [cell(simulate(profile, name), name in RULES[:2]) for name in RULES]
+        out(f"| {profile.name} | " + " | ".join(cells) + " |\n")
 
 
 if __name__ == "__main__":
