@@ -201,10 +201,9 @@ class GatewayService(LoggedService):
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
         self._watch_breakers()
-        self._phone_socket: socket.socket | None = _open(
-            "server.port", settings.server.interface, settings.server.port, settings
-        )
-        self._tls_socket = None if self._certificates is None else self._open_tls()
+        self._phone_socket: Any = None
+        self._tls_socket: Any = None
+        self._open_sockets()
         self._http_socket = _open(
             "http.port", settings.http.interface, settings.http.port, settings
         )
@@ -285,21 +284,16 @@ class GatewayService(LoggedService):
             return
         if self._patience.active():
             self._patience.cancel()
+        self._open_sockets()
         factory = GatewayFactory(self._registry)
-        if self._phone_socket is None:  # it was shut, and is wanted again
-            server = self._settings.server
-            self._phone_socket = _open("server.port", server.interface, server.port, self._settings)
         self._listening(_adopt(self._reactor, self._phone_socket, factory), "phones")
-        self._phone_socket = None
         if self._certificates is not None:
             # zope's interfaces say nothing to a type checker.
             certificates: Any = self._certificates
             inner: Any = GatewayFactory(self._registry, wrapped=True)
             tls = TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
-            if self._tls_socket is None:
-                self._tls_socket = self._open_tls()
             self._listening(_adopt(self._reactor, self._tls_socket, tls), "phones, by TLS,")
-            self._tls_socket = None
+        self._phone_socket = self._tls_socket = None
         for text in self._settings.server.endpoints:
             self._listen_at(text)
         # What is there by now stays: no need to look through it again and again.
@@ -314,9 +308,23 @@ class GatewayService(LoggedService):
             )
         )
 
-    def _open_tls(self) -> socket.socket:
+    def _open_sockets(self) -> None:
+        """
+        Have the sockets for phones, bound: at the start, or after they were shut.
+
+        @raise ConfigError: one cannot be had; then there is none.
+        """
         settings = self._settings
-        return _open("tls.port", settings.server.interface, settings.tls.port, settings)
+        server = settings.server
+        if self._phone_socket is None:
+            self._phone_socket = _open("server.port", server.interface, server.port, settings)
+        try:
+            if self._certificates is not None and self._tls_socket is None:
+                self._tls_socket = _open("tls.port", server.interface, settings.tls.port, settings)
+        except ConfigError:
+            self._phone_socket.close()
+            self._phone_socket = None
+            raise
 
     def _look_at_certificates(self) -> None:
         assert self._certificates is not None
@@ -482,9 +490,12 @@ class GatewayService(LoggedService):
         Go on as if nothing had been said.
 
         @return: whether that was possible: not once the process is ending.
+        @raise ConfigError: the port is taken by now; the drain goes on.
         """
-        if self._stopping or not self._drain.call_off():
+        if self._stopping or not self._drain.running:
             return False
+        self._open_sockets()
+        self._drain.call_off()
         self._listen()
         self._moves.go_on()
         return True

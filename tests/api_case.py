@@ -89,6 +89,8 @@ class FakeOperations:
 
     def call_off_drain(self) -> bool:
         """Serve on."""
+        if self.refusal is not None:
+            raise ConfigError(self.refusal)
         ran, self.drain_report = self.drain_report.running, DrainReport()
         return ran
 

@@ -23,6 +23,9 @@ class ChangesTests(ApiCase):
             },
         )
         self.assertEqual(self.operations.reasons, ["operator"])
+        self.operations.refusal = "the port is taken"
+        self.assertEqual(self.refusal("DELETE", "/drain")[:2], (409, "CANNOT_LISTEN"))
+        self.operations.refusal = None
         self.assertFalse(self.ask("DELETE", "/drain")[1]["draining"])
         self.assertEqual(self.refusal("DELETE", "/drain")[:2], (409, "NOT_DRAINING"))
 

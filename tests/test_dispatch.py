@@ -232,26 +232,13 @@ class LaneTests(DispatchTestCase):
         self.assertEqual(self.origin.texts, [BUSY_TEXT])
         self.assertEqual((self.served.busy, len(self.origin.done)), (3, 3))
 
-    def test_idle_fires_when_all_is_answered(self) -> None:
-        """A stop can wait for what was accepted."""
-        self.successResultOf(self.dispatcher.idle())
-        for _ in range(3):
-            self.served.say("# wait")
-        idle = self.dispatcher.idle()
-        for number in range(3):
-            self.assertNoResult(idle)
-            self.outside.waiting[number].callback(None)
-        self.successResultOf(idle)
-
     def test_close_breaks_off(self) -> None:
         """At the end all is done, unanswered, and nothing more is taken."""
         for _ in range(3):
             self.served.say("# wait")
-        idle = self.dispatcher.idle()
         self.dispatcher.close()
         self.assertEqual((len(self.origin.done), self.origin.texts), (3, []))
         self.assertEqual(self.dispatcher.pending(), 0)
-        self.successResultOf(idle)
         self.served.say("# echo hi")
         self.assertEqual((len(self.origin.done), self.origin.texts), (4, []))
 

@@ -1,5 +1,7 @@
 """Tests for L{domaeka.gateway.drain}: phones are told, answered, and closed in bounded time."""
 
+from itertools import pairwise
+
 from domaeka.gateway.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS
 from domaeka.interfaces import DeviceKey, Priority
 from domaeka.messages import Reply
@@ -61,6 +63,41 @@ class DrainTests(GatewayCase):
         self.assertEqual((sum(peer.lost for peer in peers), ended), (100, [True]))
         self.assertEqual(self.reasons, {"shutdown": 100})
 
+    def test_at_most_200_a_second_at_its_end(self) -> None:
+        """Nor do those that are owed answers to the last all go in the same moment."""
+        self.bots.hold = True
+        peers = [self.ready(key(number)) for number in range(60)]
+        for peer in peers:
+            peer.chat("말")
+        self.begin()
+        self.run_for(24.5)
+        lost = [0]
+        for _ in range(12):
+            self.run_for(DRAIN_STEP_SECONDS)
+            lost.append(sum(peer.lost for peer in peers))
+        steps = [after - before for before, after in pairwise(lost)]
+        self.assertTrue(max(steps) <= 2 * CLOSED_A_STEP and lost[-1] == 60, steps)
+
+    def test_more_than_there_is_time_for(self) -> None:
+        """Where 200 a second are too few they go evenly, within the time."""
+        self.serve(("shutdown.drain_timeout", "0.4"), ("socket.linger_seconds", "0.1"))
+        peers = [self.ready(key(number)) for number in range(90)]
+        ended = self.begin()
+        self.run_for(DRAIN_STEP_SECONDS)
+        self.assertLess(sum(peer.lost for peer in peers), 40)
+        self.run_for(0.3)
+        self.assertEqual((sum(peer.lost for peer in peers), ended), (90, [True]))
+
+    def test_told_late(self) -> None:
+        """Who shakes hands only after the beginning is told, too."""
+        for number in range(15):
+            self.connect(key(number))
+        late = self.connect(key(99))
+        self.drain.begin("shutdown")
+        late.handshake()
+        self.run_for(1.0)
+        self.assertEqual((len(told(late)), late.lost), (1, True))
+
     def test_accepted_work_is_answered(self) -> None:
         """What was accepted is answered; what comes after is refused, once."""
         self.bots.hold = True
@@ -106,6 +143,49 @@ class DrainTests(GatewayCase):
         self.assertFalse(peer.finished)
         self.run_for(0.4)
         self.assertEqual((peer.lost, ended), (True, [True]))
+
+    def test_work_of_one_that_is_not_there(self) -> None:
+        """What was accepted of a phone whose connection ended is answered: it waits for it."""
+        self.bots.hold = True
+        peer = self.ready()
+        peer.chat("하나")
+        peer.drop()
+        ended = self.begin()
+        self.run_for(20.0)
+        self.assertEqual(ended, [])
+        self.bots.release()
+        self.run_for(0.1)
+        self.assertEqual((ended, self.device().outbox.messages), ([True], 1))
+
+    def test_work_without_end_of_one_that_is_not_there(self) -> None:
+        """It is waited for no longer than for others, and not at all once it is cut short."""
+        for short, seconds in ((False, 25.1), (True, 0.1)):
+            self.serve()
+            self.bots.hold = True
+            peer = self.ready()
+            peer.chat("하나")
+            peer.drop()
+            ended = self.begin()
+            if short:
+                self.drain.cut_short()
+            self.run_for(seconds)
+            self.assertEqual(ended, [True])
+
+    def test_clock_that_steps(self) -> None:
+        """A clock that is set back or on changes nothing."""
+        for step in (3600.0, -3600.0):
+            self.serve()
+            self.bots.hold = True
+            self.ready().chat("하나")
+            ended = self.begin()
+            self.run_for(10.0)
+            self.clock.rightNow += step
+            for call in self.clock.calls:
+                call.time += step
+            self.run_for(13.0)
+            self.assertEqual((ended, self.drain.report.connections), ([], 1))
+            self.run_for(8.0)
+            self.assertEqual(ended, [True])
 
     def test_one_that_does_not_close(self) -> None:
         """A phone that does not close in answer is cut off."""

@@ -10,7 +10,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -123,7 +123,6 @@ class BotDispatcher:
         self._running: dict[_Run, None] = {}  # those that wait, oldest first
         self._told: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
         self._warned: set[Command] = set()
-        self._idle: list[Deferred[None]] = []
         self._closed = False
         self._thread = get_ident()
         self._sweeper = LoopingCall(self._sweep)
@@ -185,14 +184,6 @@ class BotDispatcher:
         """How many messages were accepted and are not yet answered."""
         return self._lanes.waiting + len(self._running)
 
-    def idle(self) -> "Deferred[None]":
-        """@return: fires when nothing is pending."""
-        if not self.pending():
-            return succeed(None)
-        idle: Deferred[None] = Deferred(self._idle.remove)
-        self._idle.append(idle)
-        return idle
-
     def close(self) -> "Deferred[None]":
         """
         Break off what runs, forget what waits; both stay unanswered.
@@ -211,7 +202,6 @@ class BotDispatcher:
             run.served.breaker.dropped(run.permit)
             self._done(run._chat, run._origin)
             _cancel(run)
-        self._check_idle()
         return self._threads.close()
 
     # Dispatcher
@@ -390,13 +380,6 @@ class BotDispatcher:
         while (item := self._lanes.next(bot_name)) is not None:
             if not self._begin(*item):
                 self._lanes.leave(bot_name, item[2].room_id)
-        self._check_idle()
-
-    def _check_idle(self) -> None:
-        if self._idle and not self.pending():
-            waiting, self._idle = self._idle, []
-            for idle in waiting:
-                idle.callback(None)
 
     def _sweep(self) -> None:
         """End what has taken too long."""

@@ -2,7 +2,7 @@
 A decent stop: phones are told, what was accepted is answered, connections end in order.
 """
 
-from math import inf
+from math import ceil, inf
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -13,11 +13,13 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason
 from domaeka.gateway.registry import Registry
+from domaeka.gateway.session import Session
 from domaeka.messages import encode_shutdown
 
 #: How often a drain looks which connections owe nothing any more, in seconds.
 DRAIN_STEP_SECONDS = 0.05
-#: Connections closed in one step: 200 a second, so that the phones do not all come back at once.
+#: Connections closed in one step: 200 a second, so that the phones do not all come back at once;
+#: more only where the time would not suffice for all.
 CLOSED_A_STEP = 10
 #: How long connections may still hand over what is written when a drain is cut short, in seconds.
 LAST_SECONDS = 1.0
@@ -61,7 +63,8 @@ class Drain:
         self._reactor = reactor
         self._steps: LoopingCall | None = None
         self._waiting: list[Deferred[bool]] = []
-        self._told = 0
+        self._told: set[int] = set()  # numbers of connections
+        self._reason = ""
         self.over = False
         self._short = False
         self._cut_at = 0.0
@@ -77,10 +80,10 @@ class Drain:
     def report(self) -> DrainReport:
         """How it goes."""
         registry = self._registry
-        left = max(0.0, self._cut_at - registry.parts.seconds()) if self.running else 0.0
+        left = max(0.0, self._cut_at - registry.exact_now) if self.running else 0.0
         return DrainReport(
             self.running,
-            self._told,
+            len(self._told),
             registry.connections,
             sum(device.pending for device in registry.devices()),
             round(left, 1),
@@ -98,7 +101,7 @@ class Drain:
         registry = self._registry
         settings = registry.parts.settings
         timeout = settings.shutdown.drain_timeout
-        now = registry.parts.seconds()
+        now = registry.exact_now
         if self._short:
             timeout = min(timeout, LAST_SECONDS)
         # Lingering is part of the time.
@@ -106,19 +109,14 @@ class Drain:
         self._cut_at = now + timeout
         self._report_at = now + REPORT_SECONDS
         registry.draining = True
-        after = settings.shutdown.reconnect_after
-        self._told = 0
+        self._reason = reason
+        self._told.clear()
         for session in registry:
-            if session.key is not None and not session.closing:
-                wait = after + registry.parts.random.random() * after
-                session.send("serverShutdown", encode_shutdown(reason, wait))
-                if session.device is not None:
-                    session.device.outbox.stay_away(now + wait)
-                self._told += 1
+            self._tell(session)
         self.log.info(
             "draining: {count} connections, {told} phones told, {timeout} s at most",
             count=len(registry),
-            told=self._told,
+            told=len(self._told),
             timeout=timeout,
         )
         self._steps = LoopingCall(self._step)
@@ -164,25 +162,30 @@ class Drain:
         yet to begin.
         """
         self._short = True
-        self._close_at = self._registry.parts.seconds()
+        self._close_at = self._registry.exact_now
         self._cut_at = min(self._cut_at, self._close_at + LAST_SECONDS)
+
+    def _tell(self, session: Session) -> None:
+        """Tell a phone when to come back, once it is known who it is."""
+        if session.key is None or session.closing or session.number in self._told:
+            return
+        self._told.add(session.number)
+        parts = self._registry.parts
+        after = parts.settings.shutdown.reconnect_after
+        wait = after + parts.random.random() * after
+        session.send("serverShutdown", encode_shutdown(self._reason, wait))
+        if session.device is not None:
+            session.device.outbox.stay_away(parts.seconds() + wait)
 
     def _step(self) -> None:
         registry = self._registry
-        now = registry.parts.seconds()
+        now = registry.exact_now
         if now >= self._cut_at:
             for session in registry:
                 session.cut()
-        elif now >= self._close_at:
-            for session in registry:
-                session.close(CloseReason.SHUTDOWN)
         else:
-            closed = 0
-            for session in registry:
-                if closed < CLOSED_A_STEP and not session.closing and session.owes_nothing:
-                    session.close(CloseReason.SHUTDOWN)
-                    closed += 1
-        if not registry.connections:
+            self._close_some(self._close_at - now)
+        if not registry.connections and not self._work_waits(now):
             self.log.info("drained")
             registry.tell_change("drain", "done")
             self._finish(True)
@@ -195,6 +198,28 @@ class Drain:
                 pending=report.pending,
                 left=report.seconds_left,
             )
+
+    def _close_some(self, left: float) -> None:
+        """
+        Close phones, those first that owe nothing.
+
+        @param left: seconds in which all must be closed.
+        """
+        steps = max(left / DRAIN_STEP_SECONDS, 1.0)
+        here = len(self._registry)
+        count = max(CLOSED_A_STEP, ceil(here / steps))
+        # The last of them begin to go when there is just the time for it.
+        forced = here > (steps - 1.0) * CLOSED_A_STEP
+        for idle in (True, False) if forced else (True,):
+            for session in self._registry:
+                if count and not session.closing and (session.owes_nothing or not idle):
+                    self._tell(session)  # one that has shaken hands only since the beginning
+                    session.close(CloseReason.SHUTDOWN)
+                    count -= 1
+
+    def _work_waits(self, now: float) -> bool:
+        """Whether answers are yet to come to phones that are not here: they are kept for them."""
+        return now < self._close_at and any(device.pending for device in self._registry.devices())
 
     def _failed(self, failure: Failure) -> None:
         self.log.failure("the drain has failed: connections are cut", failure)

@@ -206,6 +206,25 @@ class DrainTests(ChangeCase):
             deaf.sendall(writer.chat(said))
         return deaf
 
+    async def test_work_of_a_phone_that_is_away(self) -> None:
+        """What was acknowledged is answered, though the client was away as the stop began."""
+        server = await self.serve()
+        crowd = Crowd(self, [server], 1, 0.2)
+        await crowd.greeted()
+        (talker,) = crowd.talkers
+        await crowd.finish()
+        talker.said.append("0.99")
+        said = Said(room="방", channel_id="1", sender="나", text="# slow 2 0.99")
+        await talker.client.say(said)
+        await talker.stop()
+        server.signal("TERM")
+        began = reactor.seconds()
+        await server.ended()
+        self.assertGreater(reactor.seconds() - began, 1.0)
+        await server.start()
+        talker.client.startService()
+        await crowd.finish()
+
     async def test_second_signal(self) -> None:
         """It cuts a stop short, and what must be written is: sessions, and what waits."""
         server = await self.serve()
@@ -258,6 +277,10 @@ class DrainTests(ChangeCase):
         self.assertTrue(state["draining"] and state["unanswered"] >= 1, state)
         self.assertIn(b"domaeka_draining 1.0", (await server.get("/metrics"))[1])
         self.assertIn(b'"drain":{', (await server.get("/health"))[1])
+        with socket.create_server((HOST, server.port)):
+            status, answer = await api.ask("DELETE", "/drain")
+            self.assertEqual((status, answer["error"]["code"]), (409, "CANNOT_LISTEN"))
+            self.assertTrue((await api.get("/drain"))["draining"])
         status, state = await api.ask("DELETE", "/drain")
         self.assertEqual((status, state["draining"]), (HTTPStatus.OK, False))
         self.assertTrue(await server.is_ready())

@@ -11,7 +11,7 @@ from msgspec import Meta
 from twisted.internet.defer import Deferred
 
 from domaeka.config import Settings
-from domaeka.errors import DomaekaError
+from domaeka.errors import ConfigError, DomaekaError
 from domaeka.gateway.drain import DrainReport
 from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
 from domaeka.web.api.endpoints import Ask, Endpoint, Input, not_found
@@ -51,7 +51,10 @@ class Operations(Protocol):
         """
 
     def call_off_drain(self) -> bool:
-        """@return: whether it was possible to serve on."""
+        """
+        @return: whether it was possible to serve on.
+        @raise ConfigError: the port is taken by now; the drain goes on.
+        """
 
     @property
     def drain_report(self) -> DrainReport:
@@ -233,7 +236,11 @@ class ChangePages:
 
     def call_off_drain(self, ask: Ask[Any, None]) -> DrainState:
         """Serve on."""
-        if not self._operations.call_off_drain():
+        try:
+            called_off = self._operations.call_off_drain()
+        except ConfigError as error:
+            raise _conflict("CANNOT_LISTEN", f"the drain goes on: {error}") from None
+        if not called_off:
             raise _conflict("NOT_DRAINING", "no drain runs that could be called off")
         return self.drain_state(ask)
 
