@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,12 +39,17 @@ from domaeka.client import (
 )
 from domaeka.testing import FakeServer
 from tests.integration.support import HOST, ServerProcess, sleep
+from tests.integration.test_api import Api
 
 reactor: Any = _reactor
 
-MESSAGES = 300
+MESSAGES = 1000
+#: Longest that one may wait, in seconds.
+TTL = 100
+#: After how many of them the server has something to say, too.
+PUSHED_AFTER = 10
 #: How many bytes the broken line carries, up to, before it is cut.
-MOST_BYTES = 12_000
+MOST_BYTES = 8_000
 
 
 class _End(Protocol):
@@ -154,12 +160,15 @@ class ClientTests(TestCase):
 
     async def _exchange(self, capabilities: Sequence[str]) -> None:
         server = ServerProcess(
-            self, "--set", 'limits.allow=["127.0.0.0/8"]', "--set", "shutdown.reconnect_after=1"
+            self,
+            *("--set", 'limits.allow=["127.0.0.0/8"]', "--set", "shutdown.reconnect_after=1"),
+            *("--set", f"queue.message_ttl={TTL}"),
         )
         await server.start()
         line = BrokenLine(server.port, Random(7))
         port = await TCP4ServerEndpoint(reactor, 0, interface=HOST).listen(line)
         self.addCleanup(port.stopListening)
+        api = Api(server)
         greetings: list[Greeting] = []
         client = await self._client(
             server,
@@ -170,20 +179,28 @@ class ClientTests(TestCase):
         fates: list[Deferred[Fate]] = []
         for number in range(MESSAGES):
             text = f"# echo {number} " + "가나다라" * 20
-            fates.append(client.say(Said(room="방", sender="나", text=text), ttl=100.0))
-            await sleep(0.01)
+            fates.append(client.say(Said(room="방", sender="나", text=text), ttl=TTL))
+            if number == 0:
+                self.assertEqual(await fates[0], Fate.TAKEN)
+            if number % PUSHED_AFTER == 0:
+                push = {"bot": "가게봇", "device": "client", "room": "방", "text": f"push {number}"}
+                status, answer = await api.ask("POST", "/messages", push)
+                self.assertEqual(status, HTTPStatus.ACCEPTED, answer)
             if number == MESSAGES // 2:
                 await server.stop()
                 await server.start()
         line.whole = True
-        for fate in fates:
+        for fate in fates[1:]:
             self.assertEqual(await fate, Fate.TAKEN)
-        while len(self.replies) < MESSAGES and client.running:
+        while len(self.replies) < MESSAGES + MESSAGES // PUSHED_AFTER and client.running:
             await sleep(0.05)
         await sleep(0.2)
-        numbers = [int(reply.split()[0]) for reply in self.replies]
+        words = [reply.split() for reply in self.replies]
+        pushed = [int(number) for word, number in words if word == "push"]
+        self.assertEqual(pushed, list(range(0, MESSAGES, PUSHED_AFTER)))
+        numbers = [int(number) for number, word in words if number != "push"]
         self.assertEqual(numbers, list(range(MESSAGES)))
-        self.assertGreater(line.cuts, 2)
+        self.assertGreater(line.cuts, 5)
         self.assertTrue(greetings[-1].resumed)
 
     async def test_broken_line(self) -> None:

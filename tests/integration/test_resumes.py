@@ -1,0 +1,88 @@
+"""Clients that come back together to a real server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from domaeka.phonewire import Greeting, Identity, PhoneWriter, read_server_frame
+from domaeka.policies.auth import Signer
+from tests.integration.support import HOST, ServerProcess, reactor
+
+CLIENTS = 100
+#: How long they may take, in seconds.
+MOST_SECONDS = 2.0
+
+
+class _Client(LineOnlyReceiver):
+    """Shakes hands, and no more."""
+
+    delimiter = b"\n"
+    transport: Any
+
+    def __init__(self, handshake: bytes) -> None:
+        self._handshake = handshake
+        self.greeted: Deferred[Greeting] = Deferred()
+        self.lost: Deferred[None] = Deferred()
+
+    # IProtocol
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._handshake)
+
+    def lineReceived(self, line: bytes) -> None:
+        frame = read_server_frame(line)
+        if isinstance(frame, Greeting):
+            self.greeted.callback(frame)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost.callback(None)
+
+
+class ResumeTests(TestCase):
+    """Sessions that are taken up again."""
+
+    timeout = 60
+
+    async def greet(self, server: ServerProcess, handshakes: Sequence[bytes]) -> list[Greeting]:
+        """Shake hands, all at once, and be gone."""
+        clients = [_Client(handshake) for handshake in handshakes]
+        endpoint = TCP4ClientEndpoint(reactor, HOST, server.port)
+        for client in clients:
+            connectProtocol(endpoint, client)
+        greetings = await gatherResults([client.greeted for client in clients])
+        self.took = reactor.seconds() - self.began
+        for client in clients:
+            client.transport.loseConnection()
+        await gatherResults([client.lost for client in clients])
+        return list(greetings)
+
+    async def test_all_at_once(self) -> None:
+        """A hundred come back within the same moment, after a restart: answered within 2 s."""
+        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]')
+        await server.start()
+        secrets = server.secrets()
+        sign = Signer([secrets["secret_key"]], secrets["salt"], 300.0, reactor.seconds).sign
+        writers = [
+            PhoneWriter(Identity(bot_name="봇", device_id=f"{number:016x}"), sign, reactor.seconds)
+            for number in range(CLIENTS)
+        ]
+        can: tuple[str, ...] = ("session", "ack")
+        self.began = reactor.seconds()
+        first = [writer.handshake(signed=True, capabilities=can) for writer in writers]
+        tokens = [greeting.session_token for greeting in await self.greet(server, first)]
+        await server.stop()
+        await server.start()
+        back = [
+            writer.handshake(capabilities=can, session_token=token)
+            for writer, token in zip(writers, tokens, strict=True)
+        ]
+        self.began = reactor.seconds()
+        greetings = await self.greet(server, back)
+        self.assertEqual([greeting.resumed for greeting in greetings], [True] * CLIENTS)
+        self.assertLess(self.took, MOST_SECONDS)
