@@ -1,11 +1,11 @@
 """All that is measured in a few minutes: C{python -m benchmarks}."""
 
-from benchmarks import compression, gateway, idle, pipeline, scrape
+from benchmarks import compression, gateway, idle, pipeline, scrape, slow
 
 
 def main() -> None:
     """Print the tables."""
-    for one in (gateway, pipeline, compression, scrape, idle):
+    for one in (gateway, pipeline, compression, slow, scrape, idle):
         one.main()
         print(flush=True)
 
