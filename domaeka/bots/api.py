@@ -177,11 +177,7 @@ class Context(msgspec.Struct, eq=False):
         """
         if not isinstance(text, str):
             raise TypeError(f"a reply is a text, not {type(text).__name__}")
-        if ttl is not None:
-            if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-                raise TypeError(f"ttl: a number of seconds, not {type(ttl).__name__}")
-            if not 0 < ttl <= MAX_TTL_SECONDS:
-                raise ValueError(f"ttl: above 0 and at most {MAX_TTL_SECONDS} s")
+        _check_ttl(ttl)
         if text:
             self._send((text,), ttl, on_fate)
 
@@ -192,6 +188,8 @@ class Context(msgspec.Struct, eq=False):
         *,
         kind: MediaType | None = None,
         format: str | None = None,
+        ttl: float | None = None,
+        on_fate: Callable[[str], object] | None = None,
     ) -> "Deferred[None]":
         """
         Send files to the room, in order.
@@ -201,6 +199,8 @@ class Context(msgspec.Struct, eq=False):
             it hears nothing meanwhile.
         @param kind: C{image}, C{audio}, C{video} or C{document}, where the files do not tell.
         @param format: C{jpg}, C{png} and so on, likewise.
+        @param ttl: as of L{reply}.
+        @param on_fate: likewise; for each frame, where they take several.
         @return: fires once they are on their way.  Only paths take time, for they are read in a
             thread: await it to hear of a file that cannot be read.  A command that is no
             coroutine runs in a thread itself; there all is done upon return.
@@ -208,10 +208,11 @@ class Context(msgspec.Struct, eq=False):
         @raise ValueError: too much, or of no format that is known.
         @raise OSError: a file cannot be read.
         """
+        _check_ttl(ttl)
         found = listed(items)
         if any(map(is_path, found)) and self._runtime.in_reactor_thread():
-            return self._read_and_send(found, wait_ms, kind, format)
-        self._send(prepare(found, wait_ms, kind, format))
+            return self._read_and_send(found, wait_ms, kind, format, ttl, on_fate)
+        self._send(prepare(found, wait_ms, kind, format), ttl, on_fate)
         return succeed(None)
 
     def _settled(self, value: object) -> object:
@@ -229,6 +230,8 @@ class Context(msgspec.Struct, eq=False):
         wait_ms: int | None,
         kind: MediaType | None,
         format: str | None,
+        ttl: float | None,
+        on_fate: Callable[[str], object] | None,
     ) -> Any:
         before = self._turn
         turn: Deferred[None] = Deferred()
@@ -239,7 +242,7 @@ class Context(msgspec.Struct, eq=False):
                 before.addCallback(done.callback)
                 yield done
             media = yield self._runtime.call_in_thread(prepare, items, wait_ms, kind, format)
-            self._send_now(media)
+            self._send_now(media, ttl, on_fate)
         finally:
             if self._turn is turn:
                 self._turn = None
@@ -268,6 +271,15 @@ class Context(msgspec.Struct, eq=False):
         for content in contents:
             reply = Reply(chat.room, chat.channel_id, bot_name, content)
             self._runtime.send(origin, reply, ttl, on_fate)
+
+
+def _check_ttl(ttl: object) -> None:
+    if ttl is None:
+        return
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise TypeError(f"ttl: a number of seconds, not {type(ttl).__name__}")
+    if not 0 < ttl <= MAX_TTL_SECONDS:
+        raise ValueError(f"ttl: above 0 and at most {MAX_TTL_SECONDS} s")
 
 
 class Bot:
