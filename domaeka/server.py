@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import SystemRandom
 from types import FrameType
@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 
 from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
-from domaeka.bots.loading import reload_bots
-from domaeka.config import Settings, setting_types
+from domaeka.bots.loading import bot_files, reload_bots
+from domaeka.config import Settings
 from domaeka.errors import ConfigError, DomaekaError, StoreError
 from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
 from domaeka.gateway.drain import Drain, DrainReport
@@ -38,6 +38,7 @@ from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
+from domaeka.reload import ReloadReport, compare
 from domaeka.startup import allow_open_files, give_back_memory
 from domaeka.state import Secrets, load_secrets, node_name, private_file
 from domaeka.store.bans import StoredBans
@@ -65,35 +66,6 @@ PLAN_NAME = "migration.json"
 _PLACE: Final = frozenset({"host", "port", "reason"})
 #: Exit status of a start that cannot work.
 EXIT_CANNOT_START = 1
-
-
-#: What cannot change while the server runs: whole sections, and single keys.
-_FIXED: Final = frozenset({"http", "tls"})
-_FIXED_KEYS: Final = frozenset(
-    {
-        "server.port",
-        "server.interface",
-        "server.endpoints",
-        *(key for key in setting_types() if key.startswith("socket.")),
-        "queue.max_messages",
-        "queue.max_bytes",
-        "queue.total_bytes",
-        "storage.url",
-        "storage.chat_log",
-    }
-) - {"socket.linger_seconds"}
-
-
-class ReloadReport(msgspec.Struct):
-    """
-    What reading the settings again came to.
-
-    @ivar changed: keys that have other values now.
-    @ivar restart: keys that will have, once the server is started again.
-    """
-
-    changed: list[str]
-    restart: list[str]
 
 
 class GatewayService(LoggedService):
@@ -133,6 +105,7 @@ class GatewayService(LoggedService):
         self._directory = directory
         self._read_settings = read_settings
         self._more_bots = tuple(more_bots)
+        self._bot_files = bot_files((*settings.bots.load, *more_bots))
         url = settings.storage.url or sqlite_address(private_file(directory / DATABASE_NAME))
         self._database = database = Database(
             url,
@@ -423,16 +396,25 @@ class GatewayService(LoggedService):
         @return: what has changed, and what would only at a restart.
         @raise ConfigError: something is wrong; nothing has changed.
         """
-        old = self._settings
-        wanted = self._read_settings()
-        changed = {key for key in setting_types() if _setting(wanted, key) != _setting(old, key)}
-        fixed = {key for key in changed if key in _FIXED_KEYS or key.partition(".")[0] in _FIXED}
-        settings = _kept(wanted, old, fixed)
+        settings, report = compare(self._settings, self._read_settings())
         allow_open_files(settings)
         secrets = load_secrets(self._directory, settings.auth)
-        bots = reload_bots((*settings.bots.load, *self._more_bots))
-        self._dispatcher.apply(bots, settings.bots, settings.breaker)
+        certificates = self._certificates
+        loaded = None if certificates is None else certificates.load()
+        places = (*settings.bots.load, *self._more_bots)
+        # The last that can fail, and the first that changes something.
+        reload_bots(
+            places, lambda bots: self._dispatcher.apply(bots, settings.bots, settings.breaker)
+        )
         self._watch_breakers()
+        files = bot_files(places)
+        if any(files.get(path, file) != file for path, file in self._bot_files.items()):
+            report.changed.append("bots")
+        self._bot_files = files
+        if certificates is not None and loaded is not None and certificates.use(loaded):
+            report.changed.append("certificates")
+        if secrets != self._secrets:
+            report.changed.append("secrets")
         self._settings = settings
         now = self._reactor.seconds()
         withdrawn = set(self._secrets.accepted_keys(now)) - set(secrets.accepted_keys(now))
@@ -450,9 +432,6 @@ class GatewayService(LoggedService):
         if withdrawn:
             self._sessions.revoke_all().addErrback(self._log_loss)
             self._registry.key_withdrawn()
-        if self._certificates is not None:
-            self._certificates.read_again()
-        report = ReloadReport(sorted(changed - fixed), sorted(fixed))
         self.log.info(
             "settings read again: changed {changed}; only at a restart: {restart}",
             changed=", ".join(report.changed) or "nothing",
@@ -558,20 +537,6 @@ class GatewayService(LoggedService):
 def _level_of(breaker: Any) -> Callable[[], float]:
     """What the metric says of a breaker."""
     return lambda: float(breaker.state)
-
-
-def _setting(settings: Settings, key: str) -> object:
-    section, _, name = key.partition(".")
-    return getattr(getattr(settings, section), name)
-
-
-def _kept(wanted: Settings, old: Settings, keys: Iterable[str]) -> Settings:
-    """C{wanted}, but with the values that C{keys} have in C{old}."""
-    for key in keys:
-        section, _, name = key.partition(".")
-        part = msgspec.structs.replace(getattr(wanted, section), **{name: _setting(old, key)})
-        wanted = msgspec.structs.replace(wanted, **{section: part})
-    return wanted
 
 
 def _open(key: str, interface: str, port: int, settings: Settings) -> socket.socket:

@@ -1,6 +1,8 @@
 """Tests for L{domaeka.bots.dispatch}."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any, cast
@@ -390,6 +392,42 @@ class BreakerTests(DispatchTestCase):
         for _ in range(3):
             self.served.say("# fail")
         self.assertEqual(self.origin.texts, [FAILED_TEXT, OPEN_TEXT])
+
+    def reload(self, breaker: BreakerSettings) -> None:
+        """The same command, of other code."""
+        bot = Bot("test")
+
+        @bot.command("# fail")
+        async def fail(ctx: Context) -> None:
+            raise ValueError
+
+        self.dispatcher.apply([bot], self.settings, breaker)
+
+    def test_reload(self) -> None:
+        """A reload keeps breakers open; with other settings all begin anew, and so does telling."""
+        for _ in range(4):
+            self.served.say("# fail")
+        self.assertEqual(self.origin.texts, [FAILED_TEXT] * 3 + [OPEN_TEXT])
+        del self.origin.replies[:]
+        self.reload(self.breaker)
+        self.served.say("# fail")
+        self.assertEqual(self.origin.texts, [])
+        self.reload(BreakerSettings(failure_threshold=1))
+        for _ in range(2):
+            self.served.say("# fail")
+        self.assertEqual(self.origin.texts, [FAILED_TEXT, OPEN_TEXT])
+
+    def test_old_code_goes(self) -> None:
+        """Code that is served no more is let go once what it began has ended."""
+        for _ in range(3):
+            self.served.say("# wait")
+        old = weakref.ref(self.bot.commands[0].function)
+        del self.bot
+        self.reload(self.breaker)
+        for waiting in self.outside.waiting:
+            waiting.callback("fertig")
+        gc.collect()
+        self.assertEqual((self.origin.texts, old()), (["fertig"] * 3, None))
 
     def test_other_commands_are_served(self) -> None:
         """Each command has a breaker of its own."""

@@ -23,7 +23,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (0, "config"),
     (1, "wire"),
     (1, "messages"),
-    (1, "phonewire policies settings_docs state"),
+    (1, "phonewire policies reload settings_docs state"),
     (1, "metrics"),
     (2, "interfaces logs"),
     (3, "gateway bots store cluster"),

@@ -115,14 +115,15 @@ class BotDispatcher:
         self._served: dict[Command, _Served] = {}
         self._count_failed = failed
         self._count_busy = busy
-        self._lanes: Lanes[tuple[Command, int, Chat, Origin]] = Lanes(
+        self._lanes: Lanes[tuple[_Served, int, Chat, Origin]] = Lanes(
             settings.bot_concurrency, settings.room_concurrency
         )
-        self._breaker_settings: BreakerSettings | None = None
-        self.apply(bots, settings, breaker)
-        self._running: dict[_Run, None] = {}  # those that wait, oldest first
+        self._breaker_terms: tuple[BreakerSettings, float] | None = None
+        self._breakers: dict[str, Breaker] = {}
         self._told: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
         self._warned: set[Command] = set()
+        self.apply(bots, settings, breaker)
+        self._running: dict[_Run, None] = {}  # those that wait, oldest first
         self._closed = False
         self._thread = get_ident()
         self._sweeper = LoopingCall(self._sweep)
@@ -146,11 +147,16 @@ class BotDispatcher:
             (channel, user)
             for channel, _, user in (text.partition("/") for text in settings.operators)
         )
-        if breaker != self._breaker_settings:
-            self._breaker_settings = breaker
+        terms = breaker, settings.timeout
+        if terms != self._breaker_terms:
             attach_services(self._seconds, breaker)
+            self._breaker_terms = terms
+            self._breakers = {}
+            self._told.clear()  # of openings that are counted anew
+        # One that is open stays so.
         self._breakers = {
-            command.name: Breaker(
+            command.name: self._breakers.get(command.name)
+            or Breaker(
                 command.name,
                 self._seconds,
                 breaker.failure_threshold,
@@ -159,11 +165,13 @@ class BotDispatcher:
             )
             for command in commands
         }
-        # Commands that are served no more may still wait in a lane.
-        self._served |= {
+        known = self.breakers()
+        self._told = {name: told for name, told in self._told.items() if name in known}
+        self._served = {
             command: _Served(command, self._breakers[command.name], self._observe(command.name))
             for command in commands
         }
+        self._warned &= set(self._served)
         self._lanes.limit(settings.bot_concurrency, settings.room_concurrency)
 
     def start(self) -> None:
@@ -213,14 +221,15 @@ class BotDispatcher:
             self._done(chat, origin)
             return
         command, start = found
+        served = self._served[command]
         lanes = self._lanes
         if not lanes.bots or lanes.is_free(origin.key.bot_name, chat.room_id):
-            if self._begin(command, start, chat, origin):
+            if self._begin(served, start, chat, origin):
                 lanes.enter(origin.key.bot_name, chat.room_id)
             return
         bot_name = origin.key.bot_name
         room_id = chat.room_id
-        if not lanes.wait(bot_name, room_id, (command, start, chat, origin), len(chat.text)):
+        if not lanes.wait(bot_name, room_id, (served, start, chat, origin), len(chat.text)):
             self._count_busy()
             if lanes.should_tell(bot_name, room_id):
                 self._say(chat, origin, BUSY_TEXT)
@@ -255,13 +264,13 @@ class BotDispatcher:
 
     # One run
 
-    def _begin(self, command: Command, start: int, chat: Chat, origin: Origin) -> bool:
+    def _begin(self, served: _Served, start: int, chat: Chat, origin: Origin) -> bool:
         """Let a command run.  @return: whether it waits; else all is done."""
+        command = served.command
         if command.operators_only and not self.is_operator(chat):
             self._say(chat, origin, OPERATORS_TEXT)
             self._done(chat, origin)
             return False
-        served = self._served[command]
         try:
             permit = served.breaker.begin()
         except BreakerOpen as refusal:

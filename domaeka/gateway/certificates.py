@@ -4,7 +4,7 @@ TLS for phones: certificates that are read again while the server runs.
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -16,6 +16,9 @@ from domaeka.errors import ConfigError
 
 #: How often the files are looked at, in seconds.
 LOOK_SECONDS: Final = 60.0
+
+#: What the files said: when and which they were, what a connection is made with, and their end.
+Loaded: TypeAlias = tuple[list[tuple[int, int]], SSL.Context, float]
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -33,25 +36,32 @@ class Certificates:
     def __init__(self, settings: TlsSettings) -> None:
         """@raise ConfigError: a file cannot be used: one line that says which, and why."""
         self._settings = settings
-        self._stamps = self._stamps_now()
-        self._context, self.expires = self._read()
+        self._stamps, self._context, self.expires = self.load()
 
     # IOpenSSLServerConnectionCreator
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         return SSL.Connection(self._context, None)
 
-    def read_again(self) -> bool:
+    def load(self) -> Loaded:
         """
-        Read the files; what connects from now on sees what they say.
+        Read the files.
 
-        @return: whether they could be used; the log says why not.
+        @return: for L{use}.
+        @raise ConfigError: a file cannot be used: one line that says which, and why.
         """
-        self._stamps = self._stamps_now()
-        try:
-            self._context, self.expires = self._read()
-        except ConfigError as error:
-            self.log.error("certificates stay as they were: {error}", error=str(error))
+        # Their time first: what is written in between is read again.
+        return self._stamps_now(), *self._read()
+
+    def use(self, loaded: Loaded) -> bool:
+        """
+        Show to what connects from now on what was read.
+
+        @return: whether the files are others than before.
+        """
+        before = self._stamps
+        self._stamps, self._context, self.expires = loaded
+        if self._stamps == before:
             return False
         self.log.info(
             "certificates read; they end on {day}",
@@ -61,8 +71,14 @@ class Certificates:
 
     def look(self) -> None:
         """Read the files if they are not what they were."""
-        if self._stamps_now() != self._stamps:
-            self.read_again()
+        stamps = self._stamps_now()
+        if stamps == self._stamps:
+            return
+        try:
+            self.use(self.load())
+        except ConfigError as error:
+            self._stamps = stamps  # said once
+            self.log.error("certificates stay as they were: {error}", error=str(error))
 
     def _read(self) -> tuple[SSL.Context, float]:
         settings = self._settings

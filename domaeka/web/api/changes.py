@@ -78,7 +78,13 @@ class Operations(Protocol):
 class Reloaded(msgspec.Struct):
     """What reading the settings again has come to: their keys."""
 
-    changed: Annotated[list[str], Meta(description="in force")]
+    changed: Annotated[
+        list[str],
+        Meta(
+            description="in force; `secrets`, `certificates` and `bots` where they are not what "
+            "they were"
+        ),
+    ]
     needs_restart: Annotated[list[str], Meta(description="changed, and not in force")]
 
 
