@@ -15,7 +15,13 @@ from types import FrameType
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    inlineCallbacks,
+    maybeDeferred,
+)
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -152,6 +158,8 @@ class GatewayService(LoggedService):
         self._look.clock = reactor
         self._signalled = False
         self._stopping = False
+        self._last_wait: Deferred[Any] | None = None  # for the store, at the end
+        self._broken_off = False
         self._ports: list[Any] = []
         self._http_port: Any = None
         self._pages = HealthPages(
@@ -345,13 +353,13 @@ class GatewayService(LoggedService):
             self._reactor.callWhenRunning(self._reactor.stop)
 
     def _take_signals(self) -> None:
-        """Have a second SIGTERM or SIGINT cut the drain short."""
+        """Have a second SIGTERM or SIGINT cut short what the stop waits for."""
         for number in (signal.SIGTERM, signal.SIGINT):
             stop = signal.getsignal(number)
 
             def signalled(number: int, frame: FrameType | None, stop: Any = stop) -> None:
                 if self._signalled or self._stopping:
-                    self._reactor.callFromThread(self._drain.cut_short)
+                    self._reactor.callFromThread(self._cut_short)
                 else:
                     self._signalled = True
                     stop(number, frame)
@@ -359,6 +367,15 @@ class GatewayService(LoggedService):
             if callable(stop):
                 signal.signal(number, signalled)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload_asked))
+
+    def _cut_short(self) -> None:
+        """Another signal to stop: no more waiting, for phones or, behind them, for the store."""
+        if self._last_wait is None:
+            self._drain.cut_short()
+        else:
+            self._broken_off = True
+            self.log.warn("the store is waited for no longer")
+            self._last_wait.cancel()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -371,14 +388,19 @@ class GatewayService(LoggedService):
         yield self._drain.finished()
         yield self._dispatcher.close()
         self._registry.stop()
-        yield self._all(
-            self._mailbox.save(self._registry.mail()),
+        mail = list(self._registry.mail())
+        self._last_wait = self._all(
+            self._mailbox.keep(mail, self._reactor).addErrback(self._log_lost_mail, len(mail)),
             self._sessions.stop(),
             self._devices.stop(),
             self._rooms.stop(),
             self._chat_log.stop(),
         )
-        yield self._database.stop()
+        yield self._last_wait
+        self._last_wait = self._database.stop().addErrback(lambda failure: None)
+        if self._broken_off:
+            self._last_wait.cancel()
+        yield self._last_wait
         self._probe.stop()
         if self._look.running:
             self._look.stop()
@@ -527,8 +549,17 @@ class GatewayService(LoggedService):
         """Wait for all, and log what fails."""
         return DeferredList([one.addErrback(self._log_loss) for one in waiting])
 
+    def _log_lost_mail(self, failure: Failure, count: int) -> None:
+        self.log.error(
+            "what waited for {count} phones could not be kept: {error}",
+            count=count,
+            error=failure.getErrorMessage() or "a signal came meanwhile",
+        )
+
     def _log_loss(self, failure: Failure) -> None:
-        if failure.check(StoreError):  # type: ignore[no-untyped-call]
+        if failure.check(CancelledError):  # type: ignore[no-untyped-call]
+            pass  # said once, for all
+        elif failure.check(StoreError):  # type: ignore[no-untyped-call]
             self.log.error("the store: {error}", error=failure.getErrorMessage())
         else:
             self.log.failure("our own mistake", failure)

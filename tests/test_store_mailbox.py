@@ -2,9 +2,17 @@
 
 import os
 
+from twisted.internet.defer import CancelledError
+
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey
-from domaeka.store.mailbox import MAILBOX, PART_BYTES, StoredMailbox
+from domaeka.store.mailbox import (
+    KEEP_SECONDS,
+    MAILBOX,
+    PART_BYTES,
+    RETRY_SECONDS,
+    StoredMailbox,
+)
 from tests.storing import StoreTestCase
 
 A, B = DeviceKey("bot", "a"), DeviceKey("봇", "b")
@@ -58,3 +66,27 @@ class StoredMailboxTests(StoreTestCase):
         self.failureResultOf(self.mailbox.load(), StoreError)
         self.break_store(False)
         self.assertEqual(self.load(), {A: b"kept"})
+
+    def test_kept_at_the_end(self) -> None:
+        """What cannot be saved at once, at the end, is tried again while there is time."""
+        self.break_store()
+        kept = self.mailbox.keep([(A, b"a")], self.clock)
+        self.clock.pump([RETRY_SECONDS] * 5)
+        self.break_store(False)
+        self.clock.pump([RETRY_SECONDS] * 2)
+        self.successResultOf(kept)
+        self.assertEqual(self.load(), {A: b"a"})
+
+    def test_could_not_be_kept(self) -> None:
+        """A store that fails, or hangs, holds the end up for so long, and it is said why."""
+        self.break_store()
+        kept = self.mailbox.keep([(A, b"a")], self.clock)
+        self.clock.pump([RETRY_SECONDS] * int(KEEP_SECONDS))
+        self.assertIn("readonly", str(self.failureResultOf(kept, StoreError).value))
+        self.thread.stuck = True
+        kept = self.mailbox.keep([(A, b"a")], self.clock)
+        self.clock.advance(KEEP_SECONDS)
+        self.assertIn("not answered", str(self.failureResultOf(kept, StoreError).value))
+        kept = self.mailbox.keep([(A, b"a")], self.clock)
+        kept.cancel()
+        self.failureResultOf(kept, CancelledError)

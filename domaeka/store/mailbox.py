@@ -4,21 +4,29 @@ What devices are owed over an orderly stop: one state of bytes each, taken out o
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Integer, LargeBinary, Table, select
 from sqlalchemy.dialects.mysql import MEDIUMBLOB
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
+from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey
 from domaeka.store.columns import KEY, METADATA, NAME, TABLE_OPTIONS, key_hash
 from domaeka.store.database import Database
+from domaeka.store.threads import StoreClosed
 
 #: How much of a state is in one row, in bytes: MariaDB takes 16 MiB in one statement, and what
 #: it must escape counts twice.
 PART_BYTES: Final = 1_048_576
 #: How much is written in one transaction, in bytes, but for a single state.
 _TRANSACTION_BYTES: Final = 16_777_216
+
+#: How long saving is tried at the end, and how often, in seconds.
+KEEP_SECONDS: Final = 15.0
+RETRY_SECONDS: Final = 1.0
 
 MAILBOX: Final = Table(
     "mailbox",
@@ -62,6 +70,28 @@ class StoredMailbox:
             saved.addCallback(self._save, some)
         return saved
 
+    def keep(self, states: Iterable[tuple[DeviceKey, bytes]], reactor: Any) -> "Deferred[None]":
+        """
+        Likewise, at the end: what fails is tried again, for L{KEEP_SECONDS}.
+
+        @return: fails with L{StoreError} where that was in vain.
+        """
+        kept: Deferred[None] = self._keep(list(states), reactor)
+        return kept.addTimeout(KEEP_SECONDS, reactor, _too_late)
+
+    @inlineCallbacks
+    def _keep(self, states: list[tuple[DeviceKey, bytes]], reactor: Any) -> Any:
+        until = reactor.seconds() + KEEP_SECONDS
+        while True:
+            try:
+                yield self.save(states)
+                return
+            except StoreError as error:
+                late = reactor.seconds() + RETRY_SECONDS >= until
+                if late or isinstance(error, StoreClosed):
+                    raise
+            yield deferLater(reactor, RETRY_SECONDS)
+
     def _save(self, _: None, states: list[tuple[DeviceKey, bytes]]) -> "Deferred[None]":
         return self._database.run_write(_save, self._node_key, states)
 
@@ -72,6 +102,12 @@ class StoredMailbox:
         @return: each device's; L{StoreError} where none was taken.
         """
         return self._database.run_write(_take, self._node_key)
+
+
+def _too_late(result: Any, seconds: float) -> Any:
+    if isinstance(result, Failure) and result.check(CancelledError):  # type: ignore[no-untyped-call]
+        raise StoreError(f"the store has not answered within {seconds:.0f} s")
+    return result
 
 
 def _save(connection: Connection, node_key: str, states: list[tuple[DeviceKey, bytes]]) -> None:

@@ -257,6 +257,24 @@ class DrainTests(ChangeCase):
         away.said.append("50.99")
         await gone.finish()
 
+    async def test_store_that_hangs(self) -> None:
+        """A signal ends the wait for a store that hangs, and what is lost by it is said."""
+        server = await self.serve()
+        crowd = Crowd(self, [server], 1)
+        await crowd.greeted()
+        await crowd.finish()
+        with contextlib.closing(sqlite3.connect(server.state / "domaeka.db")) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            server.signal("TERM")
+            await sleep(2.0)
+            server.signal("TERM")
+            began = reactor.seconds()
+            await server.ended()
+        self.assertLess(reactor.seconds() - began, STOP_SLACK_SECONDS)
+        lost = "what waited for 1 phones could not be kept: a signal came meanwhile"
+        self.assertIn(lost, server.output())
+        self.assertNotIn("Traceback", server.output())
+
     async def test_called_off(self) -> None:
         """
         A stop that was begun over the API can be seen, and called off while a connection is
