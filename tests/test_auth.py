@@ -123,6 +123,20 @@ class SignerTests(SynchronousTestCase):
             self.assertEqual(self.signer.fault(sample()), fault)
             self.assertIsNone(newer.fault(sample()))
 
+    def test_notices_in_the_key_of_the_device(self) -> None:
+        """While a key is being replaced each device is told in the one that it has itself."""
+        keys = ["another key, 16 bytes or more", KEY]
+        device = (sample().bot_name, sample().device_id)
+        old, new = (self.make([key]).sign("text") for key in (KEY, keys[0]))
+        signer = Signer(keys, SALT, 300.0, self.clock.seconds, self.clock.seconds() + 10.0)
+        self.assertEqual((signer.sign("text"), signer.sign("text", device)), (new, old))
+        newer = Signer(keys[::-1], SALT, 300.0, self.clock.seconds)
+        for each, expected in ((signer, old), (newer, old)):
+            self.assertIsNone(each.fault(sample()))
+            self.assertEqual(each.sign("text", device), expected)
+        self.clock.advance(10.0)
+        self.assertEqual(signer.sign("text", device), new)
+
     def test_every_field(self) -> None:
         """Whatever signed field is changed, the signature does not hold; twice asked, too."""
         self.assertIsNone(self.signer.fault(sample()))

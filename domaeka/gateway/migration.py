@@ -369,7 +369,8 @@ class Migration:
         expires = int((now + migrate_after + NOTICE_SECONDS) * 1000)
         tls = "true" if plan.tls else "false"
         signer = self._registry.parts.signer
-        signature = signer.sign(f"serverMigration|{plan.host}|{plan.port}|{tls}|{expires}")
+        text = f"serverMigration|{plan.host}|{plan.port}|{tls}|{expires}"
+        signature = signer.sign(text, session.key)
         return encode_migration(plan.host, plan.port, migrate_after, plan.tls, expires, signature)
 
     def _halt(self, reason: str) -> None:

@@ -126,16 +126,23 @@ class Signer:
         self._suffix = f"|{salt}".encode()
         #: What a device signed last, by its id: to compare fields costs half of hashing them.
         self._forms: dict[str, _Form] = {}
+        #: Devices whose last signature held with the first of several keys.
+        self._renewed: set[tuple[str, str]] = set()
         self._skew_ms = clock_skew * 1000
         self._seconds = seconds
 
-    def sign(self, text: str) -> str:
+    def sign(self, text: str, device: tuple[str, str] | None = None) -> str:
         """
         The signature of a notice.
 
         @param text: its fields joined by C{|}, without the salt.
+        @param device: for whom: it is signed with the key that it has itself, as far as is known.
         """
-        return self._keys[0].sign(f"{text}|{self._salt}".encode())
+        key = self._keys[0]
+        older = device is not None and device not in self._renewed
+        if older and len(self._keys) > 1 and self._seconds() < self._previous_ends:
+            key = self._keys[1]
+        return key.sign(f"{text}|{self._salt}".encode())
 
     def fault(self, auth: Auth, key: tuple[str, str] | None = None) -> AuthFault | None:
         """
@@ -174,6 +181,8 @@ class Signer:
             return AuthFault.WRONG_SIGNATURE
         if secret is not self._keys[0] and self._seconds() >= self._previous_ends:
             return AuthFault.WRONG_SIGNATURE
+        if len(self._keys) > 1:
+            self._note_key((auth.bot_name, auth.device_id), secret is self._keys[0])
         if abs(self._seconds() * 1000 - timestamp) > self._skew_ms:
             return AuthFault.WRONG_TIME
         if not known:
@@ -195,6 +204,13 @@ class Signer:
                 prefix,
             )
         return None
+
+    def _note_key(self, device: tuple[str, str], first: bool) -> None:
+        """A device has one key or another: it is told in the same."""
+        if not first:
+            self._renewed.discard(device)
+        elif len(self._renewed) < MAX_DEVICES:
+            self._renewed.add(device)
 
 
 def _shared(field: str | None, device_id: str) -> str | None:
