@@ -169,6 +169,7 @@ class GatewayService(LoggedService):
                 "store": database.health,
                 "chat log": self._chat_log.health,
                 "keys": self._check_keys,
+                "sweep": self._registry.health,
             },
             listening=lambda: bool(self._ports),
             draining=lambda: self._registry.draining or self._moves.away,

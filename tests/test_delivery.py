@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any
 
+from twisted.logger import capturedLogs
+
 from domaeka.client import CAPABILITIES, Client, Credentials, Fate, Identity, Said, Server
 from domaeka.errors import CloseReason
 from domaeka.interfaces import DeviceKey, Priority
@@ -206,3 +208,53 @@ class UnacknowledgedTests(DeliveryCase):
         client.chat("하나")
         client.drop()
         self.assertEqual(self.unconfirmed, 1)
+
+
+class SlowLineTests(GatewayCase):
+    """What a phone is given counts against the time of nothing that waits behind it."""
+
+    def test_pictures(self) -> None:
+        """However long a phone is deaf over pictures, those behind them arrive, and the text."""
+        for script in ("3.2.0", "3.2.1", "3.3.3"):
+            phone = self.phone(script=script)
+            self.run_for(1.0)
+            phone.say("nothing")
+            self.run_for(0.1)
+            device = self.registry.devices()[-1]
+            media = Media((b"\x89PNG" + bytes(1_500_000),))
+            for _ in range(5):
+                device.answer(Reply("방", "1", device.key.bot_name, media))
+            device.answer(Reply("방", "1", device.key.bot_name, "끝"))
+            self.run_for(100.0)
+            self.assertEqual((len(phone.replies), phone.texts()), (6, ["끝"]), script)
+            phone.stop()
+            self.run_for(1.0)
+
+    def test_slow_reader(self) -> None:
+        """Answers wait for a phone for as long as it takes something now and then."""
+        peer = self.ready()
+        received = peer.dataReceived
+
+        def one_piece(data: bytes) -> None:
+            received(data)
+            peer.stop_reading()
+
+        peer.dataReceived = one_piece  # type: ignore[method-assign]
+        texts = [f"{number} {'x' * 60_000}" for number in range(10)]
+        for text in texts:
+            self.device().answer(Reply("방", "1", KEY.bot_name, text))
+        for _ in range(40):
+            self.run_for(8.0)
+            peer.read_on()
+        self.assertEqual(peer.texts, texts)
+        self.assertEqual(self.registry.budget.expired, 0)
+
+    def test_said(self) -> None:
+        """What a phone never came back for is named in the log, once a while."""
+        self.ready().drop()
+        with capturedLogs() as events:
+            for _ in range(5):
+                self.device().answer(Reply("방", "1", KEY.bot_name, "말"))
+                self.run_for(32.0)
+        told = [event for event in events if "waited too long" in event["log_format"]]
+        self.assertEqual((len(told), self.registry.budget.expired), (1, 5))

@@ -10,6 +10,7 @@ from domaeka.errors import CloseReason
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import TAKEOVERS_SUSPECT
 from domaeka.interfaces import Approval, DeviceKey
+from domaeka.messages import Reply
 from tests.gateway_case import KEY, GatewayCase
 
 STRANGERS_HOST = "198.51.100.7"
@@ -332,6 +333,21 @@ class SweepTests(GatewayCase):
         self.session().cut()
         self.run_for(400.0)
         self.assertEqual(len(signatures), 0)
+
+    def test_outlives_mistakes_of_a_part(self) -> None:
+        """What goes wrong with one device costs neither the next one nor the next sweep."""
+
+        def broken(fate: object) -> None:
+            raise ZeroDivisionError
+
+        for number, on_fate in (1, broken), (2, None):
+            self.ready(key(number)).drop()
+            self.device(key(number)).answer(Reply("방", "1", "봇", "말"), None, on_fate)
+        self.run_for(40.0)
+        self.assertTrue(self.flushLoggedErrors())
+        self.assertEqual((self.registry.budget.expired, self.registry.health()), (2, None))
+        self.registry.stop()
+        self.assertEqual(self.registry.health(), "it does not run")
 
     def test_outlives_mistakes(self) -> None:
         """A mistake of ours costs one connection, not the sweep."""

@@ -5,7 +5,10 @@ A phone that has proven who it is: what waits for it outlives its connections.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Final
+
+from twisted.logger import Logger
 
 from domaeka.interfaces import ChatLine, DeviceKey, Priority
 from domaeka.messages import Chat, Reply
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from domaeka.gateway.session import Session
 
 
+#: A device whose messages expire is named in the log this often at most, in seconds.
+EXPIRED_SAID_SECONDS: Final = 600.0
 _HIGH: Final = Priority.HIGH  # to look it up in its Enum takes 0.2 µs
 
 
@@ -28,11 +33,14 @@ class Device:
     Bots see it as the L{Origin} of a message.
     """
 
+    log = Logger()
+
     __slots__ = (
         "_acknowledges",
         "_client_ids",
         "_grade",
         "_registry",
+        "_said_expired",
         "approved",
         "kept_until",
         "key",
@@ -62,6 +70,7 @@ class Device:
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
         self._registry = registry
+        self._said_expired = -inf
         self._grade = Grade.GOOD  # of its line, as was told last
         #: The longest that it has taken to answer of late, in seconds, on any connection.
         self.slowest = 0.0
@@ -216,6 +225,22 @@ class Device:
             self.slowest = self.session.liveness.slowest_until(now)
         self.session = None
         self.kept_until = now + registry.parts.settings.session.lifetime
+
+    def expire(self, wall: float, now: float) -> None:
+        """
+        Let go of what has waited too long, and say so, once a while.
+
+        @param wall: the time now.
+        @param now: the steady time.
+        """
+        count = self.outbox.expire(wall)
+        if count and now - self._said_expired >= EXPIRED_SAID_SECONDS:
+            self._said_expired = now
+            self.log.warn(
+                "{key}: {count} messages waited too long and will not be sent",
+                key=self.key,
+                count=count,
+            )
 
     @property
     def owes_nothing(self) -> bool:

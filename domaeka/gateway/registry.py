@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How often the sweep looks at every connection, in seconds: how late a deadline may be.
 SWEEP_SECONDS = 1.0
+#: A sweep that is this late shows in the state of health, in seconds.
+LATE_SECONDS = 10.0
 #: How often signatures that are no longer valid are forgotten, in seconds.
 FORGET_SECONDS = 60.0
 #: How often attempts and wrong signatures are judged, in seconds.  Source: docs/settings.md,
@@ -97,11 +99,13 @@ class Registry:
         self._forget_due = FORGET_SECONDS
         self._limits_due = LIMITS_SECONDS
         self._reactor = reactor
+        self._swept_at = parts.seconds()
         self._sweep_call = LoopingCall(self._sweep)
         self._sweep_call.clock = reactor
 
     def start(self) -> None:
         """Begin to sweep."""
+        self._swept_at = self.parts.seconds()
         self._sweep_call.start(SWEEP_SECONDS, now=False).addErrback(
             lambda failure: self.log.failure("the sweep has ended", failure)
         )
@@ -359,7 +363,7 @@ class Registry:
         wall = self.parts.seconds()
         for device in list(self._devices.values()):
             if device.outbox.touched:  # most are idle
-                device.outbox.expire(wall)
+                self._guarded(device.expire, wall, now)
             if device.session is None and device.owes_nothing and now >= device.kept_until:
                 del self._devices[device.key]
         metrics = self.parts.metrics
@@ -370,15 +374,35 @@ class Registry:
         if now >= self._limits_due:
             judged_at = self._limits_due - LIMITS_SECONDS
             self._limits_due = now + LIMITS_SECONDS
-            for session in self._sessions.values():
-                liveness = session.liveness
-                if session.authenticated and liveness and liveness.last_heard >= judged_at:
-                    self.parts.limits.verified(session.address)
-            self.parts.limits.sweep()
-            self._judge()
+            self._guarded(self._sweep_limits, judged_at)
         if now >= self._forget_due:
             self._forget_due = now + FORGET_SECONDS
-            self.parts.verifier.signatures.sweep()
+            self._guarded(self.parts.verifier.signatures.sweep)
+        self._swept_at = self.parts.seconds()
+
+    def _guarded(self, part: Callable[..., object], *args: float) -> None:
+        """Do a part of the sweep: what goes wrong in it must not end the rest."""
+        try:
+            part(*args)
+        except Exception:
+            self.log.failure("{part}: our own mistake", part=part)
+            self.parts.metrics.errors.labels(ErrorCode.INTERNAL).inc()
+
+    def health(self) -> str | None:
+        """What is wrong with the sweep; L{None}: nothing."""
+        if not self._sweep_call.running:
+            return "it does not run"
+        late = self.parts.seconds() - self._swept_at
+        return None if late < LATE_SECONDS else f"it last ran {late:.0f} s ago"
+
+    def _sweep_limits(self, judged_at: float) -> None:
+        """Forget what was long ago of addresses; ban those that have earned it."""
+        for session in self._sessions.values():
+            liveness = session.liveness
+            if session.authenticated and liveness and liveness.last_heard >= judged_at:
+                self.parts.limits.verified(session.address)
+        self.parts.limits.sweep()
+        self._judge()
 
     def _judge(self) -> None:
         """Ban those who have earned it: some at once, so that phones need not wait."""
@@ -398,4 +422,4 @@ class Registry:
             if limits.bars(stranger.address):
                 stranger.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
         self.parts.store_bans(bans)
-        self.call_soon(self._judge)
+        self.call_soon(lambda: self._guarded(self._judge))

@@ -357,6 +357,8 @@ class Session:
             self.close(CloseReason.TOO_SLOW)
             self._carrier.abort()
             return
+        if not self.sender.idle and self.device is not None:
+            self.device.outbox.line_moves()
         if state is State.READY:
             pinger = self._pinger
             assert pinger is not None
@@ -542,10 +544,11 @@ class Session:
     def _media_left(self, reply: Reply) -> None:
         """The phone will be deaf for a while: that is no silence."""
         if self._pinger is not None:
-            assert self.facts is not None
-            self._pinger.liveness.deafened(
-                self._registry.steady.now, reply.deaf_seconds(self.facts.version)
-            )
+            assert self.facts is not None and self.device is not None
+            now, liveness = self._registry.steady.now, self._pinger.liveness
+            liveness.deafened(now, reply.deaf_seconds(self.facts.version))
+            until = self._parts.seconds() + liveness.deaf_until - now
+            self.device.outbox.stay_away(max(self.device.outbox.away_until, until))
 
     def judge_reading(self) -> None:
         """Stop reading a phone that is given more than it takes; go on once half has gone."""

@@ -438,13 +438,20 @@ class Outbox:
 
     def stay_away(self, until: float) -> None:
         """
-        The phone was told not to come back before C{until}: what waits, or comes to wait, keeps
-        its whole time from then on, unless it comes back earlier.
+        The phone was told not to come back, or has been given what keeps it from reading, before
+        C{until}: what waits, or comes to wait, keeps its whole time from then on, unless it comes
+        back earlier.
         """
         self.away_until = until
         for queue in (*self._queues, self._handed, self._unacknowledged):
             for item in queue or ():
                 item.expires_at = max(item.expires_at, until + item.ttl)
+
+    def line_moves(self) -> None:
+        """The phone takes what it is sent, however slowly: its answers keep their whole time."""
+        now = self._seconds()
+        for item in self._queues[1] or ():
+            item.expires_at = max(item.expires_at, now + item.ttl)
 
     def clear(self) -> None:
         """The device is not served any more: all that waits is dropped."""
