@@ -6,7 +6,6 @@ docs/settings.md and the file that C{domaeka init} writes are made from here.
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from domaeka.errors import ConfigError
+from domaeka.toml import lines_of, read_toml
 
 #: SHA-256 of the key that old bridge scripts were published with.
 PUBLISHED_KEY_SHA256: Final = "e194188066f96ae20abfb60c0e788cb74586dd70a96798f82aa321187d07d6fd"
@@ -414,7 +414,7 @@ def load_settings(
     sources: dict[str, str] = {}  # where each key was set
     if path is not None:
         tree = read_toml(path)
-        sources = {key: f"{path}:{line}" for key, line in _lines_of(path).items()}
+        sources = {key: f"{path}:{line}" for key, line in lines_of(path).items()}
         _convert(tree, str(path), sources)
     types = setting_types()
     if environment is None:
@@ -431,40 +431,6 @@ def load_settings(
     for key, why in _objections(settings):
         raise ConfigError(f"{sources.get(key, path or 'settings')}: {key}: {why}")
     return settings
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """
-    Read a TOML file.
-
-    @raise ConfigError: one line that says what is wrong with it, and where.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        end = f"at line {len(text.splitlines())}"
-        why = str(error).replace("at end of document", end)
-        raise ConfigError(f"{path}: {why}") from None
-    except (ValueError, RecursionError):  # from int() and from the parser's own depth
-        raise ConfigError(f"{path}: a number too long, or nested too deep") from None
-
-
-def _lines_of(path: Path) -> dict[str, int]:
-    """Where each key stands in a TOML file of plain C{[section]} tables."""
-    lines: dict[str, int] = {}
-    section = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if match := re.match(r"\s*\[([\w.]+)\]", line):
-            section = match[1]
-            lines.setdefault(section, number)
-        elif match := re.match(r"\s*([\w.-]+)\s*=", line):
-            lines.setdefault(f"{section}.{match[1]}" if section else match[1], number)
-    return lines
 
 
 def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, source: str) -> None:

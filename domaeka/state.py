@@ -9,12 +9,10 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import socket
 import stat
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
@@ -24,6 +22,7 @@ import msgspec
 
 from domaeka.config import MIN_SECRET_KEY_BYTES, PUBLISHED_KEY_SHA256, AuthSettings
 from domaeka.errors import ConfigError
+from domaeka.toml import parse_toml
 
 #: Where in the state directory the secrets are.
 SECRETS_NAME: Final = "secrets.toml"
@@ -334,12 +333,7 @@ def write_private(path: Path, data: bytes, put: Callable[[str, Path], None] = os
 def _read(path: Path) -> Secrets:
     text = _read_text(path, str(path), stat.S_IRWXG | stat.S_IRWXO)
     try:
-        return msgspec.convert(tomllib.loads(text), Secrets)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        # Its own text may quote what stands there.
-        place = re.search(r"line (\d+)", str(error))
-        where = f"{path}:{place[1]}" if place else str(path)
-        raise ConfigError(f"{where}: not TOML") from None
+        return msgspec.convert(parse_toml(text, path, secret=True), Secrets)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -77,7 +77,7 @@ class CheckConfigTests(CommandCase):
         for text, named in (
             ("[server]\nport = 'x'\n", "server.port"),
             ("[sever]\n", "sever"),
-            ("[server\n", "line 1"),
+            ("[server\n", ".toml:1: "),
             ("[auth]\nsecret_key = 'short'\n", "auth.secret_key"),
             ("[bots]\nload = ['no_such_module:bot']\n", "no_such_module"),
             ("[server]\nendpoints = ['gopher:70']\n", "server.endpoints"),

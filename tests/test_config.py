@@ -221,8 +221,8 @@ class RefusalTests(ConfigTestCase):
             ("x = 'a", 1),
         ):
             said = self.refusal(text)
-            self.assertTrue(said.startswith("FILE: "))
-            self.assertIn(f"at line {line}", said)
+            self.assertTrue(said.startswith(f"FILE:{line}: "), said)
+            self.assertNotIn("at line", said)
         for text in ("x = " + "[" * 5000, "x = " + "9" * 5000):
             self.assertTrue(self.refusal(text).startswith("FILE: "))
 

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "domaeka"
 #: step never import each other.
 HOUSE: tuple[tuple[int, str], ...] = (
     (0, "errors"),
+    (0, "toml"),
     (0, "config"),
     (1, "wire"),
     (1, "messages"),

@@ -134,7 +134,9 @@ class SecretsTests(SynchronousTestCase):
             (f'secret_key = "sesame-sesame-sesame"\nsalt = ""\n{token}', "salt"),
             (f'secret_key = "sesame-sesame-sesame"\n{token}', "salt"),
             ('secret_key = "sesame-sesame-sesame"\nsalt = "s"\nadmin_token = ""', "admin_token"),
-            ('secret_key = "sesame-sesame\nsesame-"', "secrets.toml:1"),
+            ('secret_key = "sesame-sesame\nsesame-"', "secrets.toml:1:"),
+            ('\nsecret_key = "sesame-sesame', "secrets.toml:2:"),
+            ("secret_key = " + "9" * 5000, "secrets.toml"),
             (f"secret_key = 5\nsalt = 's'\n{token}", "secret_key"),
             (f"sesame = 5\nsecret_key = '{'k' * 16}'\nsalt = 's'\n{token}", "unknown"),
         ):

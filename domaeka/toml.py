@@ -1,0 +1,57 @@
+"""
+Files in TOML, and where in them something stands.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from domaeka.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """
+    Read a TOML file.
+
+    @raise ConfigError: one line that says what is wrong with it, and where.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    return parse_toml(text, path)
+
+
+def parse_toml(text: str, path: Path, secret: bool = False) -> dict[str, Any]:
+    """
+    Read TOML.
+
+    @param path: where it is from.
+    @param secret: whether an error may quote nothing of it.
+    @raise ConfigError: as of L{read_toml}.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        why, _, place = str(error).rpartition(" (at ")
+        found = re.match(r"line (\d+)", place)
+        line = found[1] if found else len(text.splitlines())  # "end of document"
+        raise ConfigError(f"{path}:{line}: {'not TOML' if secret else why or place}") from None
+    except (ValueError, RecursionError):  # from int() and from the parser's own depth
+        raise ConfigError(f"{path}: a number too long, or nested too deep") from None
+
+
+def lines_of(path: Path) -> dict[str, int]:
+    """Where each key stands in a TOML file of plain C{[section]} tables."""
+    lines: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if match := re.match(r"\s*\[([\w.]+)\]", line):
+            section = match[1]
+            lines.setdefault(section, number)
+        elif match := re.match(r"\s*([\w.-]+)\s*=", line):
+            lines.setdefault(f"{section}.{match[1]}" if section else match[1], number)
+    return lines
