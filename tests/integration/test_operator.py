@@ -14,6 +14,7 @@ from twisted.trial.unittest import TestCase
 from domaeka.cli.reach import Desk, Unreachable, http_exchange, read_url
 from domaeka.state import load_or_create_secrets
 from domaeka.testing import STANDARD_IDENTITY, FakePhone
+from tests.integration.crowd import Crowd
 from tests.integration.support import HOST, ServerProcess, reactor
 from tests.integration.test_cli import Command
 
@@ -75,7 +76,8 @@ class OperatorTests(TestCase):
 
     async def serve(self, like: ServerProcess | None = None) -> ServerProcess:
         """@param like: whose secrets it has."""
-        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]')
+        bot = "tests.integration.slow_bot:bot"
+        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]', "--bots", bot)
         if like is not None:
             server.state.mkdir(mode=0o700)
             shutil.copy(like.state / "secrets.toml", server.state)
@@ -139,6 +141,24 @@ class OperatorTests(TestCase):
         command.write(b"\x03")
         self.assertEqual(await command.ended(), 0, command.out)
         self.assertIn(b"\x1b[?1049l", command.out)  # the screen is as it was
+
+    async def test_calling_off(self) -> None:
+        """A move that runs, and a stop, are seen, and called off; all goes on."""
+        server = await self.serve()
+        other = await self.serve(like=server)
+        phone = await self.heard(server)
+        crowd = Crowd(self, [server], 1)
+        await crowd.greeted()
+        await self.json(server, "migrate", f"{HOST}:{other.port}", "--migrate-after=60")
+        self.assertEqual((await self.json(server, "migrate", "--status"))["phase"], "moving")
+        self.assertEqual((await self.json(server, "migrate", "--off"))["phase"], "called off")
+        phone.say("# slow 8 늦게", ROOM, channel_id=ROOM_ID)
+        await self.json(server, "drain")
+        self.assertTrue((await self.json(server, "drain", "--status"))["draining"])
+        self.assertFalse((await self.json(server, "drain", "--off"))["draining"])
+        status, output = await self.run_command(server, "migrate", "--status")
+        self.assertEqual((status, output[:10]), (0, "called off"))
+        await phone.when(lambda: phone.texts() == ["하나", "늦게"])
 
     async def test_changes(self) -> None:
         """Settings are read again, phones moved, the server ended; nobody answers then."""
