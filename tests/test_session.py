@@ -129,6 +129,21 @@ class MessagesFirstTests(GatewayCase):
             self.assertTrue(peer.lost)
         self.assertEqual(self.reasons, {"no handshake": 4})
 
+    def test_chat_behind_our_end(self) -> None:
+        """What a phone writes until it sees our end is answered on its next connection."""
+        peer = self.connect()
+        peer.polite = False
+        peer.chat("하나")
+        self.run_for(6.1)
+        self.assertTrue(peer.finished)
+        peer.chat("둘", "셋")
+        self.assertEqual(peer.texts, ["하나"])
+        peer.transport.loseConnection()
+        self.run_for(1.0)
+        back = self.connect()
+        back.chat("넷")
+        self.assertEqual((back.texts, peer.errors), (["둘", "셋", "넷"], []))
+
     def test_answers_that_take_long(self) -> None:
         """It is closed later while it is owed answers, at the handshake's deadline at last."""
         self.bots.hold = True

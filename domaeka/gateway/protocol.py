@@ -103,7 +103,7 @@ class GatewayProtocol(Protocol):
             self._proxied = False
             session.peer_is(peer_address(self.transport.getPeer()))
         session.bytes_arrived(len(data))
-        if session.closing:
+        if not session.hears:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self.abort()
@@ -122,7 +122,7 @@ class GatewayProtocol(Protocol):
         inflated = 0
         lines_left = STRANGERS_LINES_A_TURN if session.device is None else LINES_A_TURN
         # One line may end the session, or stop its reading: what follows it waits.
-        while self._reading and not session.closing:
+        while self._reading and session.hears:
             if not lines_left:
                 self._go_on_later()
                 break
@@ -162,7 +162,7 @@ class GatewayProtocol(Protocol):
         self._goes_on = False
         if self._reading:
             self.transport.resumeProducing()
-            if not self._session.closing:
+            if self._session.hears:
                 self._read_lines(self._session)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -265,7 +265,7 @@ class GatewayProtocol(Protocol):
         self._reading = True
         self.transport.resumeProducing()
         session = self._session
-        if not session.corked and not session.closing:
+        if not session.corked and session.hears:
             self._read_lines(session)
 
     def limit_lines(self, max_bytes: int) -> None:

@@ -48,7 +48,8 @@ class Session:
     @ivar number: no other connection has it.
     @ivar key: who it says it is; only with a C{device} is it known to be true.
     @ivar due: when L{attend} must look at it next.
-    @ivar closing: whether nothing that arrives matters any more.
+    @ivar closing: whether it has ended, but for what is on its way.
+    @ivar hears: whether what arrives matters still.
     @ivar corked: whether lines are being read: their answers wait, to go out together.
     @ivar valve: decides whether it is read from.
     """
@@ -72,6 +73,7 @@ class Session:
         "device",
         "due",
         "facts",
+        "hears",
         "key",
         "made_at",
         "messages_received",
@@ -106,6 +108,7 @@ class Session:
         self.reason: CloseReason | None = None
         self.sender = Sender(carrier, registry.parts, self._media_left)
         self.closing = False
+        self.hears = True
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
@@ -279,7 +282,7 @@ class Session:
         if self.reason is None:
             self.reason = reason
         self._registry.remove(self)
-        self._stop_reading()
+        self._stop()
         if self._greeting is not None:
             self._greeting.connection_lost()
         self._parts.metrics.closes.labels(self.reason).inc()
@@ -306,10 +309,13 @@ class Session:
         @param code: what the peer is told, with C{text}; L{None}: nothing.
         """
         if self.closing:
+            self.hears = False
             return
         if self.corked:
             self._pump()  # what was answered ahead of the line that ends it
-        self._stop_reading()
+        self._stop()
+        # Until it sees our FIN, the phone chats on: that is answered on its next connection.
+        self.hears = reason is CloseReason.NO_HANDSHAKE
         self.reason = reason
         may_linger = self._registry.closing(self)
         if reason is CloseReason.GAVE_WAY or not may_linger:
@@ -325,10 +331,11 @@ class Session:
         else:
             self._carrier.finish()
 
-    def _stop_reading(self) -> None:
-        """Nothing that arrives matters any more."""
+    def _stop(self) -> None:
+        """Nothing more is said."""
         self.state = State.CLOSING
         self.closing = True
+        self.hears = False
 
     def cut(self) -> None:
         """End the conversation at once, whatever is lost."""

@@ -37,4 +37,5 @@ NEXT: Final[dict[tuple[State, type], State]] = {
     (State.READY, Pong): State.READY,
     (State.READY, Ack): State.READY,
     (State.READY, Migrated): State.READY,
+    (State.CLOSING, Chat): State.CLOSING,  # as long as it is heard at all
 }
