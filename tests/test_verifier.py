@@ -33,6 +33,21 @@ class ModeTests(GatewayCase):
         self.assertEqual(self.outcome(self.greeted(secret=WRONG)), ([], ["AUTH_FAILED"]))
         self.assertEqual(self.outcome(self.connect(), signed=False), ([], ["AUTH_REQUIRED"]))
 
+    def test_unsigned_takes_no_place(self) -> None:
+        """A phone that has signed keeps its place; who has not is served, and entered nowhere."""
+        self.serve(("auth.mode", "optional"))
+        unsigned = self.greeted()
+        self.assertEqual(self.outcome(unsigned, signed=False), (["말"], []))
+        self.assertEqual(self.devices.entered, {})
+        unsigned.chat("말")
+        self.assertEqual([*self.devices.entered], [KEY])
+        stranger = self.greeted()
+        stranger.write(stranger.unsigned.pong("?"))
+        self.assertEqual(self.outcome(stranger, signed=False)[1], ["AUTH_REQUIRED"])
+        self.assertFalse(unsigned.lost)
+        self.ready()
+        self.assertEqual(unsigned.errors, ["TAKEN_OVER"])
+
     def test_off(self) -> None:
         """A handshake is proof enough, and nothing is checked; but who it is must be said."""
         self.serve(("auth.mode", "off"))

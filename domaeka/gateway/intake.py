@@ -48,6 +48,8 @@ class Intake:
         device = session.device
         if device is None:
             device = session.known_by(chat)
+        elif not session.signed and chat.auth is not None:
+            self._registry.now_signed(session)
         session.messages_received += 1
         session.sender.dialect = chat.dialect
         if chat.packed is not None:

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from domaeka.errors import CloseReason, ErrorCode
+from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.device import Device
 from domaeka.gateway.history import ClosedConnection, History, how_it_went, log_life
 from domaeka.gateway.intake import Intake
@@ -189,9 +189,8 @@ class Registry:
                 session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is denied")
                 continue
             session.settings_changed()
-            device, facts = session.device, session.facts
-            if device is not None and facts is not None and not device.approved:
-                device.approved = parts.devices.enter(device.key, facts) is Approval.APPROVED
+            if session.device is not None and not session.device.approved:
+                self._approve(session)
 
     def key_withdrawn(self) -> None:
         """A key is no longer accepted: who proved itself, maybe by it, has to do so again."""
@@ -276,8 +275,7 @@ class Registry:
         device = self.reach(key)
         if "ack" in session.capabilities and not device.outbox.epoch:
             device.outbox.epoch = f"{self._epoch}.{session.number}"  # as it was told
-        approval = self.parts.devices.enter(key, facts)
-        device.approved = approval is Approval.APPROVED
+        self._ask_approval(device, facts, session.signed)
         older = device.session
         if older is not None and older is not session:
             if not older.closing:
@@ -287,6 +285,36 @@ class Registry:
         for watcher in self.watchers:
             watcher.connected(session)
         return device
+
+    def keep_place(self, key: DeviceKey) -> None:
+        """
+        Somebody who has signed nothing says to be C{key}.
+
+        @raise WireError: a connection that has signed is there.
+        """
+        device = self._devices.get(key)
+        older = None if device is None else device.session
+        if older is not None and older.signed and not older.closing:
+            raise WireError(ErrorCode.AUTH_REQUIRED, "this device is connected, and has signed")
+
+    def now_signed(self, session: Session) -> None:
+        """A connection whose word was taken for it has signed."""
+        session.signed = True
+        self._approve(session)
+
+    def _approve(self, session: Session) -> None:
+        """Ask anew what the device of a connection is."""
+        assert session.device is not None and session.facts is not None
+        self._ask_approval(session.device, session.facts, session.signed)
+
+    def _ask_approval(self, device: Device, facts: DeviceFacts, signed: bool) -> None:
+        devices = self.parts.devices
+        if signed:
+            device.approved = devices.enter(device.key, facts) is Approval.APPROVED
+        else:  # nobody knows who it is: it is served where anybody is, and entered nowhere
+            approval = devices.approval(device.key)
+            anybody = approval is None and self.parts.settings.devices.approval == "signed"
+            device.approved = anybody or approval is Approval.APPROVED
 
     def _note_takeover(self, device: Device) -> None:
         """Two phones under one name throw each other out for ever: say so, for as long."""

@@ -51,6 +51,7 @@ class Session:
     @ivar closing: whether it has ended, but for what is on its way.
     @ivar hears: whether what arrives matters still.
     @ivar corked: whether lines are being read: their answers wait, to go out together.
+    @ivar signed: whether the proof was one, and not only let through (C{auth.mode}).
     @ivar valve: decides whether it is read from.
     """
 
@@ -82,6 +83,7 @@ class Session:
         "number",
         "reason",
         "sender",
+        "signed",
         "state",
         "valve",
     )
@@ -109,6 +111,7 @@ class Session:
         self.sender = Sender(carrier, registry.parts, self._media_left)
         self.closing = False
         self.hears = True
+        self.signed = False
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
@@ -439,9 +442,12 @@ class Session:
                 self._registry.new_liveness(key), self.sender, key.bot_name, self._parts
             )
 
-    def authenticate(self, proof: type) -> None:
-        """A proof has held: the connection is its device's from now on."""
+    def authenticate(self, proof: type, signed: bool = True) -> None:
+        """A proof held, or none was wanted: the connection is its device's from now on."""
         assert self.key is not None and self.facts is not None
+        if not signed:
+            self._registry.keep_place(self.key)
+        self.signed = signed
         self.state = NEXT[self.state, proof]
         self.device = self._registry.attach(self, self.key, self.facts)
         self._parts.limits.give_back(self.address)
@@ -516,7 +522,9 @@ class Session:
             self._parts.metrics.repeats_dropped.inc()
             return
         if self.device is None:
-            self.authenticate(Pong)
+            self.authenticate(Pong, pong.auth is not None)
+        elif not self.signed and pong.auth is not None:
+            self._registry.now_signed(self)
         if pong.monitoring is not None:
             self.monitoring = pong.monitoring
             self.monitored_at = self._registry.exact_now
@@ -531,7 +539,7 @@ class Session:
         if self.key is None:
             assert chat.auth is not None
             self._known_as(*signed_by(chat.auth, self.address))
-        self.authenticate(Chat)
+        self.authenticate(Chat, chat.auth is not None)
         assert self.device is not None
         return self.device
 
