@@ -419,11 +419,14 @@ def load_settings(
     types = setting_types()
     if environment is None:
         environment = os.environ
-    for key in types:
-        name = "DOMAEKA_" + key.replace(".", "_").upper()
-        if name in environment:
-            _put(tree, types, key, environment[name], name)
-            sources[key] = name
+    names = {"DOMAEKA_" + key.replace(".", "_").upper(): key for key in types}
+    sections = tuple({f"DOMAEKA_{key.partition('.')[0].upper()}_" for key in types})
+    for name in environment:
+        if name in names:
+            _put(tree, types, names[name], environment[name], name)
+            sources[names[name]] = name
+        elif name.startswith(sections):
+            raise ConfigError(f"{name}: there is no such setting")
     for key, text in overrides:
         _put(tree, types, key, text, "--set")
         sources[key] = "--set"

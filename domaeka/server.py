@@ -588,4 +588,9 @@ def _adopt(reactor: Any, listener: socket.socket, factory: Any) -> Any:
 def _place(port: Any) -> str:
     address = port.getHost()
     host = getattr(address, "host", None)
-    return str(address) if host is None else f"{host}:{getattr(address, 'port', '')}"
+    if host is None:
+        return str(address)
+    number = getattr(address, "port", "")
+    if host in ("::", "0.0.0.0"):
+        return f"port {number} of all addresses"
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"

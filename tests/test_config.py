@@ -255,6 +255,8 @@ class RefusalTests(ConfigTestCase):
             variable = "DOMAEKA_" + key.replace(".", "_").upper()
             found = self.refusal("", {}, {variable: value})
             self.assertTrue(found.startswith(f"{variable}: {said}"), found)
+        said = self.refusal("", {}, {"DOMAEKA_SERVER_PORTT": "3"})
+        self.assertEqual(said, "DOMAEKA_SERVER_PORTT: there is no such setting")
         for key in ("nope", "server", "server.", ".port", "server.port.x", "x\ny", ""):
             self.assertIn("there is no setting", self.refusal("", {key: "1"}))
 

@@ -134,7 +134,9 @@ class CallTests(StoreTestCase):
         """A call that does not return shows in the health, and is over when it does."""
         self.thread.stuck = True
         result = self.database.run_write(lambda c: "done")
-        self.clock.advance(SLOW_CALL_SECONDS + 1)
+        self.clock.advance(1.1)
+        self.assertEqual((self.database.answers, self.database.health()), (False, None))
+        self.clock.advance(SLOW_CALL_SECONDS - 0.1)
         self.assertEqual(self.database.health(), "the store has not answered for 6 s")
         self.thread.go_on()
         self.assertEqual(self.successResultOf(result), "done")

@@ -35,6 +35,13 @@ class StoredRoomsTests(StoreTestCase):
         rooms = StoredRooms(self.make_database(), self.clock)
         self.assertFalse(rooms.enter(ROOM, PHONE, "방", True))
 
+    def test_new_rooms_wait_for_a_store_in_trouble(self) -> None:
+        """While the store fails, a room that nobody knows is not answered; one that is known is."""
+        self.hear()
+        self.break_store()
+        self.failureResultOf(self.rooms.set_approval(ROOM, Approval.APPROVED), StoreError)
+        self.assertEqual((self.hear(), self.hear(RoomKey("bot", "new"))), (True, False))
+
     def test_automatic_rooms_are_answered(self) -> None:
         """A new room is answered at once and remembered."""
         self.assertTrue(self.hear())

@@ -31,6 +31,9 @@ from domaeka.store.threads import (
 
 #: A call that has been out this long, in seconds, shows in the health.
 SLOW_CALL_SECONDS: Final = 5.0
+#: One that has been out this long is no reason to believe that the next is answered: nobody new
+#: is approved.
+LATE_CALL_SECONDS: Final = 1.0
 #: How often a store that failed is tried, in seconds.
 PROBE_SECONDS: Final = 10.0
 #: How long L{Database.stop} waits for calls, in seconds.
@@ -282,6 +285,15 @@ class Database:
             if lane.running_since is not None and now - lane.running_since > SLOW_CALL_SECONDS:
                 return f"the store has not answered for {now - lane.running_since:.0f} s"
         return None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is well, and nothing waits for it: else nobody new is to be approved."""
+        since = self._reactor.seconds() - LATE_CALL_SECONDS
+        late = any(
+            lane.running_since is not None and lane.running_since < since for lane in self._lanes
+        )
+        return not late and self.health() is None
 
     # The end
 

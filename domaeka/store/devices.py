@@ -159,7 +159,7 @@ class StoredDevices:
     def _enter_new(self, key: DeviceKey, facts: DeviceFacts) -> Approval | None:
         facts = _clipped(facts)
         table = self._table
-        if not table.is_loaded or self._database.health() is not None:
+        if not table.is_loaded or not self._database.answers:
             if key in self._undecided or len(self._undecided) < MAX_UNDECIDED:
                 self._undecided[key] = facts
             if table.is_loaded and self._timer is None:
@@ -236,7 +236,7 @@ class StoredDevices:
     def _decide(self) -> None:
         """Enter those that came while the store could not be asked, if it now can."""
         self._timer = None
-        if self._undecided and self._database.health() is not None:
+        if self._undecided and not self._database.answers:
             self._timer = self._reactor.callLater(DECIDE_SECONDS, self._decide)
             return
         undecided, self._undecided = self._undecided, {}

@@ -89,6 +89,7 @@ class StoredRooms:
         #: C{rooms.approval}; may be changed at any time.
         self.mode = mode
         self._seconds = reactor.seconds
+        self._database = database
         self._said_full = False
         self._table = ApprovalTable[RoomKey, RoomRecord](
             database,
@@ -133,8 +134,8 @@ class StoredRooms:
         return False
 
     def _enter_new(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
-        if not self._table.is_loaded:
-            return False
+        if not self._table.is_loaded or not self._database.answers:
+            return False  # somebody may have refused it; it is entered when it is heard next
         answered = self.mode == "auto"
         if not self._has_room(key):
             if not self._said_full:
