@@ -14,6 +14,10 @@ from domaeka.errors import ErrorCode, WireError
 #: docs/protocol.md, "Framing".
 MAX_LINE_BYTES = 1_048_576
 
+#: So many pieces of a line are kept as they came, which is as many as the longest has on an
+#: Ethernet; then they are put together, for each takes some 40 bytes more than it holds.
+_PIECES: Final = 1024
+
 _empty_lines: Final = re.compile(rb"(?:\n++|(?:\r\n)++)*+").match
 
 
@@ -24,14 +28,17 @@ class LineDecoder:
     Holds at most C{max_bytes} of an unfinished line, beside what was fed and not yet asked for.
     """
 
-    __slots__ = ("_behind", "_data", "_pending", "_position", "max_bytes")
+    __slots__ = ("_behind", "_data", "_length", "_pending", "_pieces", "_position", "max_bytes")
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         """@param max_bytes: longest line accepted, in bytes, newline included."""
         #: As given; may be changed at any time.
         self.max_bytes = max_bytes
-        # The start of a line, without a newline: a bytearray, if there is any.
+        # The start of a line, without a newline: a bytearray, if there is any; the pieces behind
+        # it; the length of both.
         self._pending: bytes | bytearray = b""
+        self._pieces: list[bytes] | None = None
+        self._length = 0
         self._data = b""  # what follows it, read from _position on
         self._position = 0
         # What came while _data was not read to its end: likewise.
@@ -66,12 +73,10 @@ class LineDecoder:
             if end < 0:
                 if start:
                     data = data[start:]
-                if len(self._pending) + len(data) >= self.max_bytes:
+                if self._length + len(data) >= self.max_bytes:
                     raise self._too_long()
-                if self._pending:
-                    self._pending += data
-                elif data:
-                    self._pending = bytearray(data)
+                if data:
+                    self._hold(data)
                 self._position = start = 0
                 if not self._behind:
                     self._data = b""
@@ -79,14 +84,12 @@ class LineDecoder:
                 data = self._data = bytes(self._behind)
                 self._behind = b""
                 continue
-            if len(self._pending) + end - start >= self.max_bytes:
+            if self._length + end - start >= self.max_bytes:
                 raise self._too_long()
             line = data[start:end]
             self._position = start = end + 1
-            if self._pending:
-                self._pending += line
-                line = bytes(self._pending)
-                self._pending = b""
+            if self._length:
+                line = self._take_held(line)
             if line.endswith(b"\r"):
                 line = line[:-1]
             if line:
@@ -94,13 +97,33 @@ class LineDecoder:
             # A stranger may send nothing but newlines: they cost least in a run.
             self._position = start = _empty_lines(data, start).end()  # type: ignore[union-attr]
 
+    def _hold(self, data: bytes) -> None:
+        """Keep C{data}, a part of a line that goes on."""
+        self._length += len(data)
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = []
+        pieces.append(data)
+        if len(pieces) == _PIECES:
+            if not self._pending:
+                self._pending = bytearray()
+            self._pending += b"".join(pieces)
+            pieces.clear()
+
+    def _take_held(self, *behind: bytes) -> bytes:
+        """The start of a line, which is forgotten, and what is C{behind} it."""
+        held = b"".join((self._pending, *(self._pieces or ()), *behind))
+        self._pending = b""
+        self._pieces = None
+        self._length = 0
+        return held
+
     def _too_long(self) -> WireError:
         return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self.max_bytes} bytes in a frame")
 
     def take_rest(self) -> bytes:
         """Hand over, and forget, the bytes behind the last line returned."""
-        rest = b"".join((self._pending, self._data[self._position :], self._behind))
-        self._pending = b""
+        rest = self._take_held(self._data[self._position :], bytes(self._behind))
         self._data = b""
         self._position = 0
         self._behind = b""
@@ -109,7 +132,7 @@ class LineDecoder:
     @property
     def held_bytes(self) -> int:
         """How many bytes wait for more, or for L{next_line}."""
-        return len(self._pending) + len(self._data) - self._position + len(self._behind)
+        return self._length + len(self._data) - self._position + len(self._behind)
 
 
 def split_frame(line: bytes) -> tuple[bytes, bytes]:

@@ -106,6 +106,17 @@ class LineDecoderTests(SynchronousTestCase):
         decoder.feed(b"d\ne\n")
         self.assertEqual(read_lines(decoder), [b"b", b"cd", b"e"])
 
+    def test_many_pieces(self) -> None:
+        """A line of thousands of pieces is one line, and counted right while it grows."""
+        decoder = LineDecoder(10_000)
+        for number in range(5000):
+            decoder.feed(b"%d" % (number % 10))
+            self.assertIsNone(decoder.next_line())
+            self.assertEqual(decoder.held_bytes, number + 1)
+        decoder.feed(b"\nrest")
+        self.assertEqual(read_lines(decoder), [b"0123456789" * 500])
+        self.assertEqual((decoder.held_bytes, decoder.take_rest()), (4, b"rest"))
+
     def test_held_bytes(self) -> None:
         """What is held is what was not handed out, and never more than the limit once read."""
         decoder = LineDecoder(100)
