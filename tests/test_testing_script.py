@@ -177,6 +177,18 @@ class HandshakeTests(_ScriptCase):
         again = self.script.take_output()
         self.assertEqual(again[: len(first)], first)
 
+    def test_failed_write_of_what_was_queued(self) -> None:
+        """So does one of 3.2 that fails among what it had queued; what stood behind it is gone."""
+        self.start("3.2.1")
+        self.say("twice")
+        self.say("gone")
+        self.script.fail_writes()
+        self.script.connection_made()
+        self.assertEqual(self.sent(), ["Handshake", "twice"])
+        self.lose()
+        self.script.connection_made()
+        self.assertEqual(self.sent(), ["Handshake", "twice"])
+
 
 class ReadingTests(_ScriptCase):
     """What a script makes of the server's lines."""

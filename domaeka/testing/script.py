@@ -284,8 +284,10 @@ class BridgeScript:
         self._record.connects.append(self._seconds())
         if self._version.dialect is Dialect.V32:
             self._output.append(self._handshake())
-            self._flush_queue()
+            failed = self._flush_queue()
             self._queue.clear()  # 3.2: the rest never comes
+            if failed is not None:
+                self._queue.append(failed)
         else:
             self._queue.append(_Queued(self._handshake(), self._seconds()))
             self._flush_queue()
@@ -358,7 +360,8 @@ class BridgeScript:
         self._queue.append(_Queued(line, self._seconds()))
         return False
 
-    def _flush_queue(self) -> None:
+    def _flush_queue(self) -> _Queued | None:
+        """@return: the line whose write failed, if one did: it waits again."""
         oldest = self._seconds() - QUEUE_SECONDS
         sent = 0
         while self._queue and sent < LINES_A_CONNECTION:
@@ -366,8 +369,9 @@ class BridgeScript:
             if since < oldest:
                 continue
             if not self._write(line):
-                return
+                return self._queue[-1]
             sent += 1
+        return None
 
     def _handshake(self) -> bytes:
         return self._writer.handshake(bare=self._version.bare_handshake)
