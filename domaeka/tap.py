@@ -50,7 +50,8 @@ class Options(usage.Options):
         """A setting, as SECTION.KEY=VALUE; may be given more than once."""
         key, equals, text = value.partition("=")
         if not equals:
-            raise usage.UsageError("--set: must be SECTION.KEY=VALUE")
+            # A UsageError would have the whole usage printed around it.
+            raise SystemExit(f"domaeka: --set {value:.100}: must be SECTION.KEY=VALUE")
         self["set"].append((key.strip(), text))
 
     def opt_version(self) -> None:
