@@ -21,7 +21,7 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 CHECKABLE := $(VENV)/.checkable
 
-.PHONY: run test unit lint types rules check bench clean
+.PHONY: run test unit lint types rules check bench fuzz clean
 .DEFAULT_GOAL := test
 
 run: $(INSTALLED)

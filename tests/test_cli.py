@@ -1,5 +1,6 @@
 """Tests for L{domaeka.cli}: the command, C{init} and C{check-config}."""
 
+import json
 import os
 import re
 import stat
@@ -8,13 +9,17 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka import __version__
+from domaeka import Bot, __version__
 from domaeka.cli import COMMANDS, main
 from domaeka.cli.configuration import script_lines
 from domaeka.cli.phone import Options, find_credentials, free_device_ids, phone
 from domaeka.config import Settings, load_settings
 from domaeka.errors import ConfigError
 from domaeka.state import Secrets, load_or_create_secrets
+
+#: Its command has the name of one that is built in.
+TAKEN = Bot("taken")
+TAKEN.command("# echo")(lambda ctx: None)
 
 
 class CommandCase(SynchronousTestCase):
@@ -82,10 +87,25 @@ class CheckConfigTests(CommandCase):
             ("[bots]\nload = ['no_such_module:bot']\n", "no_such_module"),
             ("[server]\nendpoints = ['gopher:70']\n", "server.endpoints"),
             ("[storage]\nurl = 'nonsense'\n", "storage.url"),
+            ("[tls]\ncertificate = '/nothing.pem'\n", "tls.certificate"),
+            ("[server]\nmax_connections = 500000000\n", "server.max_connections"),
+            ("[server]\ninterface = '300.1.1.1'\n", "server.interface"),
+            ("[http]\ninterface = '300.1.1.1'\n", "http.interface"),
+            ("[bots]\nload = ['tests.test_cli:TAKEN']\n", "# echo"),
         ):
             status, output = self.check(text)
             self.assertEqual(status, 1, text)
             self.assertIn(named, output)
+
+    def test_json(self) -> None:
+        """For scripts: an object in a line, whatever comes of it."""
+        file = self.directory / "settings.toml"
+        for text, good in (("", True), ("[sever]\n", False)):
+            file.write_text(text)
+            result = self.run_command("check-config", "--json", str(file))
+            shown = json.loads(result.output)
+            self.assertEqual((shown["good"], result.exit_code), (good, int(not good)))
+            self.assertEqual("sever" in shown.get("error", ""), not good)
 
     def test_bot_beside_it(self) -> None:
         """A bot in the directory from which the server is started counts as it does there."""

@@ -27,6 +27,17 @@ class RotateTests(CommandCase):
         self.assertNotIn(old.secret_key, shown)
         self.assertNotIn(new.admin_token, shown)
 
+    def test_again_too_soon(self) -> None:
+        """Phones that still have the key before last are not locked out by mistake."""
+        first = load_or_create_secrets(self.state)
+        self.rotate()
+        result = self.run_command("secrets", "rotate", "--state-dir", str(self.state))
+        self.assertEqual((result.exit_code, len(result.output.splitlines())), (1, 1))
+        self.assertIn("accepted until", result.output)
+        self.assertEqual(load_secrets(self.state).previous_secret_key, first.secret_key)
+        self.rotate("--force")
+        self.assertNotEqual(load_secrets(self.state).previous_secret_key, first.secret_key)
+
     def test_not_kept(self) -> None:
         """An old key that somebody knows is not kept."""
         load_or_create_secrets(self.state)
@@ -49,11 +60,15 @@ class RotateTests(CommandCase):
         key.chmod(0o600)
         config = self.directory / "domaeka.toml"
         config.write_text(f"[auth]\nsecret_key_file = '{key}'\n")
+        before = self.directory / "before.toml"
+        before.write_text(f"[auth]\nprevious_secret_key_file = '{key}'\n")
         for arguments, named in (
             (("--state-dir", str(self.directory / "nowhere")), "secrets.toml"),
             (("--state-dir", str(self.state), "--config", str(config)), "auth.secret_key"),
+            (("--state-dir", str(self.state), "--config", str(before)), "auth.previous_secret_key"),
         ):
             result = self.run_command("secrets", "rotate", *arguments)
             self.assertEqual((result.exit_code, len(result.output.splitlines())), (1, 1))
             self.assertIn(named, result.output)
-        self.assertEqual(self.run_command("secrets", "rotate", "--keep", "-1").exit_code, 2)
+        for keep in ("-1", "nan"):
+            self.assertEqual(self.run_command("secrets", "rotate", "--keep", keep).exit_code, 2)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from domaeka.config import Settings, load_settings
 from domaeka.errors import ConfigError
@@ -56,7 +57,9 @@ def init(
     secrets = load_or_create_secrets(directory, settings.auth)
     click.echo(f"Settings: {file}")
     click.echo(f"Secrets:  {directory}/secrets.toml")
-    start = f"twistd -n --pidfile= domaeka --config {file}"
+    # Beside this command, wherever that was installed.
+    twistd = Path(sys.argv[0]).with_name("twistd")
+    start = f"{twistd if twistd.exists() else 'twistd'} -n --pidfile= domaeka --config {file}"
     click.echo(f"Start:    {start}" + (f" --state-dir {directory}" if state_dir else ""))
     click.echo("\nFor the phone's bridge script; whoever reads it can speak for the phone:\n")
     click.echo(script_lines(host or own_address(), port or settings.server.port, secrets))
@@ -64,15 +67,23 @@ def init(
 
 @click.command("check-config")
 @click.argument("file", type=click.Path(path_type=Path))
-def check_config(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="A JSON object in a line.")
+def check_config(file: Path, as_json: bool) -> None:
     """
     Say whether the server would start with FILE.
 
     Ends with 0 if it would, else with 1 and one line that says which setting is wrong, and why.
     Settings from the environment count as they would for the server.
     """
-    check_parts(load_settings(file))
-    click.echo(f"{file}: good")
+    try:
+        check_parts(load_settings(file))
+    except ConfigError as error:
+        if not as_json:
+            raise
+        click.echo(msgspec.json.encode({"file": str(file), "good": False, "error": str(error)}))
+        raise click.exceptions.Exit(1) from None
+    shown = msgspec.json.encode({"file": str(file), "good": True}) if as_json else f"{file}: good"
+    click.echo(shown)
 
 
 def script_lines(host: str, port: int, secrets: Secrets) -> str:
@@ -108,12 +119,28 @@ def check_parts(settings: Settings) -> None:
     from twisted.internet import task
     from twisted.internet.endpoints import serverFromString
 
+    from domaeka.bots.builtin import builtin_bot
+    from domaeka.bots.commands import CommandTable
     from domaeka.bots.loading import load_bots
+    from domaeka.gateway.certificates import Certificates
+    from domaeka.startup import allow_open_files
     from domaeka.store.database import Database
 
     for name, value in given_secrets(settings.auth).items():
         if name != "salt":
             check_key(f"auth.{name}", value, settings.auth.accept_published_key)
+    allow_open_files(settings)
+    for key, host in (
+        ("server.interface", settings.server.interface),
+        ("http.interface", settings.http.interface),
+    ):
+        try:
+            socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{key}: {host}: {why}") from None
+    if settings.tls.certificate:
+        Certificates(settings.tls)
     if settings.storage.url:
         Database(settings.storage.url, task.Clock())
     for text in settings.server.endpoints:
@@ -124,4 +151,5 @@ def check_parts(settings: Settings) -> None:
     # As the server does: bots beside the place from which it is started.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    load_bots(settings.bots.load)
+    bots = tuple(load_bots(settings.bots.load))
+    CommandTable(command for bot in (builtin_bot(bots), *bots) for command in bot.commands)

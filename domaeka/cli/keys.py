@@ -11,9 +11,16 @@ from twisted.python.runtime import seconds
 
 from domaeka.cli.configuration import own_address, script_lines
 from domaeka.cli.groups import Group
-from domaeka.config import load_settings
+from domaeka.config import AuthSettings, load_settings
 from domaeka.errors import ConfigError
-from domaeka.state import SECRETS_NAME, given_secrets, rotate_secret_key, state_path
+from domaeka.state import (
+    SECRETS_NAME,
+    Secrets,
+    given_secrets,
+    load_secrets,
+    rotate_secret_key,
+    state_path,
+)
 
 _DAY: Final = 86_400.0
 
@@ -48,6 +55,7 @@ Examples:
 )
 @click.option("--host", help="The server's address as phones reach it; guessed by default.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Its port; by default the settings'.")
+@click.option("--force", is_flag=True, help="Give up an old key that is still accepted.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object in a line.")
 def rotate(
     keep: float,
@@ -55,6 +63,7 @@ def rotate(
     config: Path | None,
     host: str | None,
     port: int | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """
@@ -65,9 +74,18 @@ def rotate(
     shown goes into the phones' scripts.
     """
     settings = load_settings(config)
-    if "secret_key" in given_secrets(settings.auth):
-        raise ConfigError("auth.secret_key: the settings give it: change it where they do")
+    if keep != keep:
+        raise click.BadParameter("not a number", param_hint="--keep")
+    for name in ("secret_key", "previous_secret_key"):
+        if name in given_secrets(settings.auth):
+            raise ConfigError(f"auth.{name}: the settings give it: change it where they do")
     directory = state_path(state_dir, os.environ)
+    old = load_secrets(directory, AuthSettings(accept_published_key=True))
+    if old.previous_secret_key and old.previous_valid_until > seconds() and not force and keep:
+        raise ConfigError(
+            f"{directory / SECRETS_NAME}: an old key is accepted until {_when(old)}, and phones "
+            "that still have it would be locked out: wait, or give --force"
+        )
     new = rotate_secret_key(directory, keep * _DAY, seconds())
     if as_json:
         shown = {
@@ -79,10 +97,15 @@ def rotate(
         return
     click.echo(f"Secrets:  {directory / SECRETS_NAME}")
     if new.previous_secret_key:
-        ends = datetime.fromtimestamp(new.previous_valid_until, UTC).astimezone()
-        click.echo(f"Old key:  accepted until {ends:%Y-%m-%d %H:%M %Z}")
+        click.echo(f"Old key:  accepted until {_when(new)}")
     else:
         click.echo("Old key:  not accepted any more, once the server has read the new one")
     click.echo("Then:     domaeka reload")
     click.echo("\nFor the phone's bridge script; whoever reads it can speak for the phone:\n")
     click.echo(script_lines(host or own_address(), port or settings.server.port, new))
+
+
+def _when(held: Secrets) -> str:
+    """When the old key ends, by the local clock."""
+    ends = datetime.fromtimestamp(held.previous_valid_until, UTC).astimezone()
+    return f"{ends:%Y-%m-%d %H:%M %Z}"

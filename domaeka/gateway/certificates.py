@@ -17,6 +17,10 @@ from domaeka.errors import ConfigError
 #: How often the files are looked at, in seconds.
 LOOK_SECONDS: Final = 60.0
 
+#: Of TLS 1.2: only those that keep what was said from whoever gets the key later.  Source:
+#: RFC 9325, 4.2.
+_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+
 #: What the files said: when and which they were, what a connection is made with, and their end.
 Loaded: TypeAlias = tuple[list[tuple[int, int]], SSL.Context, float]
 
@@ -87,6 +91,7 @@ class Certificates:
         context.set_options(
             SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
         )
+        context.set_cipher_list(_CIPHERS)
         context.set_session_id(b"domaeka")
         key_path = settings.key or settings.certificate
         certificate = _read_file("tls.certificate", settings.certificate)
@@ -98,11 +103,21 @@ class Certificates:
             raise ConfigError(
                 f"tls.certificate: {settings.certificate}: no certificate in PEM form"
             ) from None
+        locked = False
+
+        def refuse(*_: object) -> bytes:
+            """Nobody is there to type a passphrase."""
+            nonlocal locked
+            locked = True
+            return b""
+
+        context.set_passwd_cb(refuse)
         try:
             context.use_privatekey_file(key_path)
             context.check_privatekey()
         except (SSL.Error, crypto.Error, ValueError):
-            raise ConfigError(f"tls.key: {key_path}: not the key of the certificate") from None
+            why = "has a passphrase" if locked else "not the key of the certificate"
+            raise ConfigError(f"tls.key: {key_path}: {why}") from None
         if settings.client_authority:
             _read_file("tls.client_authority", settings.client_authority)
             try:
@@ -119,7 +134,7 @@ class Certificates:
         """What changes when the files do."""
         stamps = []
         settings = self._settings
-        for path in (settings.certificate, settings.key, settings.client_authority):
+        for path in filter(None, (settings.certificate, settings.key, settings.client_authority)):
             try:
                 status = Path(path).stat()
                 stamps.append((status.st_mtime_ns, status.st_ino))

@@ -177,6 +177,14 @@ class TlsTests(TestCase):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
         self.assertEqual(await self.refused(context), "TLSV1_ALERT_PROTOCOL_VERSION")
 
+    async def test_ciphers(self) -> None:
+        """Nothing that lets who gets the key later read what was said."""
+        await self.serve()
+        context = self.context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("AES128-SHA:AES256-GCM-SHA384:ECDHE-ECDSA-AES128-SHA")
+        self.assertIn("HANDSHAKE_FAILURE", await self.refused(context))
+
     async def test_clients_may_show_a_certificate(self) -> None:
         """Where it is asked for, one of the authority's or none will do, but no other."""
         mine, other = self.directory / "mine.pem", self.directory / "other.pem"
@@ -202,7 +210,7 @@ class TlsTests(TestCase):
         self.assertNotEqual(first, second)
         self.certificate.write_text("nothing")
         server.signal("HUP")
-        await self.logged(server, "certificates stay as they were")
+        await self.logged(server, "no certificate in PEM form")
         self.assertEqual((await self.greet(self.context()))[2], second)
 
     async def test_never_begins(self) -> None:

@@ -1,0 +1,48 @@
+"""Tests for L{domaeka.gateway.certificates}; handshakes are in the integration tests."""
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.config import TlsSettings
+from domaeka.errors import ConfigError
+from domaeka.gateway.certificates import Certificates
+from tests.integration.test_tls import Authority
+
+
+class CertificatesTests(SynchronousTestCase):
+    """Tests for L{Certificates}."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir(parents=True)
+        self.file = self.directory / "server.pem"
+        Authority(self.directory, "authority").issue(self.file)
+
+    def test_passphrase(self) -> None:
+        """A key with a passphrase is refused in words; nobody is asked for it."""
+        key = self.directory / "key.pem"
+        secret = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+        )
+        key.write_bytes(secret)
+        settings = TlsSettings(certificate=str(self.file), key=str(key))
+        error = self.assertRaises(ConfigError, Certificates, settings)
+        self.assertEqual(str(error), f"tls.key: {key}: has a passphrase")
+
+    def test_looks_at_its_files_only(self) -> None:
+        """What happens beside them is nothing to be read again for."""
+        certificates = Certificates(TlsSettings(certificate=str(self.file)))
+        before = certificates._context
+        Path("something").write_text("new in the working directory")
+        certificates.look()
+        self.assertIs(certificates._context, before)
+        Authority(self.directory, "authority").issue(self.file)
+        certificates.look()
+        self.assertIsNot(certificates._context, before)
