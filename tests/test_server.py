@@ -31,6 +31,7 @@ from domaeka.web.server import (
     MAX_DISCARDED_BYTES,
     MAX_HEADERS,
     REQUEST_SECONDS,
+    RESERVED,
     WRITE_SECONDS,
     Channel,
     make_site,
@@ -105,7 +106,7 @@ class ServerTests(SynchronousTestCase):
 
     def connect(self, host: str = "127.0.0.1") -> Line:
         """A client connects."""
-        channel = self.site.buildProtocol(None)
+        channel = self.site.buildProtocol(IPv4Address("TCP", host, 54321))
         assert channel is not None
         return Line(channel, host)
 
@@ -386,13 +387,34 @@ class LimitTests(ServerTests):
         self.assertTrue(self.line.aborted)
 
     def test_connections(self) -> None:
-        """There are no more than so many connections; one that ends makes room."""
-        for _ in range(MAX_CONNECTIONS - 1):
+        """
+        There are no more than so many connections, fewer for other machines; one that ends makes
+        room.
+        """
+        here, there = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "192.0.2.1", 1)
+        for _ in range(MAX_CONNECTIONS - RESERVED - 1):
+            self.connect("192.0.2.1")
+        self.assertIsNone(self.site.buildProtocol(there))
+        for _ in range(RESERVED):
             self.connect()
-        self.assertIsNone(self.site.buildProtocol(None))
-        self.assertEqual(self.metrics.http_refused.value, 1)
+        self.assertIsNone(self.site.buildProtocol(here))
+        self.assertEqual(self.metrics.http_refused.value, 2)
         self.line.channel.connectionLost(Failure(ConnectionError()))
-        self.assertIsNotNone(self.site.buildProtocol(None))
+        self.assertIsNotNone(self.site.buildProtocol(here))
+
+    def test_idle_connections(self) -> None:
+        """When there are too many, the one that has been idle longest makes room."""
+        lines = [self.connect() for _ in range(MAX_CONNECTIONS - 1)]
+        for line in (lines[5], lines[3]):
+            line.channel.dataReceived(b"GET /ok HTTP/1.1\r\n\r\n")
+            self.clock.advance(0)
+        self.connect()
+        self.assertEqual((lines[5].aborted, lines[3].aborted), (True, False))
+        self.connect()
+        self.assertTrue(lines[3].aborted)
+        self.assertIsNone(self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
+        for line in (lines[5], lines[3]):
+            line.channel.connectionLost(Failure(ConnectionError()))
 
     def test_close(self) -> None:
         """At the end idle connections close at once, others when they have been answered."""

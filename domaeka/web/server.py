@@ -12,7 +12,8 @@ Nobody holds the server up or fills its memory:
   - an answer must be made within L{ANSWER_SECONDS} and taken within L{WRITE_SECONDS};
   - a stream of events whose client falls behind is cut off, and so is one whose client is gone,
     which what is sent every L{KEEPALIVE_SECONDS} shows;
-  - there are L{MAX_CONNECTIONS} connections, more are closed at once.
+  - there are L{MAX_CONNECTIONS} connections, L{RESERVED} of them for this machine: for one more the
+    one that has been idle longest is closed, or it is, where none is idle.
 
 Twisted itself refuses more than 16 KiB of headers; L{MAX_HEADERS} bounds their number.
 """
@@ -67,6 +68,8 @@ MAX_DISCARDED_BYTES: Final = 1_048_576
 MAX_HEADERS: Final = 100
 #: Most connections at a time.
 MAX_CONNECTIONS: Final = 200
+#: How many of them others leave to this machine: its operator, and what watches the server.
+RESERVED: Final = 20
 #: Bytes of pipelined requests beyond which reading stops while one is being answered.
 _READ_AHEAD_BYTES: Final = 4096
 
@@ -342,7 +345,7 @@ class Channel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()  # type: ignore[no-untyped-call]
-        self.site.channels.add(self)
+        self.site.channels[self] = None
         self._arm(REQUEST_SECONDS, self._request_late)
 
     def dataReceived(self, data: bytes) -> None:
@@ -357,7 +360,7 @@ class Channel(http.HTTPChannel):
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.site.channels.discard(self)
+        self.site.channels.pop(self, None)
         self._ended = True
         self._waiting = None
         for call in (self._deadline, self._turn, self._unread):
@@ -389,6 +392,8 @@ class Channel(http.HTTPChannel):
     def requestDone(self, request: http.Request) -> None:
         # First this: the next request may be here already, and is parsed below.
         self._idle = True
+        if self in self.site.channels:
+            self.site.channels[self] = self.site.channels.pop(self)
         self._arm(IDLE_SECONDS, self.loseConnection)
         super().requestDone(request)  # type: ignore[no-untyped-call]
 
@@ -433,6 +438,11 @@ class Channel(http.HTTPChannel):
         # Requests are told only once their bodies are complete: too late to bound them.
         method, target = cast(tuple[bytes, bytes], (self._command, self._path))
         return method.decode("ascii"), target
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has been answered and has asked for nothing since."""
+        return self._idle
 
     @property
     def is_held_up(self) -> bool:
@@ -508,7 +518,7 @@ class Site(ServerFactory):
     """
     All HTTP connections.
 
-    @ivar channels: those that are open.
+    @ivar channels: those that are open, in the order in which they came or were last idle.
     """
 
     noisy = False
@@ -520,14 +530,19 @@ class Site(ServerFactory):
         self.timer = timer
         self.metrics = metrics
         self.token = token
-        self.channels: set[Channel] = set()
+        self.channels: dict[Channel, None] = {}
 
     # IProtocolFactory
 
     def buildProtocol(self, addr: object) -> Channel | None:
-        if len(self.channels) >= MAX_CONNECTIONS:
-            self.metrics.http_refused.inc()
-            return None
+        local = is_this_machine(str(getattr(addr, "host", "")))
+        if len(self.channels) >= MAX_CONNECTIONS - (0 if local else RESERVED):
+            idle = next((channel for channel in self.channels if channel.is_idle), None)
+            if idle is None:
+                self.metrics.http_refused.inc()
+                return None
+            del self.channels[idle]
+            idle.cut_off()
         channel = Channel(self)
         channel.factory = self
         return channel
