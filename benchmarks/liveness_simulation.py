@@ -233,14 +233,14 @@ class Present:
 
 def make_rule(name: str, random: Random, now: float, before: Rule | None) -> Rule:
     """The rule of a new connection."""
-    if name == "present system":
+    if name == "keep-alive alone":
         return Present(now)
     if name == "TCP_USER_TIMEOUT alone":
         return UserTimeout(PingSettings(adaptive=False), random, now, before)
     return Ours(PingSettings(adaptive=name == "adaptive"), random, now, before)
 
 
-RULES = ("adaptive", "fixed 30/90", "TCP_USER_TIMEOUT alone", "present system")
+RULES = ("adaptive", "fixed 30/90", "TCP_USER_TIMEOUT alone", "keep-alive alone")
 
 
 class Outcome(msgspec.Struct):
