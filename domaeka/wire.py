@@ -14,9 +14,11 @@ from domaeka.errors import ErrorCode, WireError
 #: docs/protocol.md, "Framing".
 MAX_LINE_BYTES = 1_048_576
 
-#: So many pieces of a line are kept as they came, which is as many as the longest has on an
-#: Ethernet; then they are put together, for each takes some 40 bytes more than it holds.
+#: Pieces of a line are kept as they came up to so many, for each takes some 40 bytes more than it
+#: holds, and up to so many bytes, for these would leave holes in memory that are never given back;
+#: then they are put together.
 _PIECES: Final = 1024
+_PIECES_BYTES: Final = 65_536
 
 _empty_lines: Final = re.compile(rb"(?:\n++|(?:\r\n)++)*+").match
 
@@ -104,7 +106,7 @@ class LineDecoder:
         if pieces is None:
             pieces = self._pieces = []
         pieces.append(data)
-        if len(pieces) == _PIECES:
+        if len(pieces) == _PIECES or self._length - len(self._pending) >= _PIECES_BYTES:
             if not self._pending:
                 self._pending = bytearray()
             self._pending += b"".join(pieces)

@@ -135,7 +135,8 @@ def send(line: socket.socket, pieces: Iterator[bytes] | Sequence[bytes]) -> byte
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for piece in pieces:
             line.sendall(piece)
-        line.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it is gone already
+            line.shutdown(socket.SHUT_WR)
     return read_all(line)
 
 
