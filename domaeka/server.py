@@ -170,6 +170,9 @@ class GatewayService(LoggedService):
                 "chat log": self._chat_log.health,
                 "keys": self._check_keys,
                 "sweep": self._registry.health,
+                "certificate": lambda: (
+                    self._certificates.health(now()) if self._certificates is not None else None
+                ),
             },
             listening=lambda: bool(self._ports),
             draining=lambda: self._registry.draining or self._moves.away,

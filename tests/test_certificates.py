@@ -36,6 +36,14 @@ class CertificatesTests(SynchronousTestCase):
         error = self.assertRaises(ConfigError, Certificates, settings)
         self.assertEqual(str(error), f"tls.key: {key}: has a passphrase")
 
+    def test_end(self) -> None:
+        """An end that is near, or past, is reported."""
+        certificates = Certificates(TlsSettings(certificate=str(self.file)))
+        day = 86_400.0
+        self.assertIsNone(certificates.health(certificates.expires - 15 * day))
+        self.assertIn("it ends on", str(certificates.health(certificates.expires - 13 * day)))
+        self.assertIn("it ended on", str(certificates.health(certificates.expires)))
+
     def test_looks_at_its_files_only(self) -> None:
         """What happens beside them is nothing to be read again for."""
         certificates = Certificates(TlsSettings(certificate=str(self.file)))

@@ -17,6 +17,9 @@ from domaeka.errors import ConfigError
 #: How often the files are looked at, in seconds.
 LOOK_SECONDS: Final = 60.0
 
+#: How long before its end a certificate is reported, in seconds: those of 90 days are renewed
+#: 30 days before.
+WARNING_SECONDS: Final = 14 * 86_400.0
 #: Of TLS 1.2: only those that keep what was said from whoever gets the key later.  Source:
 #: RFC 9325, 4.2.
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -72,6 +75,17 @@ class Certificates:
             day=datetime.fromtimestamp(self.expires, UTC).date().isoformat(),
         )
         return True
+
+    def health(self, now: float) -> str | None:
+        """
+        What is wrong with the certificate.
+
+        @param now: in seconds since 1970.
+        """
+        day = datetime.fromtimestamp(self.expires, UTC).date().isoformat()
+        if now >= self.expires:
+            return f"it ended on {day}: phones that check it stay away"
+        return f"it ends on {day}" if self.expires - now < WARNING_SECONDS else None
 
     def look(self) -> None:
         """Read the files if they are not what they were."""
