@@ -13,6 +13,7 @@ where twistd's options say, and L{LoggedService} gives it to the application.
 import io
 import json
 import os
+import re
 import signal
 import sys
 import syslog
@@ -39,6 +40,8 @@ MAX_MESSAGE_CHARS: Final = 3000
 MAX_FIELDS_CHARS: Final = 3000
 #: Longest traceback, in characters.  Of a longer one the beginning and, twice that, the end stay.
 MAX_TRACEBACK_CHARS: Final = 16_000
+#: What Twisted's ports say at info, whatever their factories are told.
+_PORT_TALK: Final = re.compile(r"\S+( \(TLS\))? starting on \S+|\(\S+ Port \S+ Closed\)")
 #: Size at which a log file is put aside, in bytes, and how many of those are kept.
 LOG_FILE_BYTES: Final = 16 * 1024 * 1024
 LOG_FILES_KEPT: Final = 10
@@ -223,7 +226,7 @@ class LogObserver:
     # ILogObserver
 
     def __call__(self, event: LogEvent) -> None:
-        if event.get("log_level", LogLevel.info) not in self._shown:
+        if event.get("log_level", LogLevel.info) not in self._shown or _is_port_talk(event):
             return
         try:
             line = self._line(event)
@@ -244,6 +247,14 @@ class LogObserver:
             self.lost += 1
         else:
             self.lost = 0
+
+
+def _is_port_talk(event: LogEvent) -> bool:
+    """Whether Twisted tells what the server has told in words of its own: where it listens."""
+    if event.get("log_namespace") != "log_legacy":
+        return False
+    text = " ".join(map(str, event.get("message", ())))
+    return _PORT_TALK.fullmatch(text) is not None
 
 
 def _about(event: LogEvent, form: str, value: object) -> LogEvent:

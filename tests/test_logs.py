@@ -38,8 +38,7 @@ def event(form: str, **fields: Any) -> dict[str, Any]:
         "log_time": TIME,
         "log_level": LogLevel.info,
         "log_namespace": "domaeka.gateway",
-        **fields,
-    }
+    } | fields
 
 
 def failure(text: str) -> Failure:
@@ -190,6 +189,15 @@ class LogObserverTests(SynchronousTestCase):
         self.observer.configure(LoggingSettings(level="debug", format="json"))
         self.log.debug("now")
         self.assertEqual(json.loads(self.output.getvalue())["message"], "now")
+
+    def test_ports(self) -> None:
+        """What Twisted says of its ports is left out: the server has said where it listens."""
+        for text in ("GatewayFactory starting on 9000", "(TCP Port 9000 Closed)", "something else"):
+            self.observer(
+                event("{log_text}", log_namespace="log_legacy", log_text=text, message=(text,))
+            )
+        self.assertEqual(len(self.output.getvalue().splitlines()), 1)
+        self.assertIn("something else", self.output.getvalue())
 
     def test_full_disk(self) -> None:
         """Lines that cannot be written are counted and reported, and nothing is raised."""
