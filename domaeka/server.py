@@ -6,7 +6,6 @@ import atexit
 import gc
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,25 +19,20 @@ from twisted.internet.defer import (
     Deferred,
     DeferredList,
     inlineCallbacks,
-    maybeDeferred,
 )
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import bot_files, reload_bots
 from domaeka.config import Settings
-from domaeka.errors import ConfigError, DomaekaError, StoreError
-from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
+from domaeka.errors import DomaekaError, StoreError
 from domaeka.gateway.drain import Drain, DrainReport
 from domaeka.gateway.migration import MigrationPlan, MigrationReport
 from domaeka.gateway.moves import Moves
 from domaeka.gateway.parts import Parts
-from domaeka.gateway.protocol import GatewayFactory, open_listener, set_socket_options
+from domaeka.gateway.ports import Ports, adopt, open_port, place_of
 from domaeka.gateway.registry import Registry
 from domaeka.logs import LoggedService, LogObserver
 from domaeka.metrics import Metrics
@@ -150,17 +144,14 @@ class GatewayService(LoggedService):
         self._registry = Registry(self._parts, reactor)
         self._devices.add_listener(self._registry.approval_changed)
         self._drain = Drain(self._registry, reactor)
+        self._ports = Ports(self._registry, reactor, settings, self._cannot_go_on)
         self._moves = Moves(
-            self._registry, reactor, directory / PLAN_NAME, self._shut_port, self._listen
+            self._registry, reactor, directory / PLAN_NAME, self._ports.shut, self._listen
         )
-        self._certificates = Certificates(settings.tls) if settings.tls.certificate else None
-        self._look = LoopingCall(self._look_at_certificates)
-        self._look.clock = reactor
         self._signalled = False
         self._stopping = False
         self._last_wait: Deferred[Any] | None = None  # for the store, at the end
         self._broken_off = False
-        self._ports: list[Any] = []
         self._http_port: Any = None
         self._pages = HealthPages(
             metrics,
@@ -171,10 +162,10 @@ class GatewayService(LoggedService):
                 "keys": self._check_keys,
                 "sweep": self._registry.health,
                 "certificate": lambda: (
-                    self._certificates.health(now()) if self._certificates is not None else None
+                    self._ports.certificates.health(now()) if self._ports.certificates else None
                 ),
             },
-            listening=lambda: bool(self._ports),
+            listening=lambda: self._ports.listening,
             draining=lambda: self._registry.draining or self._moves.away,
             changes=self._changes,
         )
@@ -186,11 +177,8 @@ class GatewayService(LoggedService):
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
         self._watch_breakers()
-        self._phone_socket: Any = None
-        self._tls_socket: Any = None
-        self._open_sockets()
-        self._http_socket = _open(
-            "http.port", settings.http.interface, settings.http.port, settings
+        self._http_socket = open_port(
+            "http.port", settings.http.interface, settings.http.port, settings.socket
         )
 
     def _new_signer(self, settings: Settings) -> Signer:
@@ -214,7 +202,7 @@ class GatewayService(LoggedService):
         metrics.bans.watch(lambda: self._parts.limits.banned)
         metrics.sessions.watch(self._sessions.live)
         metrics.certificate_expires.watch(
-            lambda: 0.0 if self._certificates is None else self._certificates.expires
+            lambda: self._ports.certificates.expires if self._ports.certificates else 0.0
         )
         metrics.outbox_bytes.watch(lambda: budget.used)
         metrics.outbox_messages.watch(
@@ -246,10 +234,9 @@ class GatewayService(LoggedService):
         self._registry.start()
         self._moves.go_on()
         self._probe.start()
-        if self._certificates is not None:
-            self._look.start(LOOK_SECONDS, now=False)
-        self._http_port = _adopt(self._reactor, self._http_socket, self._site)
-        self.log.info("HTTP on {place}", place=_place(self._http_port))
+        self._ports.start()
+        self._http_port = adopt(self._reactor, self._http_socket, self._site)
+        self.log.info("HTTP on {place}", place=place_of(self._http_port))
         self._database.start().addCallback(self._store_opened).addErrback(self._cannot_go_on)
         # A database that is down must not keep phones out: those that are known are served.
         self._patience = self._reactor.callLater(STORE_PATIENCE_SECONDS, self._listen)
@@ -265,22 +252,11 @@ class GatewayService(LoggedService):
 
     def _listen(self) -> None:
         """Let phones in."""
-        if self._ports or not self.running or self._registry.draining:
+        if self._ports.listening or not self.running or self._registry.draining:
             return
         if self._patience.active():
             self._patience.cancel()
-        self._open_sockets()
-        factory = GatewayFactory(self._registry)
-        self._listening(_adopt(self._reactor, self._phone_socket, factory), "phones")
-        if self._certificates is not None:
-            # zope's interfaces say nothing to a type checker.
-            certificates: Any = self._certificates
-            inner: Any = GatewayFactory(self._registry, wrapped=True)
-            tls = TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
-            self._listening(_adopt(self._reactor, self._tls_socket, tls), "phones, by TLS,")
-        self._phone_socket = self._tls_socket = None
-        for text in self._settings.server.endpoints:
-            self._listen_at(text)
+        self._ports.listen()
         # What is there by now stays: no need to look through it again and again.
         gc.collect()
         gc.freeze()
@@ -292,54 +268,6 @@ class GatewayService(LoggedService):
                 "bans are in force, but not stored: {error}", error=failure.getErrorMessage()
             )
         )
-
-    def _open_sockets(self) -> None:
-        """
-        Have the sockets for phones, bound: at the start, or after they were shut.
-
-        @raise ConfigError: one cannot be had; then there is none.
-        """
-        settings = self._settings
-        server = settings.server
-        if self._phone_socket is None:
-            self._phone_socket = _open("server.port", server.interface, server.port, settings)
-        try:
-            if self._certificates is not None and self._tls_socket is None:
-                self._tls_socket = _open("tls.port", server.interface, settings.tls.port, settings)
-        except ConfigError:
-            self._phone_socket.close()
-            self._phone_socket = None
-            raise
-
-    def _look_at_certificates(self) -> None:
-        assert self._certificates is not None
-        try:
-            self._certificates.look()
-        except Exception:
-            self.log.failure("a look at the certificates failed")
-
-    def _listening(self, port: Any, what: str) -> None:
-        self._ports.append(port)
-        self.log.info("listening for {what} on {place}", what=what, place=_place(port))
-
-    def _listen_at(self, text: str) -> None:
-        """Listen at one of C{server.endpoints}."""
-        try:
-            endpoint = serverFromString(  # type: ignore[no-untyped-call]
-                self._reactor, text
-            )
-        except (ValueError, TypeError, LookupError, OSError) as error:
-            self._cannot_go_on(f"server.endpoints: {text}: {error}")
-            return
-        factory = GatewayFactory(self._registry, text.startswith("haproxy:"), wrapped=True)
-
-        def listening(port: Any) -> None:
-            listener = getattr(port, "socket", None)
-            if listener is not None:
-                set_socket_options(listener, self._settings.socket)
-            self._listening(port, text.partition(":")[0])
-
-        endpoint.listen(factory).addCallback(listening).addErrback(self._cannot_go_on)
 
     def _cannot_go_on(self, reason: Failure | str) -> None:
         """What is needed cannot be had: say why in one line, and end with that status."""
@@ -406,8 +334,7 @@ class GatewayService(LoggedService):
             self._last_wait.cancel()
         yield self._last_wait
         self._probe.stop()
-        if self._look.running:
-            self._look.stop()
+        self._ports.stop()
         self._site.close()
         if self._http_port is not None:
             yield self._http_port.stopListening()
@@ -425,7 +352,7 @@ class GatewayService(LoggedService):
         settings, report = compare(self._settings, self._read_settings())
         allow_open_files(settings)
         secrets = load_secrets(self._directory, settings.auth)
-        certificates = self._certificates
+        certificates = self._ports.certificates
         loaded = None if certificates is None else certificates.load()
         places = (*settings.bots.load, *self._more_bots)
         # The last that can fail, and the first that changes something.
@@ -499,7 +426,7 @@ class GatewayService(LoggedService):
         """
         if self._stopping or not self._drain.running:
             return False
-        self._open_sockets()
+        self._ports.open()
         self._drain.call_off()
         self._listen()
         self._moves.go_on()
@@ -539,15 +466,8 @@ class GatewayService(LoggedService):
 
     def _begin_drain(self, reason: str) -> None:
         self._moves.interrupt()
-        self._shut_port()
+        self._ports.shut()
         self._drain.begin(reason)
-
-    def _shut_port(self) -> None:
-        ports, self._ports = self._ports, []
-        for port in ports:
-            maybeDeferred(port.stopListening).addErrback(
-                lambda failure: self.log.failure("a port could not be shut", failure)
-            )
 
     def _all(self, *waiting: "Deferred[None]") -> "Deferred[Any]":
         """Wait for all, and log what fails."""
@@ -572,28 +492,3 @@ class GatewayService(LoggedService):
 def _level_of(breaker: Any) -> Callable[[], float]:
     """What the metric says of a breaker."""
     return lambda: float(breaker.state)
-
-
-def _open(key: str, interface: str, port: int, settings: Settings) -> socket.socket:
-    try:
-        return open_listener(interface, port, settings.socket)
-    except OSError as error:
-        place = f"{interface or '*'}:{port}"
-        raise ConfigError(f"{key}: cannot listen on {place}: {error.strerror or error}") from None
-
-
-def _adopt(reactor: Any, listener: socket.socket, factory: Any) -> Any:
-    port = reactor.adoptStreamPort(listener.fileno(), listener.family, factory)
-    listener.close()  # the reactor has one of its own
-    return port
-
-
-def _place(port: Any) -> str:
-    address = port.getHost()
-    host = getattr(address, "host", None)
-    if host is None:
-        return str(address)
-    number = getattr(address, "port", "")
-    if host in ("::", "0.0.0.0"):
-        return f"port {number} of all addresses"
-    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"

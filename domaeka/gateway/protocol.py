@@ -2,7 +2,6 @@
 Twisted's side of a phone's connection: bytes in, bytes out, nothing decided.
 """
 
-import contextlib
 import fcntl
 import socket
 import struct
@@ -18,7 +17,6 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from domaeka.config import SocketSettings
 from domaeka.errors import CloseReason, WireError
 from domaeka.gateway.registry import Registry
 from domaeka.gateway.sender import KernelFigures
@@ -26,9 +24,6 @@ from domaeka.gateway.session import Session
 from domaeka.policies.compression import Inflater
 from domaeka.wire import LineDecoder
 
-#: Bytes that the kernel holds unsent before a socket stops being writable: what a ping may have
-#: to wait behind.  Source: tcp(7), TCP_NOTSENT_LOWAT; as much as L{Session} writes at once.
-NOTSENT_LOWAT_BYTES = 16_384
 #: What one connection may inflate in one turn of the reactor, in bytes.
 INFLATED_A_TURN = 1_048_576
 #: Lines of one connection that are read in one turn of the reactor, 2 ms of work; and of one that
@@ -38,13 +33,6 @@ STRANGERS_LINES_A_TURN = 4
 #: What a peer whose connection is closing may still send before it is cut off, in bytes.  It is
 #: read, for what is left unread would break the connection before our last words have arrived.
 MAX_DISCARDED_BYTES = 2_097_152
-#: Connections that the kernel holds until they are accepted.  Source: a fleet of some hundred
-#: phones returns within one second after a restart.
-BACKLOG = 1024
-#: Options that Python does not name.  Source: linux/tcp.h.
-_LINUX_OPTIONS = {"TCP_NOTSENT_LOWAT": 25} if sys.platform == "linux" else {}
-
-
 #: Where C{struct tcp_info} has what we want of it.  Source: linux/tcp.h: microseconds.
 _TCP_INFO_BYTES = 104
 _TCP_INFO_RTT = struct.Struct("=II")
@@ -350,78 +338,3 @@ class GatewayFactory(Factory):
         protocol = GatewayProtocol(self._registry, self._proxied)
         protocol.factory = self
         return protocol
-
-
-def set_socket_options(listener: socket.socket, settings: SocketSettings) -> None:
-    """
-    Set what connections inherit on a listening socket.
-
-    Lingering is no socket option here: SO_LINGER would block the whole reactor.
-    """
-    if settings.buffer_bytes:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.buffer_bytes)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.buffer_bytes)
-    if listener.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.nodelay))
-    for name, value in (
-        ("TCP_KEEPIDLE", settings.keepalive_idle),
-        ("TCP_KEEPINTVL", settings.keepalive_interval),
-        ("TCP_KEEPCNT", settings.keepalive_count),
-        ("TCP_USER_TIMEOUT", settings.user_timeout_ms),
-        ("TCP_NOTSENT_LOWAT", NOTSENT_LOWAT_BYTES),
-    ):
-        option = getattr(socket, name, _LINUX_OPTIONS.get(name))
-        if option is not None:
-            with contextlib.suppress(OSError):  # a platform that has the name only
-                listener.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def open_listener(interface: str, port: int, options: SocketSettings) -> socket.socket:
-    """
-    A listening socket with every option set before it is bound.
-
-    @param interface: an address; empty: all, of IPv6 and IPv4 where the machine has both.
-    @param port: 0: any free one.
-    @raise OSError: the port is taken, or not ours to take.
-    """
-    if interface:
-        family, _, _, _, address = socket.getaddrinfo(
-            interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return _listen(family, address, options)
-    if _has_ipv6():
-        return _listen(socket.AF_INET6, ("::", port), options)
-    return _listen(socket.AF_INET, ("0.0.0.0", port), options)
-
-
-def _has_ipv6() -> bool:
-    """Whether this machine can listen on IPv6 and IPv4 with one socket."""
-    if not socket.has_dualstack_ipv6():
-        return False
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-def _listen(family: int, address: Any, options: SocketSettings) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        if options.reuse_address:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6 and address[0] == "::":
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        set_socket_options(listener, options)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -22,12 +22,8 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from domaeka.errors import CloseReason
-from domaeka.gateway.protocol import (
-    NOTSENT_LOWAT_BYTES,
-    GatewayFactory,
-    open_listener,
-    set_socket_options,
-)
+from domaeka.gateway.ports import NOTSENT_LOWAT_BYTES, open_listener, set_socket_options
+from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import Registry
 from domaeka.messages import Chat
 from domaeka.phonewire import Delivered, Identity, PhoneWriter, Said, read_server_frame
