@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from domaeka.config import PingSettings
-from domaeka.policies.liveness import Liveness
+from domaeka.policies.liveness import Liveness, Ping
 
 #: Lines of each kind, how long each is watched while it lives, in hours, and how many die.
 LINES = 60
@@ -39,6 +39,7 @@ class Profile(NamedTuple):
     freeze_every: float = inf  # the kernel acknowledges, the app does not run
     freeze: tuple[float, float] = (0.0, 0.0)
     nat: float = inf  # a flow that is idle for longer is forgotten
+    thinks: tuple[float, float] = (0.0, 0.0)  # how long the app takes to answer
 
 
 PROFILES = (
@@ -48,6 +49,7 @@ PROFILES = (
     Profile("NAT 60 s", 0.05, 0.5, 7200.0, (1.0, 8.0), nat=60.0),
     Profile("NAT 95 s", 0.05, 0.5, 7200.0, (1.0, 8.0), nat=95.0),
     Profile("NAT 120 s", 0.05, 0.5, 7200.0, (1.0, 8.0), nat=120.0),
+    Profile("slow phone", 0.08, 0.6, 1800.0, (2.0, 15.0), thinks=(12.0, 25.0)),
     Profile("doze", 0.05, 0.5, freeze_every=1800.0, freeze=(30.0, 600.0)),
 )
 
@@ -134,7 +136,8 @@ class Line:
         if arrived == inf:
             return inf, inf
         trip = self._round_trip()
-        answered = self._freezes.end_of(arrived) + trip / 2
+        thought = self._noise.uniform(*self._profile.thinks)
+        answered = self._freezes.end_of(arrived) + trip / 2 + thought
         return arrived + trip, self.deliver(answered, up=True) + trip / 2
 
     def chat(self) -> float:
@@ -153,8 +156,8 @@ class Rule(Protocol):
     def heard(self, now: float) -> None:
         """Bytes came."""
 
-    def pong(self, now: float, round_trip: float) -> None:
-        """The last ping was answered."""
+    def pong(self, sent_at: float, now: float, round_trip: float) -> None:
+        """The ping of a time was answered."""
 
     def ping_due(self, now: float) -> bool:
         """Whether to ping."""
@@ -179,12 +182,14 @@ class Ours:
     def heard(self, now: float) -> None:
         self.liveness.last_heard = now
 
-    def pong(self, now: float, round_trip: float) -> None:
-        self.liveness.pong(now, round_trip)
+    def pong(self, sent_at: float, now: float, round_trip: float) -> None:
+        ping = self.liveness.outstanding(f"{sent_at}")
+        if ping is not None:
+            self.liveness.pong(ping, now, round_trip)
 
     def ping_due(self, now: float) -> bool:
         if self.liveness.ping_due(now):
-            self.liveness.ping_left(now)
+            self.liveness.ping_left(Ping(f"{now}", now))
             return True
         return False
 
@@ -214,7 +219,7 @@ class Present:
     def heard(self, now: float) -> None:
         self._heard_at = self._read_at = now
 
-    def pong(self, now: float, round_trip: float) -> None:
+    def pong(self, sent_at: float, now: float, round_trip: float) -> None:
         pass
 
     def ping_due(self, now: float) -> bool:
@@ -284,8 +289,7 @@ def watch(line: Line, rule_name: str, seed: str, hours: float, outcome: Outcome)
             while pongs and pongs[0][0] <= now:
                 at, number = heappop(pongs)
                 rule.heard(now)
-                if number == len(sent_at) - 1:
-                    rule.pong(now, at - sent_at[number])
+                rule.pong(sent_at[number], now, at - sent_at[number])
             unacknowledged = min((number for _, number in pings), default=None)
             line.unacknowledged_since = inf if unacknowledged is None else sent_at[unacknowledged]
             if rule.gives_up(now, line) or (now >= end and line.dead_at > now):

@@ -189,10 +189,10 @@ class Peer(Protocol):
         """Somebody writes in a room."""
         self.write(*(self.line(text, **more) for text in texts))
 
-    def pong(self, event: Literal["ping", "pong"] = "pong") -> None:
-        """Answer the last ping."""
+    def pong(self, event: Literal["ping", "pong"] = "pong", number: int = -1) -> None:
+        """Answer a ping, the last one if no other is named."""
         asked = [frame for frame in self.frames if isinstance(frame, Asked)]
-        stamp = msgspec.json.decode(asked[-1].server_timestamp) if asked else "?"
+        stamp = msgspec.json.decode(asked[number].server_timestamp) if asked else "?"
         self.write(self.writer.pong(stamp, event=event))
 
     def ack(self, message_id: int) -> None:

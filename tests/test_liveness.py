@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.config import PingSettings
-from domaeka.policies.liveness import Liveness, SteadyTime
+from domaeka.policies.liveness import Liveness, Ping, SteadyTime
 from domaeka.policies.quality import Grade
 
 ADAPTIVE = PingSettings(initial_delay_min=30.0, initial_delay_max=30.0)
@@ -46,21 +46,30 @@ class LivenessTests(SynchronousTestCase):
         self.liveness = Liveness(settings, 0.0, Random(1))
         self.pings: list[float] = []
 
-    def sweep(self, seconds: int, answered: bool = True) -> None:
+    def leave(self, now: float) -> Ping:
+        """A ping leaves."""
+        ping = Ping(f"{now}", now)
+        self.liveness.ping_left(ping)
+        return ping
+
+    def sweep(self, seconds: int, answered: bool = True, delay: int = 0) -> None:
         """
         Let time pass.
 
         @param answered: whether the phone answers pings, after 0.1 s.
+        @param delay: how much later than that it does.
         """
         for _ in range(seconds):
             self.now += 1.0
+            if delay and (ping := self.liveness.outstanding(f"{self.now - delay}")):
+                self.liveness.pong(ping, self.now, delay + 0.1)
             if self.liveness.due <= self.now:
                 self.assertFalse(self.liveness.is_stale(self.now))
                 if self.liveness.ping_due(self.now):
                     self.pings.append(self.now)
-                    self.liveness.ping_left(self.now)
-                    if answered:
-                        self.liveness.pong(self.now, 0.1)
+                    ping = self.leave(self.now)
+                    if answered and not delay:
+                        self.liveness.pong(ping, self.now, 0.1)
 
     def stale_after(self) -> float:
         """How long from now, with nothing heard and the phone pinged, until it is given up."""
@@ -69,7 +78,7 @@ class LivenessTests(SynchronousTestCase):
             self.now += 1.0
             if self.liveness.ping_due(self.now):
                 self.pings.append(self.now)
-                self.liveness.ping_left(self.now)
+                self.leave(self.now)
             self.assertLess(self.now - start, 1000.0)
         self.assertLessEqual(self.liveness.due, self.now)
         return self.now - start
@@ -93,14 +102,13 @@ class LivenessTests(SynchronousTestCase):
         due = [now for now in range(30, 300) if self.liveness.ping_due(float(now))]
         self.assertEqual(due, [30])
         self.assertFalse(self.liveness.is_stale(300.0))
-        self.liveness.ping_left(300.0)
+        self.leave(300.0)
         self.assertEqual(self.liveness.due, 330.0)
 
     def test_out_of_turn(self) -> None:
         """The ping right after the handshake leaves the plan as it is."""
         self.connect(FIXED)
-        self.liveness.ping_left(0.0)
-        self.assertTrue(self.liveness.pong(0.0, 0.2))
+        self.assertTrue(self.liveness.pong(self.leave(0.0), 0.0, 0.2))
         self.assertEqual(self.liveness.due, 30.0)
 
     def test_stale(self) -> None:
@@ -116,23 +124,63 @@ class LivenessTests(SynchronousTestCase):
         for _ in range(20):
             self.sweep(30, answered=False)
             self.liveness.last_heard = self.now
-        self.assertEqual(self.liveness.quality.grade, Grade.FAILING)
+        quality = self.liveness.quality
+        self.assertEqual((quality.grade, quality.loss), (Grade.FAILING, 1.0))
 
     def test_only_the_ping_that_is_out(self) -> None:
         """A pong out of the blue, or a second one, is nothing."""
         self.connect(FIXED)
-        self.assertFalse(self.liveness.pong(0.0, 0.1))
-        self.liveness.ping_left(1.0)
-        self.assertTrue(self.liveness.pong(1.0, 0.1))
-        self.assertFalse(self.liveness.pong(1.0, 0.1))
-        self.assertEqual(self.liveness.quality.samples, 1)
+        self.assertIsNone(self.liveness.outstanding(None))
+        ping = self.leave(1.0)
+        self.assertIsNone(self.liveness.outstanding("0.0"))
+        self.assertIs(self.liveness.outstanding("1.0"), ping)
+        self.assertTrue(self.liveness.pong(ping, 1.0, 0.1))
+        self.assertIsNone(self.liveness.outstanding("1.0"))
+
+    def test_slow_and_steady(self) -> None:
+        """A phone that always takes its time is fair, has round trips, and is asked no oftener."""
+        for delay in (12, 25, 40):
+            for settings_ in (FIXED, ADAPTIVE):
+                self.connect(settings_)
+                self.sweep(1800, delay=delay)
+                quality = self.liveness.quality
+                self.assertEqual((quality.grade, quality.loss), (Grade.FAIR, 0.0))
+                self.assertAlmostEqual(quality.srtt or 0.0, delay + 0.1, 1)
+                self.assertLess(len(self.pings), 64)
+
+    def test_answers_after_a_silence(self) -> None:
+        """Pings that are answered late, all together, were late and not lost."""
+        self.connect(ADAPTIVE)
+        self.sweep(300)
+        pings = [self.leave(self.now + late) for late in (10.0, 20.0, 30.0, 40.0)]
+        self.assertEqual(self.liveness.quality.reasons(), ["3 of 13 pings unanswered"])
+        for ping in pings:
+            self.assertTrue(self.liveness.pong(ping, 350.0, 350.0 - ping.left_at))
+        self.assertEqual((self.liveness.quality.samples, self.liveness.quality.loss), (14, 0.0))
+
+    def test_lost(self) -> None:
+        """Phones answer in order: a ping before one that was answered is lost, once."""
+        self.connect(FIXED)
+        self.leave(0.0)
+        self.assertTrue(self.liveness.pong(self.leave(5.0), 5.0, 0.1))
+        self.assertIsNone(self.liveness.outstanding("0.0"))
+        self.sweep(65)
+        self.assertEqual(self.liveness.quality.reasons(), ["1 of 4 pings unanswered"])
+
+    def test_few_are_waited_for(self) -> None:
+        """Pings that are never answered are lost in the end, and forgotten."""
+        self.connect(ADAPTIVE)
+        for now in range(0, 1000, 10):
+            self.leave(float(now))
+            self.liveness.last_heard = now + 1.0
+        waited = [now for now in range(1000) if self.liveness.outstanding(f"{now}.0")]
+        self.assertEqual(waited, list(range(900, 1000, 10)))
 
     def test_clocks_that_disagree(self) -> None:
         """A round trip during which the clock was stepped is proof of life, but no sample."""
         self.connect(FIXED)
         for round_trip in (3600.0, -3600.0):
-            self.liveness.ping_left(10.0)
-            self.assertFalse(self.liveness.pong(11.0, round_trip))
+            self.assertFalse(self.liveness.pong(self.leave(10.0), 11.0, round_trip))
         self.assertEqual(self.liveness.quality.samples, 0)
 
     def test_deaf(self) -> None:
@@ -147,12 +195,12 @@ class LivenessTests(SynchronousTestCase):
     def test_deaf_is_neither_sample_nor_miss(self) -> None:
         """A ping that overlaps with media says nothing about the line."""
         self.connect(FIXED)
-        self.liveness.ping_left(0.0)
+        ping = self.leave(0.0)
         self.liveness.deafened(1.0, 16.2)
-        self.assertFalse(self.liveness.pong(17.0, 17.0))
+        self.assertFalse(self.liveness.pong(ping, 17.0, 17.0))
         self.liveness.deafened(20.0, 16.2)
-        self.liveness.ping_left(21.0)
-        self.liveness.ping_left(50.0)
+        self.leave(21.0)
+        self.leave(50.0)
         self.assertEqual((self.liveness.quality.samples, self.liveness.quality.loss), (0, 0.0))
 
     def test_paused(self) -> None:
@@ -186,8 +234,7 @@ class LivenessTests(SynchronousTestCase):
         for took, timeout in ((8.0, 33.0), (20.0, 70.0), (35.0, 90.0)):
             self.connect(ADAPTIVE)
             self.sweep(1499)
-            self.liveness.ping_left(self.now)
-            self.liveness.pong(self.now + took, took)
+            self.liveness.pong(self.leave(self.now), self.now + took, took)
             self.assertEqual(self.liveness.timeout, timeout)
 
     def test_adapts_and_goes_back(self) -> None:
@@ -196,7 +243,7 @@ class LivenessTests(SynchronousTestCase):
         self.sweep(300)
         self.sweep(55, answered=False)
         self.assertEqual(self.liveness.interval, 10.0)
-        self.sweep(400)
+        self.sweep(700)
         self.assertEqual((self.liveness.quality.grade, self.liveness.interval), (Grade.GOOD, 30.0))
 
     def test_device_is_remembered(self) -> None:
@@ -206,17 +253,16 @@ class LivenessTests(SynchronousTestCase):
         self.assertEqual(self.liveness.slowest_until(self.now), 15.0)
         self.liveness = Liveness(ADAPTIVE, 0.0, Random(1), slowest=15.0)
         for now in range(40):
-            self.liveness.ping_left(float(now))
-            self.liveness.pong(float(now), 0.1)
+            self.liveness.pong(self.leave(float(now)), float(now), 0.1)
         self.assertEqual(self.liveness.timeout, 52.5)
 
     def test_what_is_long_past_is_forgotten(self) -> None:
         """Adaptive: what a phone's answers have taken counts for an hour, or two."""
         self.connect(ADAPTIVE)
         self.sweep(1499)
-        self.liveness.ping_left(self.now)
+        ping = self.leave(self.now)
         self.now += 20.0
-        self.liveness.pong(self.now, 20.0)
+        self.liveness.pong(ping, self.now, 20.0)
         self.sweep(3600)
         self.assertEqual(self.liveness.timeout, 70.0)
         self.sweep(3600)
@@ -232,14 +278,18 @@ class LivenessTests(SynchronousTestCase):
     def test_bounds(self, steps: list[tuple[str, int]]) -> None:
         """Whatever happens: within the bounds, and never given up for less than them."""
         now, answered = 0.0, 0.0
+        out: list[Ping] = []
         liveness = Liveness(ADAPTIVE, now, Random(3))
         for action, number in steps:
             if action == "w":
                 now += number
             elif action == "p" and liveness.ping_due(now):
-                liveness.ping_left(now)
-            elif action == "c":
-                liveness.pong(now, number / 10)
+                out.append(Ping(f"{now}", now))
+                liveness.ping_left(out[-1])
+            elif action == "c" and out:
+                ping = liveness.outstanding(out[number % len(out)].text)
+                if ping is not None:
+                    liveness.pong(ping, now, now - ping.left_at)
                 liveness.last_heard = answered = now
             elif action == "h":
                 liveness.last_heard = answered = now

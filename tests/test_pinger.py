@@ -67,6 +67,24 @@ class RegularPingTests(GatewayCase):
         self.run_for(300.0)
         self.assertEqual(len(phone.record.pings) - first, 10)
 
+    def test_answered_late(self) -> None:
+        """A phone that takes 12 s for each answer, so that several pings are out, is no worse."""
+        self.serve(("ping.initial_delay_max", "2"))
+        peer = self.greeted()
+        came = [0]
+        answered = 0
+        for now in range(1, 600):
+            self.run_for(1.0)
+            came += [now] * (peer.pings - len(came))
+            if answered < len(came) and came[answered] + 12 <= now:
+                peer.pong(number=answered)
+                peer.pong(number=answered)  # another time: that says nothing
+                answered += 1
+        liveness = self.session().liveness
+        assert liveness is not None
+        self.assertEqual((self.metrics.rtt.count, liveness.quality.loss), (answered, 0.0))
+        self.assertLess(len(came), 25)
+
     def test_all_versions_live_on(self) -> None:
         """A phone of any version that answers is never given up."""
         for script in ("3.2.0", "3.2.1", "3.3.2", "3.3.2 bare", "3.3.3"):

@@ -79,13 +79,29 @@ class QualityTests(SynchronousTestCase):
         self.answer(*[0.1] * 17)
         self.assertEqual((self.quality.score, self.quality.grade), (90, Grade.GOOD))
 
-    @given(st.lists(st.one_of(st.none(), st.floats(-1.0, 1e6)), max_size=150))
+    def test_overdue(self) -> None:
+        """Pings that are late count as unanswered for as long as they are."""
+        self.answer(*[0.1] * 19)
+        for overdue, loss, grade in ((3, 0.15, Grade.FAILING), (0, 0.0, Grade.GOOD)):
+            self.quality.overdue = overdue
+            self.quality.judge()
+            self.assertEqual((self.quality.loss, self.quality.grade), (loss, grade))
+
+    @given(
+        st.lists(
+            st.one_of(st.none(), st.integers(0, 30), st.floats(-1.0, 1e6)),
+            max_size=150,
+        )
+    )
     def test_any_history(self, events: list[float | None]) -> None:
         """The score is 0 to 100 and never better than the grade says, by more than its margin."""
         quality = Quality()
         for event in events:
             if event is None:
                 quality.missed()
+            elif isinstance(event, int):
+                quality.overdue = event
+                quality.judge()
             else:
                 quality.answered(event)
         self.assertTrue(0 <= quality.score <= 100)

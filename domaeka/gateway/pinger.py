@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from domaeka.messages import Pong, encode_ping, timestamp_text
-from domaeka.policies.liveness import Liveness
+from domaeka.policies.liveness import Liveness, Ping
 
 if TYPE_CHECKING:
     from domaeka.gateway.parts import Parts
@@ -26,7 +26,6 @@ class Pinger:
     __slots__ = (
         "_ahead",
         "_bot_name",
-        "_left_at",
         "_parts",
         "_sender",
         "_text",
@@ -40,11 +39,10 @@ class Pinger:
         self._sender = sender
         self._bot_name = bot_name
         self._parts = parts
-        self._text: str | None = None  # of the ping that is out
+        self._text = ""  # of the ping that waits
         self._ahead = 0  # how many messages had been sent before it
         self.clock_skew: float | None = None
         self.waits = False
-        self._left_at = 0.0  # by the wall clock
 
     def ping(self) -> None:
         """Have a ping go out next."""
@@ -62,19 +60,19 @@ class Pinger:
         if not self.waits or self._sender.urgent_waits:
             return False
         self.waits = False
-        self._left_at = self._parts.seconds()
-        self.liveness.ping_left(now)
+        self.liveness.ping_left(Ping(self._text, now, self._parts.seconds(), self._ahead))
+        self._text = ""
         return True
 
     def pong_received(self, pong: Pong, now: float) -> None:
-        """A pong came.  Only the echo of the ping that is out says anything."""
-        if self._text is None or self.waits or pong.server_timestamp != self._text:
+        """A pong came.  Only the echo of a ping that is out says anything, and once."""
+        ping = self.liveness.outstanding(pong.server_timestamp)
+        if ping is None:
             return
-        self._text = None
-        self._sender.confirmed = self._ahead
-        now_exact = self._parts.seconds()
+        self._sender.confirmed = ping.ahead
+        wall = self._parts.seconds()
         if pong.auth is not None:
-            self.clock_skew = pong.auth.timestamp / 1000 - now_exact
-        round_trip = max(0.0, now_exact - self._left_at)
-        if self.liveness.pong(now, round_trip):
+            self.clock_skew = pong.auth.timestamp / 1000 - wall
+        round_trip = max(0.0, wall - ping.wall)
+        if self.liveness.pong(ping, now, round_trip):
             self._parts.metrics.rtt.observe(round_trip)

@@ -462,8 +462,8 @@ class Session:
         self.valve.apply()
         self._carrier.limit_lines(self._parts.settings.server.max_frame_bytes)
         if self._pinger is not None:
-            self._pinger.liveness.apply(self._parts.settings.ping)
             self.due = self._registry.steady.now
+            self._pinger.liveness.apply(self._parts.settings.ping, self.due)
 
     def welcomed(self) -> None:
         """The first handshake has been answered: what waits for the device may follow."""

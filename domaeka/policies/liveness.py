@@ -4,9 +4,9 @@ When to ping a phone, and when it is given up.
 Times are those of a L{SteadyTime}, which the one sweep over all connections moves on.
 """
 
-from math import inf
+from math import ceil, inf
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from domaeka.config import PingSettings
 from domaeka.policies.quality import Grade, Quality
@@ -27,8 +27,7 @@ RECENT_SECONDS: Final = 3600.0
 STALLED_SECONDS: Final = 10.0
 #: By how many seconds a round trip and steady time may differ: two periods of the sweep.
 _CLOCK_SLACK_SECONDS: Final = 2.0
-#: Where between C{ping.interval_min} and C{ping.interval} a connection is pinged.
-_INTERVAL_SHARES: Final = {Grade.GOOD: 1.0, Grade.FAIR: 0.5, Grade.POOR: 0.0, Grade.FAILING: 0.0}
+_NEVER: Final = -inf  # one for all connections
 
 
 class SteadyTime:
@@ -100,14 +99,34 @@ class Headway:
         return now - self._made_at
 
 
+class Ping(NamedTuple):
+    """
+    A ping that has left for the socket.
+
+    @ivar text: what the phone is to echo.
+    @ivar left_at: when it left.
+    @ivar wall: the same by the wall clock, for a finer round trip.
+    @ivar ahead: how many messages had been sent before it.
+    """
+
+    text: str
+    left_at: float
+    wall: float = 0.0
+    ahead: int = 0
+
+
 class Liveness:
     """
     Pings and silence of one connection.
 
     What ends it is a ping that has been out for L{timeout} with nothing heard since.  Silence
     counts only while the phone is read from and not deaf by our order.  With C{ping.adaptive} a
-    ping that goes unanswered is soon followed by another, a connection that is not good is
-    pinged more often, and the time-out follows from how long the phone takes to answer.
+    ping that goes unanswered is soon followed by another, a poor connection is pinged more
+    often, and the time-out follows from how long the phone takes to answer.
+
+    Each ping that is out is waited for, so that a phone which takes longer than the pause between
+    two has round trips like any other.  Phones answer in order: those before the one that was
+    answered are lost.
 
     @ivar last_heard: when bytes last came; to be set by whoever sees them.
     @ivar deaf_until: until then the phone reads nothing, by our order.
@@ -116,8 +135,8 @@ class Liveness:
     """
 
     __slots__ = (
-        "_left_at",
         "_next_ping",
+        "_out",
         "_paused_at",
         "_queued",
         "_recent_until",
@@ -126,8 +145,7 @@ class Liveness:
         "_silent_since",
         "_slowest",
         "_slowest_before",
-        "_unanswered",
-        "_void",
+        "_void_until",
         "deaf_until",
         "interval",
         "last_heard",
@@ -157,35 +175,33 @@ class Liveness:
             settings.initial_delay_min, settings.initial_delay_max
         )
         self._queued = False  # a ping is to be sent, and has not left yet
-        self._left_at = now  # the last one
-        self._unanswered = False
-        self._void = False  # it says nothing: for a time it could not be answered
+        self._out: tuple[Ping, ...] = ()  # those that may be answered yet, the oldest first
+        # What left until then says nothing: for a time it could not be answered.
+        self._void_until = _NEVER
         self._paused_at: float | None = None
         # The first ping since something was heard: when it left, and from when its time runs.
         self._silent_since = now
         self._silent_from = inf
 
-    def apply(self, settings: PingSettings) -> None:
+    def apply(self, settings: PingSettings, now: float) -> None:
         """Go on with other settings."""
         self._settings = settings
         self.interval = settings.interval
         self.timeout = settings.timeout
-        self._next_ping = min(self._next_ping, self._left_at + self.interval)
         self._adapt()
+        self._next_ping = min(self._next_ping, now + self.interval)
 
     @property
     def due(self) -> float:
         """Before this time, and unless a ping leaves, there is nothing to do."""
-        due = self._next_ping
-        if self._unanswered:
-            due = min(due, self._left_at + self._hurry)
+        due = min(self._next_ping, self._follow_up_at)
         if self.last_heard <= self._silent_since:
             due = min(due, self._silent_from + self.timeout)
         return due
 
     def ping_due(self, now: float) -> bool:
         """Whether a ping is to be sent: said once for each, and not while one has not left."""
-        if now < self._next_ping and not (self._unanswered and now >= self._left_at + self._hurry):
+        if now < self._next_ping and now < self._follow_up_at:
             return False
         self._next_ping = now + self.interval
         if self._queued:
@@ -193,53 +209,68 @@ class Liveness:
         self._queued = True
         return True
 
-    def ping_left(self, now: float) -> None:
+    def ping_left(self, ping: Ping) -> None:
         """A ping has left for the socket: its time runs."""
-        if self._unanswered and not self._void:
-            self.quality.missed()
+        now = ping.left_at
+        if self._out:
             if self.last_heard > self._silent_since:
                 self._answer_took(now, self.last_heard - self._silent_from)
+            lost, self._out = self._out[: -self._most_out], self._out[-self._most_out :]
+            self._lost(lost)
+            self.quality.overdue = self._overdue(now)
+            self.quality.judge()
             self._adapt()
+        self._out += (ping,)
         if self._queued:  # else it was sent out of turn
             self._queued = False
             self._next_ping = now + self.interval
         if self.last_heard > self._silent_since or self._silent_from == inf:
             self._silent_since = now
             self._silent_from = max(now, self.deaf_until)
-        self._left_at = now
-        self._unanswered = True
-        self._void = now < self.deaf_until or self._paused_at is not None
+        if self._paused_at is not None or now < self.deaf_until:
+            self._void_until = now
 
-    def pong(self, now: float, round_trip: float) -> bool:
+    def outstanding(self, text: object) -> Ping | None:
+        """The ping that C{text} is the echo of, if it may still be answered."""
+        for ping in self._out:
+            if ping.text == text:
+                return ping
+        return None
+
+    def pong(self, ping: Ping, now: float, round_trip: float) -> bool:
         """
-        The ping that went out last was answered.
+        A ping that is L{outstanding} was answered.
 
         @param round_trip: after so many seconds, by a finer clock.
         @return: whether that was a sample.
         """
-        if not self._unanswered:
-            return False
-        self._unanswered = False
+        place = self._out.index(ping)
+        lost, self._out = self._out[:place], self._out[place + 1 :]
         self.last_heard = now
         silent_from, self._silent_from = self._silent_from, inf
+        self.quality.overdue = self._overdue(now)
+        self._lost(lost)
         # Where the clocks disagree, one was stepped, or the process was held up.
-        if self._void or abs(round_trip - (now - self._left_at)) > _CLOCK_SLACK_SECONDS:
-            return False
-        self.quality.answered(round_trip)
-        self._answer_took(now, max(round_trip, now - silent_from))
+        agree = abs(round_trip - (now - ping.left_at)) <= _CLOCK_SLACK_SECONDS
+        is_sample = agree and ping.left_at > self._void_until
+        if is_sample:
+            self.quality.answered(round_trip)
+            self._answer_took(now, max(round_trip, now - silent_from))
+        else:
+            self.quality.judge()
         self._adapt()
-        return True
+        return is_sample
 
     def deafened(self, now: float, seconds: float) -> None:
         """A media frame has left: the phone will be deaf for so long, one frame after another."""
         self.deaf_until = max(now, self.deaf_until) + seconds
         self._silent_from += seconds
-        self._void = True
+        self._void_until = now
 
     def reading_paused(self, now: float) -> None:
         """The phone is not read from for a while."""
         self._paused_at = now
-        self._void = True
+        self._void_until = now
 
     def reading_resumed(self, now: float) -> None:
         """The phone is read from again."""
@@ -264,15 +295,39 @@ class Liveness:
         return max(slowest, now - self._silent_from)
 
     @property
-    def _hurry(self) -> float:
-        """How long a ping goes unanswered before it is followed by another."""
-        if self._void or not self._settings.adaptive:
+    def _follow_up_at(self) -> float:
+        """When the last ping, if it is still out, is followed by another."""
+        out = self._out
+        if not out or not self._settings.adaptive or out[-1].left_at <= self._void_until:
             return inf
+        return out[-1].left_at + self._usual_seconds
+
+    @property
+    def _usual_seconds(self) -> float:
+        """Within this time a ping is answered, as a rule."""
         return max(self._shortest_interval, 2 * (self.quality.srtt or 0.0))
+
+    @property
+    def _most_out(self) -> int:
+        """How many pings are waited for, beside the last: as many as leave within a time-out."""
+        settings = self._settings
+        pause = self._shortest_interval if settings.adaptive else settings.interval
+        return ceil(settings.timeout / pause)
 
     @property
     def _shortest_interval(self) -> float:
         return min(self._settings.interval_min, self._settings.interval)
+
+    def _lost(self, pings: tuple[Ping, ...]) -> None:
+        """Pings will not be answered any more."""
+        for ping in pings:
+            if ping.left_at > self._void_until:
+                self.quality.missed()
+
+    def _overdue(self, now: float) -> int:
+        """How many pings are out for longer than usual."""
+        since = now - self._usual_seconds
+        return sum(self._void_until < ping.left_at <= since for ping in self._out)
 
     def _answer_took(self, now: float, seconds: float) -> None:
         if now >= self._recent_until:
@@ -287,8 +342,9 @@ class Liveness:
             return
         quality = self.quality
         shortest = self._shortest_interval
-        share = _INTERVAL_SHARES[quality.grade]
-        self.interval = shortest + (settings.interval - shortest) * share
+        # A phone that is slow, and steady, is fair: to ask it more often would tell nothing.
+        worse = quality.grade in (Grade.POOR, Grade.FAILING)
+        self.interval = min(settings.interval, self._usual_seconds if worse else inf)
         if quality.samples >= SETTLED_SAMPLES:
             patience = max(
                 MIN_TIMEOUT_SECONDS,

@@ -61,15 +61,27 @@ class Quality:
 
     @ivar srtt: smoothed round trip, in seconds; L{None} before the first (RFC 6298).
     @ivar rttvar: how much round trips vary, in seconds (RFC 6298).
+    @ivar overdue: pings that are out for longer than usual: unanswered, as things are.
     @ivar score: 0 to 100.
     @ivar grade: the same in a word; it does not flicker.
     """
 
-    __slots__ = ("_missed", "_next", "_pings", "_samples", "grade", "rttvar", "score", "srtt")
+    __slots__ = (
+        "_missed",
+        "_next",
+        "_pings",
+        "_samples",
+        "grade",
+        "overdue",
+        "rttvar",
+        "score",
+        "srtt",
+    )
 
     def __init__(self) -> None:
         self.srtt: float | None = None
         self.rttvar = 0.0
+        self.overdue = 0
         self.score = 100
         self.grade = Grade.GOOD
         self._samples: array[float] | None = None
@@ -100,13 +112,13 @@ class Quality:
         self._note(0)
 
     def missed(self) -> None:
-        """A ping went unanswered for so long that the next one left."""
+        """A ping will not be answered any more."""
         self._note(1)
 
     @property
     def known(self) -> bool:
-        """Whether a ping was answered or missed: until then score and grade say nothing."""
-        return self._pings > 0
+        """Whether a ping was answered or is late: until then score and grade say nothing."""
+        return self._pings + self.overdue > 0
 
     @property
     def samples(self) -> int:
@@ -126,7 +138,8 @@ class Quality:
     @property
     def loss(self) -> float:
         """Which part of the last pings went unanswered, 0 to 1."""
-        return self._missed.bit_count() / self._pings if self._pings else 0.0
+        unanswered, pings = self._unanswered()
+        return unanswered.bit_count() / pings if pings else 0.0
 
     def round_trips(self) -> RoundTrips | None:
         """What the last round trips come to; L{None} before the first."""
@@ -141,8 +154,9 @@ class Quality:
 
     def reasons(self) -> list[str]:
         """Why the score is not 100, the weightiest first."""
+        unanswered, pings = self._unanswered()
         found = [
-            (self._loss_points(), f"{self._missed.bit_count()} of {self._pings} pings unanswered"),
+            (self._loss_points(), f"{unanswered.bit_count()} of {pings} pings unanswered"),
             (_points(self.srtt or 0.0, _SLOW), f"a round trip takes {self.srtt or 0.0:.1f} s"),
             (_points(self.rttvar, _UNSTEADY), f"round trips vary by {self.rttvar:.1f} s"),
         ]
@@ -152,6 +166,10 @@ class Quality:
         self._missed = (self._missed << 1 | missed) & _ALL_PINGS
         if self._pings < PINGS:
             self._pings += 1
+        self.judge()
+
+    def judge(self) -> None:
+        """Work out score and grade anew."""
         points = self._loss_points()
         points += _points(self.srtt or 0.0, _SLOW) + _points(self.rttvar, _UNSTEADY)
         score = self.score = max(0, round(100 - points))
@@ -162,12 +180,20 @@ class Quality:
             rank -= 1
         self.grade = _RANKS[rank]
 
+    def _unanswered(self) -> tuple[int, int]:
+        """A bit for each of the last pings, the latest lowest, and how many they are."""
+        late = (1 << self.overdue) - 1
+        return (self._missed << self.overdue | late) & _ALL_PINGS, min(
+            PINGS, self._pings + self.overdue
+        )
+
     def _loss_points(self) -> float:
-        if not self._missed:
+        unanswered, _ = self._unanswered()
+        if not unanswered:
             return 0.0
-        in_a_row = (~self._missed & (self._missed + 1)).bit_length() - 1
+        in_a_row = (~unanswered & (unanswered + 1)).bit_length() - 1
         # Out of PINGS, however few there were: one miss at the start is no disaster.
-        points = self._missed.bit_count() / PINGS * 100 * _LOSS_POINTS + in_a_row * _ROW_POINTS
+        points = unanswered.bit_count() / PINGS * 100 * _LOSS_POINTS + in_a_row * _ROW_POINTS
         return min(_MOST_LOSS_POINTS, points)
 
 
