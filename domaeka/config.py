@@ -396,44 +396,79 @@ def setting_types() -> Mapping[str, Any]:
     }
 
 
+class SettingsSource:
+    """
+    Where settings come from: defaults, then a file, then the environment, then C{overrides}.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        overrides: Sequence[tuple[str, str]] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        @param path: a TOML file, or L{None}.
+        @param overrides: pairs of C{section.key} and a value as text: as it stands for text keys,
+            else JSON.
+        @param environment: C{DOMAEKA_SECTION_KEY} to text; by default that of the process.
+        """
+        self._path = path
+        self._overrides = overrides
+        self._environment = os.environ if environment is None else environment
+        self._places: dict[str, str] = {}  # where each key was set
+        self._settings = Settings()
+
+    def load(self) -> Settings:
+        """
+        Read them.
+
+        @raise ConfigError: one line that says which key is wrong, and why.
+        """
+        path = self._path
+        tree: dict[str, Any] = {}
+        places: dict[str, str] = {}
+        self._places = places
+        if path is not None:
+            tree = read_toml(path)
+            places.update((key, f"{path}:{line}") for key, line in lines_of(path).items())
+            _convert(tree, str(path), places)
+        types = setting_types()
+        names = {"DOMAEKA_" + key.replace(".", "_").upper(): key for key in types}
+        sections = tuple({f"DOMAEKA_{key.partition('.')[0].upper()}_" for key in types})
+        for name, text in self._environment.items():
+            if name in names:
+                _put(tree, types, names[name], text, name)
+                places[names[name]] = name
+            elif name.startswith(sections):
+                raise ConfigError(f"{name}: there is no such setting")
+        for key, text in self._overrides:
+            _put(tree, types, key, text, "--set")
+            places[key] = "--set"
+        self._settings = settings = _convert(tree, "settings", places)
+        for key, why in _objections(settings):
+            raise ConfigError(f"{places.get(key, path or 'settings')}: {key}: {why}")
+        return settings
+
+    def locate(self, error: str) -> str:
+        """An error that begins with a key, found once they were read: with the place of that."""
+        key = error.partition(":")[0]
+        if key not in self._places or key not in setting_types():
+            return error
+        section, _, name = key.partition(".")
+        value = getattr(getattr(self._settings, section), name)
+        if isinstance(value, tuple) and not any(f": {each}: " in error for each in value):
+            return error  # it is about what was given elsewhere
+        return f"{self._places[key]}: {error}"
+
+
 def load_settings(
     path: Path | None = None,
     overrides: Sequence[tuple[str, str]] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """
-    Read settings: defaults, then the file, then the environment, then C{overrides}.
-
-    @param path: a TOML file, or L{None}.
-    @param overrides: pairs of C{section.key} and a value as text: as it stands for text keys,
-        else JSON.
-    @param environment: C{DOMAEKA_SECTION_KEY} to text; by default that of the process.
-    @raise ConfigError: one line that says which key is wrong, and why.
-    """
-    tree: dict[str, Any] = {}
-    sources: dict[str, str] = {}  # where each key was set
-    if path is not None:
-        tree = read_toml(path)
-        sources = {key: f"{path}:{line}" for key, line in lines_of(path).items()}
-        _convert(tree, str(path), sources)
-    types = setting_types()
-    if environment is None:
-        environment = os.environ
-    names = {"DOMAEKA_" + key.replace(".", "_").upper(): key for key in types}
-    sections = tuple({f"DOMAEKA_{key.partition('.')[0].upper()}_" for key in types})
-    for name in environment:
-        if name in names:
-            _put(tree, types, names[name], environment[name], name)
-            sources[names[name]] = name
-        elif name.startswith(sections):
-            raise ConfigError(f"{name}: there is no such setting")
-    for key, text in overrides:
-        _put(tree, types, key, text, "--set")
-        sources[key] = "--set"
-    settings = _convert(tree, "settings", sources)
-    for key, why in _objections(settings):
-        raise ConfigError(f"{sources.get(key, path or 'settings')}: {key}: {why}")
-    return settings
+    """Read settings, once: see L{SettingsSource}."""
+    return SettingsSource(path, overrides, environment).load()
 
 
 def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, source: str) -> None:

@@ -45,6 +45,7 @@ class CloseReason(StrEnum):
     GAVE_WAY = "gave way"  # not authenticated, and the server was full
     RATE_LIMITED = "rate limited"
     BANNED = "banned"
+    BAD_PROXY_HEADER = "bad proxy header"  # a balancer did not say who connects
     SHUTDOWN = "shutdown"
     MIGRATED = "migrated"
     INTERNAL = "internal error"

@@ -64,6 +64,9 @@ REFUSAL_REASONS: Final = (
     CloseReason.SERVER_FULL,
     CloseReason.RATE_LIMITED,
     CloseReason.BANNED,
+    CloseReason.BAD_PROXY_HEADER,
+    CloseReason.HANDSHAKE_TIMEOUT,
+    CloseReason.GAVE_WAY,
     CloseReason.SHUTDOWN,
     CloseReason.MIGRATED,
 )

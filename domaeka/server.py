@@ -26,8 +26,8 @@ from twisted.python.failure import Failure
 from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import bot_files, reload_bots
-from domaeka.config import Settings
-from domaeka.errors import DomaekaError, StoreError
+from domaeka.config import Settings, SettingsSource
+from domaeka.errors import ConfigError, DomaekaError, StoreError
 from domaeka.gateway.drain import Drain, DrainReport
 from domaeka.gateway.migration import MigrationPlan, MigrationReport
 from domaeka.gateway.moves import Moves
@@ -39,7 +39,7 @@ from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
 from domaeka.reload import ReloadReport, compare
-from domaeka.startup import allow_open_files, give_back_memory
+from domaeka.startup import check, give_back_memory
 from domaeka.state import Secrets, load_secrets, node_name, private_file
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
@@ -86,14 +86,14 @@ class GatewayService(LoggedService):
         metrics: Metrics,
         dispatcher: BotDispatcher,
         observer: LogObserver,
-        read_settings: Callable[[], Settings],
+        source: SettingsSource,
         more_bots: Sequence[str] = (),
     ) -> None:
         """
         Open the ports, start nothing.
 
         @param directory: the state directory.
-        @param read_settings: reads the settings again.
+        @param source: where C{settings} are from, to be read again.
         @param more_bots: bots to load beside those in the settings.
         @raise DomaekaError: something cannot work.
         """
@@ -103,7 +103,7 @@ class GatewayService(LoggedService):
         self._settings = settings
         self._dispatcher = dispatcher
         self._directory = directory
-        self._read_settings = read_settings
+        self._source = source
         self._more_bots = tuple(more_bots)
         self._bot_files = bot_files((*settings.bots.load, *more_bots))
         url = settings.storage.url or sqlite_address(private_file(directory / DATABASE_NAME))
@@ -161,9 +161,7 @@ class GatewayService(LoggedService):
                 "chat log": self._chat_log.health,
                 "keys": self._check_keys,
                 "sweep": self._registry.health,
-                "certificate": lambda: (
-                    self._ports.certificates.health(now()) if self._ports.certificates else None
-                ),
+                "certificate": self._ports.health,
             },
             listening=lambda: self._ports.listening,
             draining=lambda: self._registry.draining or self._moves.away,
@@ -201,9 +199,7 @@ class GatewayService(LoggedService):
         metrics.draining.watch(lambda: float(self._registry.draining or self._moves.away))
         metrics.bans.watch(lambda: self._parts.limits.banned)
         metrics.sessions.watch(self._sessions.live)
-        metrics.certificate_expires.watch(
-            lambda: self._ports.certificates.expires if self._ports.certificates else 0.0
-        )
+        metrics.certificate_expires.watch(lambda: self._ports.certificate_ends)
         metrics.outbox_bytes.watch(lambda: budget.used)
         metrics.outbox_messages.watch(
             lambda: sum(device.outbox.messages for device in self._registry.devices())
@@ -237,10 +233,16 @@ class GatewayService(LoggedService):
         self._ports.start()
         self._http_port = adopt(self._reactor, self._http_socket, self._site)
         self.log.info("HTTP on {place}", place=place_of(self._http_port))
-        self._database.start().addCallback(self._store_opened).addErrback(self._cannot_go_on)
+        opened = self._database.start().addErrback(self._store_failed)
+        opened.addCallback(self._store_opened).addErrback(self._cannot_go_on)
         # A database that is down must not keep phones out: those that are known are served.
         self._patience = self._reactor.callLater(STORE_PATIENCE_SECONDS, self._listen)
         self._reactor.callWhenRunning(self._take_signals)
+
+    def _store_failed(self, failure: Failure) -> None:
+        """The store cannot be opened: name the setting, where it is one."""
+        named = "storage.url: " if self._settings.storage.url else ""
+        raise StoreError(f"{named}{failure.getErrorMessage()}")
 
     def _store_opened(self, _: None) -> "Deferred[Any]":
         """Take back what was kept, then let phones in."""
@@ -273,7 +275,7 @@ class GatewayService(LoggedService):
         """What is needed cannot be had: say why in one line, and end with that status."""
         if not self.running:
             return
-        error = reason if isinstance(reason, str) else reason.getErrorMessage()
+        error = self._source.locate(reason if isinstance(reason, str) else reason.getErrorMessage())
         self.log.critical("domaeka ends: {error}", error=error)
         # sys.stderr leads to the log by now.
         print(f"domaeka: {error}", file=sys.__stderr__)
@@ -349,11 +351,17 @@ class GatewayService(LoggedService):
         @return: what has changed, and what would only at a restart.
         @raise ConfigError: something is wrong; nothing has changed.
         """
-        settings, report = compare(self._settings, self._read_settings())
-        allow_open_files(settings)
+        try:
+            return self._reload()
+        except ConfigError as error:
+            raise ConfigError(self._source.locate(str(error))) from None
+
+    def _reload(self) -> ReloadReport:
+        wanted = self._source.load()
+        check(wanted)
+        settings, report = compare(self._settings, wanted)
         secrets = load_secrets(self._directory, settings.auth)
-        certificates = self._ports.certificates
-        loaded = None if certificates is None else certificates.load()
+        certificates = self._ports.load_certificates()
         places = (*settings.bots.load, *self._more_bots)
         # The last that can fail, and the first that changes something.
         reload_bots(
@@ -364,7 +372,7 @@ class GatewayService(LoggedService):
         if any(files.get(path, file) != file for path, file in self._bot_files.items()):
             report.changed.append("bots")
         self._bot_files = files
-        if certificates is not None and loaded is not None and certificates.use(loaded):
+        if self._ports.use_certificates(certificates):
             report.changed.append("certificates")
         if secrets != self._secrets:
             report.changed.append("secrets")

@@ -13,12 +13,12 @@ from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import load_bots
 from domaeka.bots.threads import CommandThreads
-from domaeka.config import SECRET_KEYS, Settings, load_settings
+from domaeka.config import SECRET_KEYS, SettingsSource
 from domaeka.errors import DomaekaError
 from domaeka.logs import observer_for
 from domaeka.metrics import Metrics
 from domaeka.server import EXIT_CANNOT_START, GatewayService
-from domaeka.startup import allow_open_files
+from domaeka.startup import check
 from domaeka.state import load_or_create_secrets, state_directory
 
 
@@ -59,18 +59,14 @@ class Options(usage.Options):
         print(f"domaeka {__version__}")
         raise SystemExit(0)
 
-    def settings(self) -> Settings:
-        """
-        The settings that these options, the environment and the file make together.
-
-        @raise ConfigError: which is wrong, and why.
-        """
+    def source(self) -> SettingsSource:
+        """What these options, the environment and the file make together."""
         overrides = list(self["set"])
         for option, key in (("port", "server.port"), ("http-port", "http.port")):
             if self[option] is not None:
                 overrides.append((key, self[option]))
         path = Path(self["config"]) if self["config"] is not None else None
-        return load_settings(path, overrides)
+        return SettingsSource(path, overrides)
 
 
 def makeService(options: Options) -> "GatewayService":
@@ -81,16 +77,17 @@ def makeService(options: Options) -> "GatewayService":
     """
     from twisted.internet import reactor
 
+    source = options.source()
     try:
-        return _make_service(options, reactor)
+        return _make_service(options, source, reactor)
     except DomaekaError as error:
-        print(f"domaeka: {error}", file=sys.stderr)
+        print(f"domaeka: {source.locate(str(error))}", file=sys.stderr)
         raise SystemExit(EXIT_CANNOT_START) from None
 
 
-def _make_service(options: Options, reactor: Any) -> "GatewayService":
-    settings = options.settings()
-    allow_open_files(settings)
+def _make_service(options: Options, source: SettingsSource, reactor: Any) -> "GatewayService":
+    settings = source.load()
+    check(settings)
     observer = observer_for(settings.logging, options.parent or {}, reactor)
     directory = state_directory(options["state-dir"], os.environ)
     secrets = load_or_create_secrets(directory, settings.auth)
@@ -117,7 +114,7 @@ def _make_service(options: Options, reactor: Any) -> "GatewayService":
         metrics,
         dispatcher,
         observer,
-        options.settings,
+        source,
         options["bots"],
     )
     for key, value in options["set"]:

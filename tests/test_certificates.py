@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.config import TlsSettings
 from domaeka.errors import ConfigError
-from domaeka.gateway.certificates import Certificates
+from domaeka.gateway.certificates import Certificates, files_of
 from tests.integration.test_tls import Authority
 
 
@@ -33,12 +33,12 @@ class CertificatesTests(SynchronousTestCase):
         )
         key.write_bytes(secret)
         settings = TlsSettings(certificate=str(self.file), key=str(key))
-        error = self.assertRaises(ConfigError, Certificates, settings)
+        error = self.assertRaises(ConfigError, Certificates, files_of(settings))
         self.assertEqual(str(error), f"tls.key: {key}: has a passphrase")
 
     def test_end(self) -> None:
         """An end that is near, or past, is reported."""
-        certificates = Certificates(TlsSettings(certificate=str(self.file)))
+        certificates = Certificates(files_of(TlsSettings(certificate=str(self.file))))
         day = 86_400.0
         self.assertIsNone(certificates.health(certificates.expires - 15 * day))
         self.assertIn("it ends on", str(certificates.health(certificates.expires - 13 * day)))
@@ -46,7 +46,7 @@ class CertificatesTests(SynchronousTestCase):
 
     def test_looks_at_its_files_only(self) -> None:
         """What happens beside them is nothing to be read again for."""
-        certificates = Certificates(TlsSettings(certificate=str(self.file)))
+        certificates = Certificates(files_of(TlsSettings(certificate=str(self.file))))
         before = certificates._context
         Path("something").write_text("new in the working directory")
         certificates.look()

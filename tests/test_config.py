@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.config import SECRET_KEYS, Settings, load_settings, parse_networks, setting_types
+from domaeka.config import (
+    SECRET_KEYS,
+    Settings,
+    SettingsSource,
+    load_settings,
+    parse_networks,
+    setting_types,
+)
 from domaeka.errors import ConfigError
 
 MIB = 1_048_576
@@ -225,6 +232,21 @@ class RefusalTests(ConfigTestCase):
             self.assertNotIn("at line", said)
         for text in ("x = " + "[" * 5000, "x = " + "9" * 5000):
             self.assertTrue(self.refusal(text).startswith("FILE: "))
+
+    def test_found_later(self) -> None:
+        """What turns out wrong only when it is used is named with the place where it stands."""
+        self.path.write_text("[bots]\nload = ['a:bot']\n[tls]\n\ncertificate = 'c'\n")
+        source = SettingsSource(self.path, [("storage.url", "x")], {})
+        source.load()
+        for error, place in (
+            ("tls.certificate: c: none", f"{self.path}:5: "),
+            ("storage.url: none", "--set: "),
+            ("bots.load: a:bot: none", f"{self.path}:2: "),
+            ("bots.load: b:bot: none", ""),  # from somewhere else
+            ("server.port: taken", ""),  # the default
+            ("anything", ""),
+        ):
+            self.assertEqual(source.locate(error), place + error)
 
     def test_no_file(self) -> None:
         """A file that cannot be read is named."""

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -15,7 +14,6 @@ from domaeka.gateway.protocol import (
     LINES_A_TURN,
     MAX_DISCARDED_BYTES,
     STRANGERS_LINES_A_TURN,
-    GatewayFactory,
     GatewayProtocol,
     peer_address,
 )
@@ -366,41 +364,6 @@ class DeflateTests(GatewayCase):
         self.assertEqual(len(turns), 4)
         self.peer.write(self.deflater.pack(self.peer.line("말")))
         self.assertEqual(len(self.lines()), 1)
-
-
-class ProxyTests(GatewayCase):
-    """Behind a balancer that says who the peer is."""
-
-    def test_address_of_the_first_byte(self) -> None:
-        """From the first byte on the peer is who the balancer says."""
-        transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
-        protocol = GatewayFactory(self.registry, proxied=True).buildProtocol(None)
-        assert protocol is not None
-        protocol.makeConnection(transport)
-        transport.peerAddr = IPv4Address("TCP", "198.51.100.9", 2)
-        protocol.dataReceived(b"{")
-        self.assertEqual(self.session().address, "198.51.100.9")
-
-    def test_silent(self) -> None:
-        """A connection that never says anything has its deadline, too."""
-        factory = GatewayFactory(self.registry, proxied=True)
-        self.server._factory = factory
-        self.connect()
-        self.run_for(11.1)
-        self.assertEqual(self.reasons, {"handshake timeout": 1})
-
-    def test_limits(self) -> None:
-        """The limits are those of the peer, not of the balancer."""
-        factory: Factory = GatewayFactory(self.registry, proxied=True)
-        lost = 0
-        for number in range(12):
-            transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
-            protocol: Any = factory.buildProtocol(None)
-            protocol.makeConnection(transport)
-            transport.peerAddr = IPv4Address("TCP", "198.51.100.9", number)
-            protocol.dataReceived(b"{")
-            lost += transport.disconnecting
-        self.assertEqual(lost, 2)
 
 
 class AddressTests(GatewayCase):

@@ -1,13 +1,7 @@
 """Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
 
-from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionAborted
-from twisted.internet.testing import StringTransport
-from twisted.python.failure import Failure
-
 from domaeka.config import load_settings
 from domaeka.errors import CloseReason
-from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import TAKEOVERS_SUSPECT
 from domaeka.interfaces import Approval, DeviceKey
 from domaeka.messages import Reply
@@ -219,19 +213,6 @@ class AddressTests(GatewayCase):
         forger.chat(*"abcdef")
         self.run_for(11.0)
         self.assertFalse(self.connect().refused)
-
-    def test_banned_behind_a_balancer(self) -> None:
-        """Who is banned is told nothing behind a balancer either, and counted as such."""
-        self.parts.limits.ban("198.51.100.9", "trouble")
-        transport = StringTransport(peerAddress=IPv4Address("TCP", "203.0.113.1", 1))
-        protocol = GatewayFactory(self.registry, proxied=True).buildProtocol(None)
-        assert protocol is not None
-        protocol.makeConnection(transport)
-        transport.peerAddr = IPv4Address("TCP", "198.51.100.9", 2)
-        protocol.dataReceived(b'{"botName":""}\n')
-        self.assertEqual((transport.value(), transport.disconnected), (b"", True))
-        protocol.connectionLost(Failure(ConnectionAborted()))
-        self.assertEqual(self.reasons, {"banned": 1})
 
     def test_ban_of_an_operator(self) -> None:
         """An operator's ban is for everybody in the network."""

@@ -9,13 +9,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from domaeka.config import Settings, load_settings
+from domaeka.config import Settings, SettingsSource, load_settings
 from domaeka.errors import ConfigError
 from domaeka.settings_docs import commented_config
 from domaeka.state import (
     Secrets,
-    check_key,
-    given_secrets,
     load_or_create_secrets,
     state_directory,
 )
@@ -75,12 +73,14 @@ def check_config(file: Path, as_json: bool) -> None:
     Ends with 0 if it would, else with 1 and one line that says which setting is wrong, and why.
     Settings from the environment count as they would for the server.
     """
+    source = SettingsSource(file)
     try:
-        check_parts(load_settings(file))
+        check_all(source.load())
     except ConfigError as error:
+        text = source.locate(str(error))
         if not as_json:
-            raise
-        click.echo(msgspec.json.encode({"file": str(file), "good": False, "error": str(error)}))
+            raise ConfigError(text) from None
+        click.echo(msgspec.json.encode({"file": str(file), "good": False, "error": text}))
         raise click.exceptions.Exit(1) from None
     shown = msgspec.json.encode({"file": str(file), "good": True}) if as_json else f"{file}: good"
     click.echo(shown)
@@ -110,44 +110,18 @@ def own_address() -> str:
     return address
 
 
-def check_parts(settings: Settings) -> None:
+def check_all(settings: Settings) -> None:
     """
-    Look at what only the parts of a server can judge: keys, bots, places to listen, the store.
+    Look at what the server would, and at its bots.
 
     @raise ConfigError: which setting is wrong, and why.
     """
-    from twisted.internet import task
-    from twisted.internet.endpoints import serverFromString
-
     from domaeka.bots.builtin import builtin_bot
     from domaeka.bots.commands import CommandTable
     from domaeka.bots.loading import load_bots
-    from domaeka.gateway.certificates import Certificates
-    from domaeka.startup import allow_open_files
-    from domaeka.store.database import Database
+    from domaeka.startup import check
 
-    for name, value in given_secrets(settings.auth).items():
-        if name != "salt":
-            check_key(f"auth.{name}", value, settings.auth.accept_published_key)
-    allow_open_files(settings)
-    for key, host in (
-        ("server.interface", settings.server.interface),
-        ("http.interface", settings.http.interface),
-    ):
-        try:
-            socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{key}: {host}: {why}") from None
-    if settings.tls.certificate:
-        Certificates(settings.tls)
-    if settings.storage.url:
-        Database(settings.storage.url, task.Clock())
-    for text in settings.server.endpoints:
-        try:
-            serverFromString(task.Clock(), text)  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, LookupError, OSError) as error:
-            raise ConfigError(f"server.endpoints: {text}: {error}") from None
+    check(settings)
     # As the server does: bots beside the place from which it is started.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

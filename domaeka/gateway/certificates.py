@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from OpenSSL import SSL, crypto
+import msgspec
+from cryptography import x509
+from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -28,6 +30,36 @@ _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 Loaded: TypeAlias = tuple[list[tuple[int, int]], SSL.Context, float]
 
 
+class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What TLS is spoken with; all are PEM files.
+
+    @ivar certificate: may have its chain behind it.
+    @ivar chain: more of the chain; empty: none.
+    @ivar client_authority: who signs the certificates of clients; empty: none is asked for.
+    @ivar require_client: whether a client must show one.
+    @ivar names: what errors call the first three.
+    """
+
+    certificate: str
+    key: str
+    chain: str = ""
+    client_authority: str = ""
+    require_client: bool = False
+    names: tuple[str, str, str]
+
+
+def files_of(settings: TlsSettings) -> TlsFiles:
+    """What the C{tls} section names."""
+    return TlsFiles(
+        certificate=settings.certificate,
+        key=settings.key or settings.certificate,
+        client_authority=settings.client_authority,
+        require_client=settings.require_client,
+        names=("tls.certificate", "tls.key" if settings.key else "tls.certificate", ""),
+    )
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class Certificates:
     """
@@ -40,15 +72,20 @@ class Certificates:
 
     log = Logger()
 
-    def __init__(self, settings: TlsSettings) -> None:
+    def __init__(self, files: TlsFiles) -> None:
         """@raise ConfigError: a file cannot be used: one line that says which, and why."""
-        self._settings = settings
+        self._files = files
         self._stamps, self._context, self.expires = self.load()
 
     # IOpenSSLServerConnectionCreator
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         return SSL.Connection(self._context, None)
+
+    @property
+    def path(self) -> str:
+        """Where the certificate is."""
+        return self._files.certificate
 
     def load(self) -> Loaded:
         """
@@ -71,8 +108,7 @@ class Certificates:
         if self._stamps == before:
             return False
         self.log.info(
-            "certificates read; they end on {day}",
-            day=datetime.fromtimestamp(self.expires, UTC).date().isoformat(),
+            "certificate {path} read; it ends on {day}", path=self.path, day=_day(self.expires)
         )
         return True
 
@@ -82,7 +118,7 @@ class Certificates:
 
         @param now: in seconds since 1970.
         """
-        day = datetime.fromtimestamp(self.expires, UTC).date().isoformat()
+        day = _day(self.expires)
         if now >= self.expires:
             return f"it ended on {day}: phones that check it stay away"
         return f"it ends on {day}" if self.expires - now < WARNING_SECONDS else None
@@ -96,10 +132,13 @@ class Certificates:
             self.use(self.load())
         except ConfigError as error:
             self._stamps = stamps  # said once
-            self.log.error("certificates stay as they were: {error}", error=str(error))
+            self.log.error(
+                "certificate {path} stays as it was: {error}", path=self.path, error=str(error)
+            )
 
     def _read(self) -> tuple[SSL.Context, float]:
-        settings = self._settings
+        files = self._files
+        named, key_named, chain_named = files.names
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(
@@ -107,16 +146,20 @@ class Certificates:
         )
         context.set_cipher_list(_CIPHERS)
         context.set_session_id(b"domaeka")
-        key_path = settings.key or settings.certificate
-        certificate = _read_file("tls.certificate", settings.certificate)
-        _read_file("tls.key", key_path)
+        certificate = _read_file(named, files.certificate)
+        _read_file(key_named, files.key)
         try:
-            context.use_certificate_chain_file(settings.certificate)
-            leaf = crypto.load_certificate(crypto.FILETYPE_PEM, certificate)
-        except (SSL.Error, crypto.Error, ValueError):
-            raise ConfigError(
-                f"tls.certificate: {settings.certificate}: no certificate in PEM form"
-            ) from None
+            context.use_certificate_chain_file(files.certificate)
+            leaf = x509.load_pem_x509_certificate(certificate)
+        except (SSL.Error, ValueError):
+            raise _no_certificate(named, files.certificate) from None
+        if files.chain:
+            more = _read_file(chain_named, files.chain)
+            try:
+                for issuer in x509.load_pem_x509_certificates(more):
+                    context.add_extra_chain_cert(issuer)
+            except (SSL.Error, ValueError):
+                raise _no_certificate(chain_named, files.chain) from None
         locked = False
 
         def refuse(*_: object) -> bytes:
@@ -127,28 +170,28 @@ class Certificates:
 
         context.set_passwd_cb(refuse)
         try:
-            context.use_privatekey_file(key_path)
+            context.use_privatekey_file(files.key)
             context.check_privatekey()
-        except (SSL.Error, crypto.Error, ValueError):
+        except (SSL.Error, ValueError):
             why = "has a passphrase" if locked else "not the key of the certificate"
-            raise ConfigError(f"tls.key: {key_path}: {why}") from None
-        if settings.client_authority:
-            _read_file("tls.client_authority", settings.client_authority)
+            raise ConfigError(f"{key_named}: {files.key}: {why}") from None
+        if files.client_authority:
+            _read_file("tls.client_authority", files.client_authority)
             try:
-                context.load_verify_locations(settings.client_authority)
-            except (SSL.Error, crypto.Error, ValueError):
-                raise ConfigError(
-                    f"tls.client_authority: {settings.client_authority}: no certificate in PEM form"
-                ) from None
-            needed = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if settings.require_client else 0
+                context.load_verify_locations(files.client_authority)
+            except (SSL.Error, ValueError):
+                raise _no_certificate("tls.client_authority", files.client_authority) from None
+            needed = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if files.require_client else 0
             context.set_verify(SSL.VERIFY_PEER | needed, lambda *verdict: bool(verdict[-1]))
-        return context, _end_of(leaf)
+        return context, leaf.not_valid_after_utc.timestamp()
 
     def _stamps_now(self) -> list[tuple[int, int]]:
         """What changes when the files do."""
         stamps = []
-        settings = self._settings
-        for path in filter(None, (settings.certificate, settings.key, settings.client_authority)):
+        files = self._files
+        for path in filter(
+            None, (files.certificate, files.key, files.chain, files.client_authority)
+        ):
             try:
                 status = Path(path).stat()
                 stamps.append((status.st_mtime_ns, status.st_ino))
@@ -164,10 +207,9 @@ def _read_file(key: str, path: str) -> bytes:
         raise ConfigError(f"{key}: {path}: {error.strerror or error}") from None
 
 
-def _end_of(certificate: crypto.X509) -> float:
-    """When a certificate ends, in seconds since 1970."""
-    text = certificate.get_notAfter()
-    if text is None:
-        raise ConfigError("tls.certificate: it names no end")
-    moment = datetime.strptime(text.decode(), "%Y%m%d%H%M%SZ")
-    return moment.replace(tzinfo=UTC).timestamp()
+def _no_certificate(named: str, path: str) -> ConfigError:
+    return ConfigError(f"{named}: {path}: no certificate in PEM form")
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -17,26 +16,53 @@ from twisted.python.failure import Failure
 
 from domaeka.config import Settings, SocketSettings
 from domaeka.errors import ConfigError
-from domaeka.gateway.certificates import LOOK_SECONDS, Certificates
+from domaeka.gateway.balancer import AnnouncedFactory, Lobby
+from domaeka.gateway.certificates import LOOK_SECONDS, Certificates, Loaded, files_of
+from domaeka.gateway.endpoints import BACKLOG, Endpoint, parse_endpoint
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import Registry
 
 #: Bytes that the kernel holds unsent before a socket stops being writable: what a ping may have
 #: to wait behind.  Source: tcp(7), TCP_NOTSENT_LOWAT; as much as L{Session} writes at once.
 NOTSENT_LOWAT_BYTES = 16_384
-#: Connections that the kernel holds until they are accepted.  Source: a fleet of some hundred
-#: phones returns within one second after a restart.
-BACKLOG = 1024
 #: Options that Python does not name.  Source: linux/tcp.h.
 _LINUX_OPTIONS = {"TCP_NOTSENT_LOWAT": 25} if sys.platform == "linux" else {}
 
 
-class Ports:
-    """
-    Where phones connect.
+class _Place:
+    """A place on TCP where phones connect: a socket that is bound, or none."""
 
-    @ivar certificates: what is shown to phones that speak TLS; L{None}: none can.
-    """
+    def __init__(
+        self, key: str, interface: str, port: int, factory: Any, backlog: int = BACKLOG
+    ) -> None:
+        """
+        @param key: what an error about it begins with.
+        @param factory: makes its connections.
+        """
+        self._key = key
+        self._address = interface, port
+        self._backlog = backlog
+        self._factory = factory
+        self._socket: socket.socket | None = None
+
+    def open(self, options: SocketSettings) -> None:
+        if self._socket is None:
+            self._socket = open_port(self._key, *self._address, options, self._backlog)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def adopt(self, reactor: Any) -> Any:
+        assert self._socket is not None
+        port = adopt(reactor, self._socket, self._factory)
+        self._socket = None
+        return port
+
+
+class Ports:
+    """Where phones connect."""
 
     log = Logger()
 
@@ -55,24 +81,105 @@ class Ports:
         """
         self._registry = registry
         self._reactor = reactor
-        self._settings = settings
+        self._options = settings.socket
         self._failed = failed
-        self._ports: list[Any] = []
-        self._phone_socket: Any = None
-        self._tls_socket: Any = None
-        self.certificates = Certificates(settings.tls) if settings.tls.certificate else None
+        self._listening: list[Any] = []
+        self._certificates: list[Certificates] = []
         self._look = LoopingCall(self._look_at_certificates)
         self._look.clock = reactor
+        self._lobby = Lobby(registry, reactor)
+        server, tls = settings.server, settings.tls
+        plain = GatewayFactory(registry)
+        self._places = [_Place("server.port", server.interface, server.port, plain)]
+        if tls.certificate:
+            factory = self._with_tls(Certificates(files_of(tls)))
+            self._places.append(_Place("tls.port", server.interface, tls.port, factory))
+        #: What Twisted listens at, and with what.
+        self._others: list[tuple[Endpoint, Any, Any]] = []
+        for endpoint in map(parse_endpoint, server.endpoints):
+            factory = self._factory(endpoint)
+            if endpoint.port is None:
+                self._others.append((endpoint, endpoint.made_by_twisted(reactor), factory))
+            else:
+                where = endpoint.key, endpoint.interface, endpoint.port
+                self._places.append(_Place(*where, factory, endpoint.backlog))
         self.open()
+
+    def _factory(self, endpoint: Endpoint) -> Any:
+        """What makes the connections of one of C{server.endpoints}."""
+        gateway = GatewayFactory(self._registry, wrapped=True)
+        if endpoint.files is None:
+            return AnnouncedFactory(self._lobby, gateway) if endpoint.proxied else gateway
+        certificates = Certificates(endpoint.files)
+        if not endpoint.proxied:
+            return self._with_tls(certificates)
+        within = self._with_tls(certificates, AnnouncedFactory(self._lobby, gateway))
+        return AnnouncedFactory(self._lobby, self._with_tls(certificates), within)
+
+    def _with_tls(self, certificates: Certificates, inner: Any = None) -> Any:
+        """TLS around what phones say."""
+        if certificates not in self._certificates:
+            self._certificates.append(certificates)
+        creator: Any = certificates  # zope's interfaces say nothing to a type checker
+        gateway: Any = GatewayFactory(self._registry, wrapped=True)
+        return TLSMemoryBIOFactory(creator, False, inner or gateway, self._reactor)
+
+    # Certificates
+
+    @property
+    def certificate_ends(self) -> float:
+        """When the first certificate to end does, in seconds since 1970; 0: there is none."""
+        return min((each.expires for each in self._certificates), default=0.0)
+
+    def health(self) -> str | None:
+        """What is wrong with the certificate that ends first."""
+        first = min(self._certificates, key=lambda each: each.expires, default=None)
+        return None if first is None else first.health(self._reactor.seconds())
+
+    def load_certificates(self) -> list[Loaded]:
+        """
+        Read all files again.
+
+        @return: for L{use_certificates}.
+        @raise ConfigError: one cannot be used: one line that says which, and why.
+        """
+        return [each.load() for each in self._certificates]
+
+    def use_certificates(self, loaded: list[Loaded]) -> bool:
+        """
+        Show to what connects from now on what was read.
+
+        @return: whether the files are others than before.
+        """
+        changed = [each.use(one) for each, one in zip(self._certificates, loaded, strict=True)]
+        self.warn_of_ends()
+        return any(changed)
+
+    def warn_of_ends(self) -> None:
+        """Say of each certificate in the log what is wrong with its end."""
+        for each in self._certificates:
+            wrong = each.health(self._reactor.seconds())
+            if wrong is not None:
+                self.log.warn("certificate {path}: {wrong}", path=each.path, wrong=wrong)
+
+    def _look_at_certificates(self) -> None:
+        for each in self._certificates:
+            try:
+                each.look()
+            except Exception:
+                self.log.failure("a look at the certificates failed")
+
+    # Ports
 
     @property
     def listening(self) -> bool:
         """Whether phones are let in."""
-        return bool(self._ports)
+        return bool(self._listening)
 
     def start(self) -> None:
         """Begin to look whether certificates have changed."""
-        if self.certificates is not None:
+        self.warn_of_ends()
+        if self._certificates:
             self._look.start(LOOK_SECONDS, now=False)
 
     def stop(self) -> None:
@@ -86,20 +193,12 @@ class Ports:
 
         @raise ConfigError: one cannot be had; then there is none.
         """
-        settings = self._settings
-        server = settings.server
-        if self._phone_socket is None:
-            self._phone_socket = open_port(
-                "server.port", server.interface, server.port, settings.socket
-            )
         try:
-            if self.certificates is not None and self._tls_socket is None:
-                self._tls_socket = open_port(
-                    "tls.port", server.interface, settings.tls.port, settings.socket
-                )
+            for place in self._places:
+                place.open(self._options)
         except ConfigError:
-            self._phone_socket.close()
-            self._phone_socket = None
+            for place in self._places:
+                place.close()
             raise
 
     def listen(self) -> None:
@@ -109,58 +208,41 @@ class Ports:
         @raise ConfigError: as of L{open}.
         """
         self.open()
-        factory = GatewayFactory(self._registry)
-        self._listening(adopt(self._reactor, self._phone_socket, factory), "phones")
-        if self.certificates is not None:
-            # zope's interfaces say nothing to a type checker.
-            certificates: Any = self.certificates
-            inner: Any = GatewayFactory(self._registry, wrapped=True)
-            tls = TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
-            self._listening(adopt(self._reactor, self._tls_socket, tls), "phones, by TLS,")
-        self._phone_socket = self._tls_socket = None
-        for text in self._settings.server.endpoints:
-            self._listen_at(text)
+        for place in self._places:
+            self._listens(place.adopt(self._reactor), "phones")
+        for endpoint, other, factory in self._others:
+            other.listen(factory).addCallback(self._listens_other, endpoint).addErrback(
+                self._cannot_listen, endpoint
+            )
 
     def shut(self) -> None:
         """Let nobody in any more."""
-        ports, self._ports = self._ports, []
+        ports, self._listening = self._listening, []
+        self._lobby.close()
         for port in ports:
             maybeDeferred(port.stopListening).addErrback(
                 lambda failure: self.log.failure("a port could not be shut", failure)
             )
 
-    def _listen_at(self, text: str) -> None:
-        """Listen at one of C{server.endpoints}."""
-        try:
-            endpoint = serverFromString(  # type: ignore[no-untyped-call]
-                self._reactor, text
-            )
-        except (ValueError, TypeError, LookupError, OSError) as error:
-            self._failed(f"server.endpoints: {text}: {error}")
-            return
-        factory = GatewayFactory(self._registry, text.startswith("haproxy:"), wrapped=True)
+    def _listens_other(self, port: Any, endpoint: Endpoint) -> None:
+        listener = getattr(port, "socket", None)
+        if listener is not None:
+            set_socket_options(listener, self._options)
+        self._listens(port, endpoint.text)
 
-        def listening(port: Any) -> None:
-            listener = getattr(port, "socket", None)
-            if listener is not None:
-                set_socket_options(listener, self._settings.socket)
-            self._listening(port, text.partition(":")[0])
+    def _cannot_listen(self, failure: Failure, endpoint: Endpoint) -> None:
+        error: Any = getattr(failure.value, "socketError", failure.value)
+        why = getattr(error, "strerror", None) or failure.getErrorMessage()
+        self._failed(f"{endpoint.key}: {why}")
 
-        endpoint.listen(factory).addCallback(listening).addErrback(self._failed)
-
-    def _listening(self, port: Any, what: str) -> None:
-        self._ports.append(port)
+    def _listens(self, port: Any, what: str) -> None:
+        self._listening.append(port)
         self.log.info("listening for {what} on {place}", what=what, place=place_of(port))
 
-    def _look_at_certificates(self) -> None:
-        assert self.certificates is not None
-        try:
-            self.certificates.look()
-        except Exception:
-            self.log.failure("a look at the certificates failed")
 
-
-def open_port(key: str, interface: str, port: int, options: SocketSettings) -> socket.socket:
+def open_port(
+    key: str, interface: str, port: int, options: SocketSettings, backlog: int = BACKLOG
+) -> socket.socket:
     """
     A listening socket for a setting.
 
@@ -168,7 +250,7 @@ def open_port(key: str, interface: str, port: int, options: SocketSettings) -> s
     @raise ConfigError: it cannot be had.
     """
     try:
-        return open_listener(interface, port, options)
+        return open_listener(interface, port, options, backlog)
     except OSError as error:
         place = f"{interface or '*'}:{port}"
         raise ConfigError(f"{key}: cannot listen on {place}: {error.strerror or error}") from None
@@ -219,7 +301,9 @@ def set_socket_options(listener: socket.socket, settings: SocketSettings) -> Non
                 listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def open_listener(interface: str, port: int, options: SocketSettings) -> socket.socket:
+def open_listener(
+    interface: str, port: int, options: SocketSettings, backlog: int = BACKLOG
+) -> socket.socket:
     """
     A listening socket with every option set before it is bound.
 
@@ -231,10 +315,10 @@ def open_listener(interface: str, port: int, options: SocketSettings) -> socket.
         family, _, _, _, address = socket.getaddrinfo(
             interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return _listen(family, address, options)
+        return _listen(family, address, options, backlog)
     if _has_ipv6():
-        return _listen(socket.AF_INET6, ("::", port), options)
-    return _listen(socket.AF_INET, ("0.0.0.0", port), options)
+        return _listen(socket.AF_INET6, ("::", port), options, backlog)
+    return _listen(socket.AF_INET, ("0.0.0.0", port), options, backlog)
 
 
 def _has_ipv6() -> bool:
@@ -249,7 +333,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _listen(family: int, address: Any, options: SocketSettings) -> socket.socket:
+def _listen(family: int, address: Any, options: SocketSettings, backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
@@ -261,7 +345,7 @@ def _listen(family: int, address: Any, options: SocketSettings) -> socket.socket
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         set_socket_options(listener, options)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except BaseException:
         listener.close()
         raise

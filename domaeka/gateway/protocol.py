@@ -52,13 +52,9 @@ class GatewayProtocol(Protocol):
 
     log = Logger()
 
-    def __init__(self, registry: Registry, proxied: bool = False) -> None:
-        """
-        @param registry: what all connections share.
-        @param proxied: whether a balancer says, ahead of the first byte, who the peer is.
-        """
+    def __init__(self, registry: Registry) -> None:
+        """@param registry: what all connections share."""
         self._registry = registry
-        self._proxied = proxied
         self._decoder = LineDecoder(registry.parts.settings.server.max_frame_bytes)
         self._reading = True
         self._goes_on = False  # lines that are here wait for their turn
@@ -86,10 +82,6 @@ class GatewayProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         session = self._session
-        if self._proxied:
-            # From the first byte on the balancer has said who the peer is.
-            self._proxied = False
-            session.peer_is(peer_address(self.transport.getPeer()))
         session.bytes_arrived(len(data))
         if not session.hears:
             self._discarded_bytes += len(data)
@@ -320,21 +312,18 @@ class GatewayFactory(Factory):
 
     noisy = False
 
-    def __init__(self, registry: Registry, proxied: bool = False, wrapped: bool = False) -> None:
+    def __init__(self, registry: Registry, wrapped: bool = False) -> None:
         """
         @param registry: what all connections share.
-        @param proxied: whether its listener is behind a balancer that says who the peer is.
         @param wrapped: whether another factory may stand around it, which wants a protocol for
             each connection.
         """
         self._registry = registry
-        self._proxied = proxied
         self._wrapped = wrapped
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        # Behind a balancer the address is not known yet.
-        if not self._proxied and self._registry.refusal(peer_address(addr)) is not None:
+        if self._registry.refusal(peer_address(addr)) is not None:
             return _NotLetIn() if self._wrapped else None
-        protocol = GatewayProtocol(self._registry, self._proxied)
+        protocol = GatewayProtocol(self._registry)
         protocol.factory = self
         return protocol

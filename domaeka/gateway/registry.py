@@ -210,10 +210,14 @@ class Registry:
             return None
         limited = admission is Admission.RATE_LIMITED
         reason = CloseReason.RATE_LIMITED if limited else CloseReason.BANNED
+        self.refused(reason)
+        return reason
+
+    def refused(self, reason: CloseReason) -> None:
+        """Somebody is turned away of whom nothing else is known."""
         metrics = self.parts.metrics
         metrics.attempts.labels("refused").inc()
         metrics.refusals.labels(reason).inc()
-        return reason
 
     def admit(self, session: Session) -> bool:
         """

@@ -169,14 +169,6 @@ class Session:
         if not self._registry.admit(self):
             self.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, "the server is full")
 
-    def peer_is(self, address: str) -> None:
-        """A balancer has said who is behind it."""
-        self.address = address
-        reason = self._registry.refusal(address)
-        if reason is not None:
-            self.close(reason)
-            self._carrier.abort()
-
     def bytes_arrived(self, count: int) -> None:
         """Bytes came, whatever they say: proof of life."""
         self.bytes_received += count

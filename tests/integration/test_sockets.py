@@ -1,5 +1,7 @@
 """The gateway on real sockets."""
 
+import contextlib
+import json
 import os
 import socket
 import ssl
@@ -16,13 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as _reactor
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from domaeka.config import load_settings
 from domaeka.errors import CloseReason
-from domaeka.gateway.ports import NOTSENT_LOWAT_BYTES, open_listener, set_socket_options
+from domaeka.gateway.ports import NOTSENT_LOWAT_BYTES, Ports, open_listener
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import Registry
 from domaeka.messages import Chat
@@ -370,30 +372,59 @@ class SocketTests(TestCase):
 
     async def listen(self, text: str) -> int:
         """Listen at one more place.  @return: its port."""
-        factory = GatewayFactory(self.registry, proxied=text.startswith("haproxy:"))
-        port: Any = await serverFromString(reactor, text).listen(factory)
-        self.addCleanup(port.stopListening)
-        if hasattr(port, "socket"):
-            set_socket_options(port.socket, self.options)
-        number: int = port.getHost().port
+        chosen = (
+            ("server.endpoints", json.dumps([text])),
+            ("server.port", "0"),
+            ("server.interface", HOST),
+        )
+        ports = Ports(self.registry, reactor, load_settings(None, chosen, {}), self.fail)
+        ports.listen()
+        self.addCleanup(ports.shut)
+        number: int = ports._listening[-1].getHost().port
         return number
 
     async def test_balancer(self) -> None:
-        """Behind a balancer the phone is who the balancer says."""
-        port = await self.listen(f"haproxy:tcp:0:interface={HOST}")
+        """Behind a balancer the phone is who the balancer says, ahead of TLS or inside."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        certificate, key = make_certificate(directory)
+        plain = await self.listen(f"haproxy:tcp:0:interface={HOST}")
+        place = f"ssl:0:interface={HOST}:privateKey={key}:certKey={certificate}"
+        encrypted = await self.listen(f"haproxy:{place}")
+        context = ssl._create_unverified_context()
 
-        def talk() -> list[str]:
+        def talk(port: int, header_at: int) -> list[str]:
             sock = self.connect(port)
-            sock.sendall(b"PROXY TCP4 203.0.113.5 192.0.2.1 40000 9000\r\n")
+            for layer in range(2):
+                if layer == header_at:
+                    sock.sendall(b"PROXY TCP4 203.0.113.5 192.0.2.1 40000 9000\r\n")
+                if layer == 0 and port == encrypted:
+                    sock = context.wrap_socket(sock)
             client = Client(sock)
-            self.addCleanup(client.close)
             client.greet()
             client.say("말")
+            self.addCleanup(client.close)
             return client.hear(1)
 
-        self.assertEqual(await deferToThread(talk), ["말"])
-        (session,) = self.registry
-        self.assertEqual(session.address, "203.0.113.5")
+        for port, header_at in ((plain, 0), (encrypted, 1), (encrypted, 0)):
+            self.assertEqual(await deferToThread(talk, port, header_at), ["말"])
+        self.assertEqual({session.address for session in self.registry}, {"203.0.113.5"})
+
+    async def test_no_header(self) -> None:
+        """Whatever comes instead of a header is cut off, and costs no traceback."""
+        port = await self.listen(f"haproxy:tcp:0:interface={HOST}")
+
+        def talk(data: bytes) -> None:
+            sock = self.connect(port)
+            sock.sendall(data)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(sock.recv(100), b"")
+            sock.close()
+
+        for data in (b"PROXY TCP4 a b c d\r\n", os.urandom(5000), b"PROXY UNKNOWN\r\n", b"\xff"):
+            await deferToThread(talk, data)
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertEqual(self.registry.connections, 0)
 
     async def test_encrypted(self) -> None:
         """

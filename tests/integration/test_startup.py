@@ -76,11 +76,17 @@ class StartTests(SynchronousTestCase):
         (self.directory / "file").touch()
         self.start("server.port", f"--port={port}")
         self.start("http.port", f"--http-port={port}")
-        self.start(str(port), "--set", f'server.endpoints=["tcp:{port}:interface={HOST}"]')
+        place = f"tcp:{port}:interface={HOST}"
+        (self.directory / "taken.toml").write_text(f'[server]\nendpoints = ["{place}"]\n')
+        why = f"cannot listen on {HOST}:{port}: Address already in use"
+        self.start(f"taken.toml:2: server.endpoints: {place}: {why}", "--config", "taken.toml")
+        self.start(
+            "unix:/nowhere/at/all: No such", "--set", 'server.endpoints=["unix:/nowhere/at/all"]'
+        )
         self.start("server.max_connections", "--set", "server.max_connections=2000")
         self.start("state directory", f"--state-dir={self.directory}/file")
         self.start("/sys", "--state-dir=/sys")
-        self.start("cannot open the store", "--set", "storage.url=sqlite:////proc/nothing.db")
+        self.start("--set: storage.url: cannot open", "--set", "storage.url=sqlite:////proc/no.db")
         self.check()
 
     def test_settings(self) -> None:
@@ -92,9 +98,11 @@ class StartTests(SynchronousTestCase):
         self.start("wrong.toml:2", "--config", "wrong.toml")
         self.start("nothing.toml", "--config", "nothing.toml")
         self.start("DOMAEKA_PING_TIMEOUT", DOMAEKA_PING_TIMEOUT="-1")
-        self.start("broken.py:1", "--bots", "broken:bot")
+        (self.directory / "bots.toml").write_text('[bots]\nload = ["os:path"]\n')
+        self.start("domaeka: bots.load: broken:bot: ValueError: one two (", "--bots", "broken:bot")
+        self.start("bots.toml:2: bots.load: os:path: not a", "--config", "bots.toml")
         self.start("not a domaeka.Bot", "--bots", "os:path")
-        self.start("server.endpoints", "--set", 'server.endpoints=["nonsense:1"]')
+        self.start("tcp:99999: port must be", "--set", 'server.endpoints=["tcp:99999"]')
         self.check()
 
     def test_secrets(self) -> None:

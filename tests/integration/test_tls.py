@@ -159,9 +159,13 @@ class TlsTests(TestCase):
         used = cpu_seconds(server.pid)
         await sleep(1.0)
         self.assertLess(cpu_seconds(server.pid) - used, 0.2)
+        self.assertEqual(await self.end(server), self.ends)
+
+    async def end(self, server: ServerProcess) -> float:
+        """When the certificate ends, as the metrics have it."""
         metrics = (await server.get("/metrics"))[1].decode()
-        ends = metrics.partition("\ndomaeka_tls_certificate_expires_seconds ")[2].split("\n")[0]
-        self.assertEqual(float(ends), self.ends)
+        words = metrics.partition("\ndomaeka_tls_certificate_expires_seconds ")[2]
+        return float(words.split("\n")[0])
 
     async def test_versions(self) -> None:
         """TLS 1.2 and 1.3, nothing older."""
@@ -200,18 +204,24 @@ class TlsTests(TestCase):
         self.assertIn("CERTIFICATE_REQUIRED", await self.refused(self.context()))
 
     async def test_renewed(self) -> None:
-        """A new certificate is shown after SIGHUP; a broken one changes nothing."""
-        server = await self.serve()
-        first = (await self.greet(self.context()))[2]
-        self.authority.issue(self.certificate, days=30)
+        """
+        A new certificate is shown after SIGHUP, at an endpoint too; a broken one changes nothing.
+        """
+        port = free_port()
+        server = await self.serve(self.endpoint(port))
+        first = [(await self.greet(self.context(), each))[2] for each in (self.port, port)]
+        ends = self.authority.issue(self.certificate, days=13)
         server.signal("HUP")
+        await self.logged(server, f"certificate {self.certificate}: it ends on")
         await self.logged(server, "settings read again")
-        second = (await self.greet(self.context()))[2]
-        self.assertNotEqual(first, second)
+        second = [(await self.greet(self.context(), each))[2] for each in (self.port, port)]
+        self.assertEqual((len(set(first)), len(set(second)), len({*first, *second})), (1, 1, 2))
+        self.assertEqual(await self.end(server), ends)
         self.certificate.write_text("nothing")
         server.signal("HUP")
         await self.logged(server, "no certificate in PEM form")
-        self.assertEqual((await self.greet(self.context()))[2], second)
+        third = [(await self.greet(self.context(), each))[2] for each in (self.port, port)]
+        self.assertEqual(third, second)
 
     async def test_never_begins(self) -> None:
         """A connection that does not shake hands, of TLS or of ours, is closed in time."""
