@@ -130,7 +130,7 @@ class Origin(Protocol):
     def key(self) -> DeviceKey:
         """Who it is."""
 
-    def answer(
+    def send(
         self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
     ) -> None:
         """

@@ -65,7 +65,7 @@ class FakeOrigin:
         """The replies' contents."""
         return [reply.content for reply in self.replies]
 
-    def answer(
+    def send(
         self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
     ) -> None:
         self.replies.append(reply)

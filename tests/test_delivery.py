@@ -55,7 +55,7 @@ class DeliveryCase(GatewayCase):
         """Send messages that answer nothing."""
         device = self.registry.reach(key)
         for text in texts:
-            device.send(Reply("방", "1", key.bot_name, text), Priority.NORMAL, TTL)
+            device.send(Reply("방", "1", key.bot_name, text), TTL, None, Priority.NORMAL)
         self.run_for(0.0)
 
     def exchange(
@@ -95,7 +95,7 @@ class DeliveryCase(GatewayCase):
             text = next(to_push, None) if fate is outbox.Fate.ACKNOWLEDGED else None
             if text is not None:
                 reply = Reply("방", "1", key.bot_name, text)
-                device.send(reply, Priority.NORMAL, TTL, told)
+                device.send(reply, TTL, told, Priority.NORMAL)
 
         def told(fate: outbox.Fate) -> None:
             self.clock.callLater(0.0, push, fate)
@@ -223,8 +223,8 @@ class SlowLineTests(GatewayCase):
             device = self.registry.devices()[-1]
             media = Media((b"\x89PNG" + bytes(1_500_000),))
             for _ in range(5):
-                device.answer(Reply("방", "1", device.key.bot_name, media))
-            device.answer(Reply("방", "1", device.key.bot_name, "끝"))
+                device.send(Reply("방", "1", device.key.bot_name, media))
+            device.send(Reply("방", "1", device.key.bot_name, "끝"))
             self.run_for(100.0)
             self.assertEqual((len(phone.replies), phone.texts()), (6, ["끝"]), script)
             phone.stop()
@@ -242,7 +242,7 @@ class SlowLineTests(GatewayCase):
         peer.dataReceived = one_piece  # type: ignore[method-assign]
         texts = [f"{number} {'x' * 60_000}" for number in range(10)]
         for text in texts:
-            self.device().answer(Reply("방", "1", KEY.bot_name, text))
+            self.device().send(Reply("방", "1", KEY.bot_name, text))
         for _ in range(40):
             self.run_for(8.0)
             peer.read_on()
@@ -254,7 +254,7 @@ class SlowLineTests(GatewayCase):
         self.ready().drop()
         with capturedLogs() as events:
             for _ in range(5):
-                self.device().answer(Reply("방", "1", KEY.bot_name, "말"))
+                self.device().send(Reply("방", "1", KEY.bot_name, "말"))
                 self.run_for(32.0)
         told = [event for event in events if "waited too long" in event["log_format"]]
         self.assertEqual((len(told), self.registry.budget.expired), (1, 5))

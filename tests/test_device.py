@@ -41,7 +41,7 @@ class FateTests(GatewayCase):
         """An answer may have a time of its own, and whoever sent it hears that it has run out."""
         fates: list[str] = []
         self.ready().drop()
-        self.device().answer(Reply("방", "1", "봇", "말"), 5.0, fates.append)
+        self.device().send(Reply("방", "1", "봇", "말"), 5.0, fates.append)
         self.run_for(4.0)
         self.assertEqual(fates, [])
         self.run_for(2.0)
@@ -101,7 +101,7 @@ class StopTests(GatewayCase):
         peer.chat("하나")
         kept = list(self.registry.mail())
         self.serve()
-        self.registry.reach(KEY).answer(Reply("방", "1", "봇", "둘"))
+        self.registry.reach(KEY).send(Reply("방", "1", "봇", "둘"))
         self.registry.load_mail(kept)
         back = self.client("ack")
         self.assertEqual((back.texts, back.numbers), (["하나", "둘"], [1, 2]))

@@ -316,7 +316,7 @@ class FailureTests(DispatchTestCase):
         """A failure of ours on the way back is logged, and costs that answer."""
 
         class Broken(FakeOrigin):
-            def answer(
+            def send(
                 self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
             ) -> None:
                 raise ValueError

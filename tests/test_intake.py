@@ -22,7 +22,7 @@ class ChatTests(GatewayCase):
         for dialect in Dialect:
             peer = self.ready(dialect=dialect)
             peer.chat("nothing")
-            self.device().answer(Reply("방", None, "봇", "먼저"))
+            self.device().send(Reply("방", None, "봇", "먼저"))
             self.run_for(0.0)
             self.assertEqual(peer.texts, ["먼저"])
 
@@ -92,7 +92,7 @@ class ApprovalTests(GatewayCase):
         """What waits for a device that is refused is dropped."""
         for approval in (Approval.DENIED, Approval.REVOKED, Approval.BLOCKED):
             self.ready().drop()
-            self.device().answer(Reply("방", "1", "봇", "말"))
+            self.device().send(Reply("방", "1", "봇", "말"))
             self.devices.set_approval(KEY, Approval.PENDING)
             self.assertEqual(self.device().outbox.messages, 1)
             self.devices.set_approval(KEY, approval)

@@ -157,7 +157,7 @@ class MigrationTests(GatewayCase):
         """What waits here for a client that comes is handed over before it is closed."""
         key = DeviceKey("봇", "device 0")
         self.begin(60.0)
-        self.registry.reach(key).answer(Reply("방", "1", "봇", "기다림"))
+        self.registry.reach(key).send(Reply("방", "1", "봇", "기다림"))
         (client,) = self.clients(1)
         self.assertEqual((client.texts, client.finished), (["기다림"], False))
         client.ack(1)

@@ -183,7 +183,7 @@ class WriteTests(GatewayCase):
     def test_picture_for_one_that_reads_nothing(self) -> None:
         """Cut again and again in the middle of a picture, no more than a piece is ever held."""
         media = Media((bytes(6_000_000),))
-        self.registry.reach(KEY).answer(Reply("방", "1", "봇", media))
+        self.registry.reach(KEY).send(Reply("방", "1", "봇", media))
         for _ in range(3):
             peer = self.connect()
             peer.stop_reading()

@@ -323,7 +323,7 @@ class SweepTests(GatewayCase):
 
         for number, on_fate in (1, broken), (2, None):
             self.ready(key(number)).drop()
-            self.device(key(number)).answer(Reply("방", "1", "봇", "말"), None, on_fate)
+            self.device(key(number)).send(Reply("방", "1", "봇", "말"), None, on_fate)
         self.run_for(40.0)
         self.assertTrue(self.flushLoggedErrors())
         self.assertEqual((self.registry.budget.expired, self.registry.health()), (2, None))

@@ -283,7 +283,7 @@ class AcknowledgedTests(GatewayCase):
         """Without the capability nothing can be acknowledged: it is a bad frame."""
         peer = self.client("session")
         peer.stop_reading()
-        self.device().answer(Reply("방", "1", "봇", "말" * 300_000))
+        self.device().send(Reply("방", "1", "봇", "말" * 300_000))
         peer.ack(1)
         self.assertEqual(self.device().outbox.messages, 1)
         peer.read_on()

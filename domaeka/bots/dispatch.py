@@ -407,7 +407,7 @@ class BotDispatcher:
 
     def _say(self, chat: Chat, origin: Origin, text: str) -> None:
         try:
-            origin.answer(Reply(chat.room, chat.channel_id, origin.key.bot_name, text))
+            origin.send(Reply(chat.room, chat.channel_id, origin.key.bot_name, text))
         except Exception as error:
             _report("an answer was lost", error, bot_name=origin.key.bot_name)
 
@@ -423,7 +423,7 @@ class BotDispatcher:
             # A bot may well answer again, but not into an outbox that is at work.
             listener = partial(self._reactor.callFromThread, _tell_fate, on_fate, origin)
         try:
-            origin.answer(reply, ttl, listener)
+            origin.send(reply, ttl, listener)
         except Exception as error:
             _report("an answer was lost", error, bot_name=origin.key.bot_name)
 

@@ -136,7 +136,7 @@ class Pipe(_Files):
         self._ended = False
         self._reading = False
 
-    def answer(self, reply: Reply, ttl: float | None = None, on_fate: object = None) -> None:
+    def send(self, reply: Reply, ttl: float | None = None, on_fate: object = None) -> None:
         """Show an answer, and nothing else."""
         self.write(words.reply_text(reply) + "\n")
 

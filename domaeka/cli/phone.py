@@ -318,7 +318,7 @@ async def _run_piped(
     files: tuple[int, int],
 ) -> int:
     def answer(reply: Reply) -> None:
-        pipe.answer(reply)
+        pipe.send(reply)
 
     talk = PipedTalk(
         reactor, client, phrase, note_error, answer, options.wait, pause=options.interval

@@ -109,30 +109,25 @@ class Device:
 
     # Origin
 
-    def answer(
-        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
-    ) -> None:
-        """Send something, in the phone's own dialect, now or when it is back."""
-        if ttl is None:
-            ttl = self._registry.parts.settings.queue.message_ttl
-        self.send(reply, _HIGH, ttl, on_fate)
-
     def send(
         self,
         reply: Reply,
-        priority: Priority,
-        ttl: float,
+        ttl: float | None = None,
         on_fate: FateListener | None = None,
+        priority: Priority = _HIGH,
     ) -> None:
         """
-        The same for whatever else is to be sent.
+        Send something, in the phone's own dialect, now or when it is back.
 
-        @param ttl: how long it may wait, in seconds.
+        @param ttl: how long it may wait, in seconds; by default C{queue.message_ttl}.
         @param on_fate: told what becomes of it, perhaps before this returns.
+        @param priority: that of an answer, or of whatever else it is.
         """
         parts = self._registry.parts
+        if ttl is None:
+            ttl = parts.settings.queue.message_ttl
         self.outbox.put(reply, priority, ttl, on_fate)
-        if parts.chat_log is not None and isinstance(reply.content, str):
+        if parts.chat_log is not None and type(reply.content) is str:
             parts.chat_log.append(
                 ChatLine(
                     parts.seconds(),

@@ -147,52 +147,42 @@ def encode_reply(
     @param message_id: for a connection that acknowledges.
     @param pack: for a connection that takes C{gzip}.
     """
-    room, bot_name = reply.room, reply.bot_name
-    if not isinstance(reply.content, str):
-        return b"".join(media_pieces(reply, reply.content, dialect, timestamp, message_id))
-    try:
-        return _reply_line(reply, room, bot_name, dialect, timestamp, message_id, pack)
-    except UnicodeEncodeError:
-        room, bot_name = _clean(room), _clean(bot_name)
-        return _reply_line(reply, room, bot_name, dialect, timestamp, message_id, pack)
-
-
-def _reply_line(
-    reply: Reply,
-    room: str,
-    bot_name: str,
-    dialect: Dialect,
-    timestamp: str,
-    message_id: int | None,
-    pack: Pack | None,
-) -> bytes:
     content = reply.content
-    assert isinstance(content, str)
-    if dialect is _V32:
-        # 3.2 knows one event only.
-        old = _OldReplyData(room, reply.channel_id, bot_name, _old_text(content), message_id)
-        return b"".join((_HEADS["messageResponse"], _encode(old), b"}\n"))
-    encoding = "base64"
-    length: int | None = None
-    raw = content.encode("utf-8", "replace")
-    tail = binascii.b2a_base64(raw, newline=False)
-    if pack is not None and (packed := pack(raw, tail)) is not None:
-        tail = packed
-        encoding = "gzip+base64"
-        length = len(raw)
-    data = _ReplyData(
-        room,
-        reply.channel_id,
-        bot_name,
-        "text",
-        (0, len(tail)),
-        timestamp,
-        "Asia/Seoul",
-        encoding,
-        length,
-        message_id,
-    )
-    return b"".join((_HEADS[reply.event], _encode(data), b"}", tail, b"\n"))
+    if isinstance(content, Media):
+        return b"".join(media_pieces(reply, content, dialect, timestamp, message_id))
+    try:
+        if dialect is _V32:
+            old = _OldReplyData(
+                reply.room, reply.channel_id, reply.bot_name, _old_text(content), message_id
+            )
+            # 3.2 knows one event only.
+            return b"".join((_HEADS["messageResponse"], _encode(old), b"}\n"))
+        encoding = "base64"
+        length: int | None = None
+        raw = content.encode("utf-8", "replace")
+        tail = binascii.b2a_base64(raw, newline=False)
+        if pack is not None and (packed := pack(raw, tail)) is not None:
+            tail = packed
+            encoding = "gzip+base64"
+            length = len(raw)
+        data = _ReplyData(
+            reply.room,
+            reply.channel_id,
+            reply.bot_name,
+            "text",
+            (0, len(tail)),
+            timestamp,
+            "Asia/Seoul",
+            encoding,
+            length,
+            message_id,
+        )
+        return b"".join((_HEADS[reply.event], _encode(data), b"}", tail, b"\n"))
+    except UnicodeEncodeError:
+        clean = Reply(
+            _clean(reply.room), reply.channel_id, _clean(reply.bot_name), content, reply.event
+        )
+        return encode_reply(clean, dialect, timestamp, message_id, pack)
 
 
 def _old_text(content: str) -> str:

@@ -177,7 +177,7 @@ class FakeOrigin:
         """The answers that are files."""
         return [reply.content for reply in self.answers if isinstance(reply.content, Media)]
 
-    def answer(
+    def send(
         self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
     ) -> None:
         """Keep C{reply}."""
@@ -224,5 +224,5 @@ class FakeDispatcher:
             content = self._answer(chat)
             if content is not None:
                 bot_name = origin.key.bot_name
-                origin.answer(Reply(chat.room, chat.channel_id, bot_name, content))
+                origin.send(Reply(chat.room, chat.channel_id, bot_name, content))
             origin.message_done(chat)

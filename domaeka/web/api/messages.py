@@ -216,7 +216,7 @@ class MessagePages:
         )
         for number, content in enumerate(contents):
             reply = Reply(target.room, target.channel_id, target.key.bot_name, content)
-            device.send(reply, _PRIORITIES[new.priority], ttl, message.listener(number))
+            device.send(reply, ttl, message.listener(number), _PRIORITIES[new.priority])
         if all(fate is Fate.DROPPED for fate in message.fates):
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE, "QUEUE_FULL", "there is no room for it to wait"
