@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from domaeka.errors import ConfigError
-from domaeka.toml import lines_of, read_toml
+from domaeka.toml import check_private, lines_of, read_toml
 
 #: SHA-256 of the key that old bridge scripts were published with.
 PUBLISHED_KEY_SHA256: Final = "e194188066f96ae20abfb60c0e788cb74586dd70a96798f82aa321187d07d6fd"
@@ -433,6 +433,8 @@ class SettingsSource:
             tree = read_toml(path)
             places.update((key, f"{path}:{line}") for key, line in lines_of(path).items())
             _convert(tree, str(path), places)
+            for key in _secrets_in(tree):
+                check_private(path.stat(), path, f"{places.get(key, path)}: {key}")
         types = setting_types()
         names = {"DOMAEKA_" + key.replace(".", "_").upper(): key for key in types}
         sections = tuple({f"DOMAEKA_{key.partition('.')[0].upper()}_" for key in types})
@@ -469,6 +471,22 @@ def load_settings(
 ) -> Settings:
     """Read settings, once: see L{SettingsSource}."""
     return SettingsSource(path, overrides, environment).load()
+
+
+def is_secret(key: str, value: object) -> bool:
+    """Whether nobody may see the value of a setting; the address of a store may have a password."""
+    url = str(value) if key == "storage.url" else ""
+    return key in SECRET_KEYS or re.search("//[^/]*:[^/]*@", url) is not None
+
+
+def _secrets_in(tree: Mapping[str, Any]) -> list[str]:
+    """The keys of C{tree} whose values are secrets."""
+    return [
+        f"{section}.{name}"
+        for section, values in tree.items()
+        for name, value in values.items()
+        if value and is_secret(f"{section}.{name}", value)
+    ]
 
 
 def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, source: str) -> None:
@@ -532,21 +550,6 @@ def _reason(text: str, kind: Any) -> str:
     if text.startswith("Invalid enum value") and isinstance(info, msgspec.inspect.LiteralType):
         return f"must be one of {', '.join(map(str, info.values))}"
     return text.split(" - at ")[0]
-
-
-def parse_networks(key: str, texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
-    """
-    Read networks in CIDR form.
-
-    @raise ConfigError: naming C{key} and the text that is none.
-    """
-    networks = []
-    for text in texts:
-        try:
-            networks.append(ip_network(text))
-        except ValueError:
-            raise ConfigError(f"{key}: {_not_a_network(text)}") from None
-    return tuple(networks)
 
 
 def _not_a_network(text: str) -> str:

@@ -42,7 +42,8 @@ in it, commented out.
 Sizes are in bytes and times in seconds where nothing else is said.
 
 Keys marked with * are secrets. They are best left to `secrets.toml` in the state directory, which
-is made at the first start; given on the command line, every user of the machine can read them.
+is made at the first start; given on the command line, every user of the machine can read them. A
+file with one of them that others than its owner and group may read is refused.
 """
 
 _HEAD: Final = """\

@@ -22,7 +22,7 @@ import msgspec
 
 from domaeka.config import MIN_SECRET_KEY_BYTES, PUBLISHED_KEY_SHA256, AuthSettings
 from domaeka.errors import ConfigError
-from domaeka.toml import parse_toml
+from domaeka.toml import check_private, parse_toml
 
 #: Where in the state directory the secrets are.
 SECRETS_NAME: Final = "secrets.toml"
@@ -351,8 +351,7 @@ def _read_text(path: Path, where: str, forbidden: int) -> str:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{where}: not a file")
-            if status.st_mode & forbidden:
-                raise ConfigError(f"{where}: others may read it; try: chmod 600 {path}")
+            check_private(status, path, where, forbidden)
             raw = file.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {_why(error)}") from None

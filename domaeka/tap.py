@@ -13,7 +13,7 @@ from domaeka import __version__
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import load_bots
 from domaeka.bots.threads import CommandThreads
-from domaeka.config import SECRET_KEYS, SettingsSource
+from domaeka.config import SettingsSource, is_secret
 from domaeka.errors import DomaekaError
 from domaeka.logs import observer_for
 from domaeka.metrics import Metrics
@@ -118,7 +118,6 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> "Ga
         options["bots"],
     )
     for key, value in options["set"]:
-        # An address of a database may hold a password.
-        if key in SECRET_KEYS or (key == "storage.url" and "@" in value):
+        if is_secret(key, value):
             service.warnings.append(f"--set {key}: others can read it in the list of processes")
     return service

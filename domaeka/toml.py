@@ -1,8 +1,10 @@
 """
-Files in TOML, and where in them something stands.
+Files in TOML: where in them something stands, and who may read them.
 """
 
+import os
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,22 @@ def parse_toml(text: str, path: Path, secret: bool = False) -> dict[str, Any]:
         raise ConfigError(f"{path}:{line}: {'not TOML' if secret else why or place}") from None
     except (ValueError, RecursionError):  # from int() and from the parser's own depth
         raise ConfigError(f"{path}: a number too long, or nested too deep") from None
+
+
+def check_private(
+    status: os.stat_result, path: Path, where: str, forbidden: int = stat.S_IRWXO
+) -> None:
+    """
+    Refuse a file with a secret that others may read.
+
+    @param status: of the file.
+    @param where: what the error begins with.
+    @param forbidden: bits that its mode must not have; a group may read it by default.
+    @raise ConfigError: it has one of them.
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & forbidden:
+        raise ConfigError(f"{where}: mode {mode:04o}: others may read it; try: chmod 600 {path}")
 
 
 def lines_of(path: Path) -> dict[str, int]:

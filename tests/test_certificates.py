@@ -32,9 +32,21 @@ class CertificatesTests(SynchronousTestCase):
             Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
         )
         key.write_bytes(secret)
+        key.chmod(0o600)
         settings = TlsSettings(certificate=str(self.file), key=str(key))
         error = self.assertRaises(ConfigError, Certificates, files_of(settings))
         self.assertEqual(str(error), f"tls.key: {key}: has a passphrase")
+
+    def test_key_that_others_may_read(self) -> None:
+        """It is refused, with what helps; one that a group may read is good."""
+        files = files_of(TlsSettings(certificate=str(self.file)))
+        self.file.chmod(0o640)
+        certificates = Certificates(files)
+        self.file.chmod(0o644)
+        for load in (certificates.load, lambda: Certificates(files)):
+            error = self.assertRaises(ConfigError, load)
+            said = f"mode 0644: others may read it; try: chmod 600 {self.file}"
+            self.assertEqual(str(error), f"tls.certificate: {self.file}: {said}")
 
     def test_end(self) -> None:
         """An end that is near, or past, is reported."""

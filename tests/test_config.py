@@ -15,7 +15,6 @@ from domaeka.config import (
     Settings,
     SettingsSource,
     load_settings,
-    parse_networks,
     setting_types,
 )
 from domaeka.errors import ConfigError
@@ -115,6 +114,7 @@ class ConfigTestCase(SynchronousTestCase):
         environment: Mapping[str, str] | None = None,
     ) -> Settings:
         self.path.write_text(text, encoding="utf-8")
+        self.path.chmod(0o600)
         return load_settings(self.path, list((overrides or {}).items()), environment or {})
 
     def refusal(self, *arguments: Any) -> str:
@@ -233,6 +233,24 @@ class RefusalTests(ConfigTestCase):
         for text in ("x = " + "[" * 5000, "x = " + "9" * 5000):
             self.assertTrue(self.refusal(text).startswith("FILE: "))
 
+    def test_secrets_that_others_may_read(self) -> None:
+        """A file with a secret must be private; a group may read it."""
+        for text, key in (
+            ("[auth]\nsalt = 'abc'", "auth.salt"),
+            ("[auth]\nsecret_key = 'a secret of enough bytes'", "auth.secret_key"),
+            ("[storage]\nurl = 'postgresql://user:abc@host/db'", "storage.url"),
+        ):
+            self.path.write_text(text)
+            self.path.chmod(0o640)
+            load_settings(self.path, (), {})
+            self.path.chmod(0o604)
+            said = str(self.assertRaises(ConfigError, load_settings, self.path, (), {}))
+            mode = "mode 0604: others may read it; try: chmod 600"
+            self.assertEqual(said, f"{self.path}:2: {key}: {mode} {self.path}")
+        for text in ("[auth]\nsalt = ''", "[storage]\nurl = 'postgresql://user@host/db'"):
+            self.path.write_text(text)
+            load_settings(self.path, (), {})
+
     def test_found_later(self) -> None:
         """What turns out wrong only when it is used is named with the place where it stands."""
         self.path.write_text("[bots]\nload = ['a:bot']\n[tls]\n\ncertificate = 'c'\n")
@@ -322,18 +340,3 @@ class RefusalTests(ConfigTestCase):
             load_settings(None, [(key, text)], {})
         except ConfigError as error:
             self.assertEqual(len(str(error).splitlines()), 1)
-
-
-class ParseNetworksTests(SynchronousTestCase):
-    """Tests for L{parse_networks}."""
-
-    def test_networks(self) -> None:
-        """Both families, an address alone is a network of one."""
-        found = parse_networks("limits.allow", ["192.0.2.0/24", "2001:db8::/32", "192.0.2.1"])
-        self.assertEqual([network.prefixlen for network in found], [24, 32, 32])
-
-    def test_none(self) -> None:
-        """What is no network is named with its key, cut where it is long."""
-        error = self.assertRaises(ConfigError, parse_networks, "limits.deny", ["x" * 1000])
-        self.assertTrue(str(error).startswith("limits.deny: 'xxx"))
-        self.assertLess(len(str(error)), 200)

@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from domaeka.config import TlsSettings
 from domaeka.errors import ConfigError
+from domaeka.toml import check_private
 
 #: How often the files are looked at, in seconds.
 LOOK_SECONDS: Final = 60.0
@@ -148,6 +149,8 @@ class Certificates:
         context.set_session_id(b"domaeka")
         certificate = _read_file(named, files.certificate)
         _read_file(key_named, files.key)
+        key = Path(files.key)
+        check_private(key.stat(), key, f"{key_named}: {key}")
         try:
             context.use_certificate_chain_file(files.certificate)
             leaf = x509.load_pem_x509_certificate(certificate)

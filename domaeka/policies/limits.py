@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from domaeka.config import LimitsSettings, parse_networks
+from domaeka.config import LimitsSettings
 
 #: Longest ban that is not an operator's, in seconds, unless C{limits.ban_seconds} is above it.
 MAX_BAN_SECONDS: Final = 86_400.0
@@ -201,9 +201,9 @@ class AddressLimits:
         self._max_tracked = settings.max_tracked_addresses
         self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // self._ban_after))
         self._listed: _Networks[Admission] = _Networks()
-        for network in parse_networks("limits.allow", settings.allow):
+        for network in map(ip_network, settings.allow):
             self._listed.put(_plain(network), Admission.ADMITTED)
-        for network in parse_networks("limits.deny", settings.deny):
+        for network in map(ip_network, settings.deny):
             self._listed.put(_plain(network), Admission.DENIED)
 
     def admit(self, address: str) -> Admission:

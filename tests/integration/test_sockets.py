@@ -120,6 +120,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
     )
     paths = directory / "certificate.pem", directory / "key.pem"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].touch(mode=0o600)
     paths[1].write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

@@ -73,6 +73,7 @@ class Authority:
     def _write(self, path: Path, certificate: x509.Certificate, secret: bytes = b"") -> None:
         fresh = path.with_suffix(".new")
         fresh.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+        fresh.chmod(0o600)
         fresh.replace(path)
 
 
