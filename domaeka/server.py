@@ -276,7 +276,7 @@ class GatewayService(LoggedService):
         if not self.running:
             return
         error = self._source.locate(reason if isinstance(reason, str) else reason.getErrorMessage())
-        self.log.critical("domaeka ends: {error}", error=error)
+        self.log.critical("domaeka ends: {error}", error=ConfigError(error))  # a text would be cut
         # sys.stderr leads to the log by now.
         print(f"domaeka: {error}", file=sys.__stderr__)
         # twistd ends with 0 once its reactor has stopped in order.
@@ -405,7 +405,8 @@ class GatewayService(LoggedService):
         try:
             self.reload()
         except DomaekaError as error:
-            self.log.error("nothing has changed: {error}", error=str(error))
+            # As it is: a text would be cut.
+            self.log.error("nothing has changed: {error}", error=error)
         except Exception:
             self.log.failure("the settings could not be read again")
 

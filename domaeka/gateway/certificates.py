@@ -134,7 +134,7 @@ class Certificates:
         except ConfigError as error:
             self._stamps = stamps  # said once
             self.log.error(
-                "certificate {path} stays as it was: {error}", path=self.path, error=str(error)
+                "certificate {path} stays as it was: {error}", path=self.path, error=error
             )
 
     def _read(self) -> tuple[SSL.Context, float]:
