@@ -10,6 +10,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator
+from math import inf
 from random import Random
 from typing import Any
 
@@ -28,7 +29,9 @@ from domaeka.phonewire import Identity, PhoneWriter
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits
 from domaeka.server import GC_THRESHOLDS
+from domaeka.startup import give_back_memory
 from domaeka.testing import FakeDevices, FakeRooms
+from domaeka.wire import MAX_LINE_BYTES, LineDecoder
 
 KEY, SALT = "k" * 32, "salt"
 ROUNDS = 15
@@ -134,9 +137,28 @@ def compare(batch: int) -> tuple[float, float]:
     return best[0], best[1]
 
 
+def seconds_a_line(piece_bytes: int) -> float:
+    """What it takes to cut a line of 1 MB out of pieces of so many bytes, at its best."""
+    line = b"x" * (MAX_LINE_BYTES - 2) + b"\n"
+    pieces = [line[at : at + piece_bytes] for at in range(0, len(line), piece_bytes)]
+    best = inf
+    for _ in range(ROUNDS):
+        decoder = LineDecoder()
+        began = time.process_time()
+        for piece in pieces:
+            decoder.feed(piece)
+            found = decoder.next_line()
+        best = min(best, time.process_time() - began)
+        assert found == line[:-1]
+    return best
+
+
 def main() -> None:
-    """Print the cost of a message."""
+    """Print the cost of a message, and of a line that comes in pieces."""
     gc.set_threshold(*GC_THRESHOLDS)
+    give_back_memory()
+    for piece_bytes in (1460, 100, 10):
+        print(f"1 MB in pieces of {piece_bytes} bytes: {seconds_a_line(piece_bytes) * 1e3:.1f} ms")
     for batch in [int(word) for word in sys.argv[1:]] or [1, 8]:
         ours, bare = compare(batch)
         print(
