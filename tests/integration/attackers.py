@@ -13,14 +13,17 @@ import os
 import random
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
+import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
+from OpenSSL import SSL
 
 from domaeka.phonewire import Identity, PhoneWriter, Said
 from domaeka.policies.auth import Signer
@@ -32,17 +35,27 @@ PATIENCE: Final = 15.0
 LEAST_SECONDS: Final = 1.0
 GIB: Final = 2**30
 _CHUNK: Final = 2**20
+#: How a connection ends under one who still writes or reads.
+_ENDED: Final = (BrokenPipeError, ConnectionResetError, ssl.SSLError)
 
 
 class Target(msgspec.Struct):
-    """A server, as attackers see it, and the innocent phone on it."""
+    """
+    A server, as attackers see it, and the innocent phone on it.
+
+    @ivar balanced_port: where a balancer is believed; 0: nowhere.
+    @ivar by_tls: whether attackers of the phones' port speak TLS.
+    """
 
     host: str
     port: int
     http_port: int
+    tls_port: int
+    balanced_port: int
     key: str
     salt: str
     phone: Identity
+    by_tls: bool
 
 
 class Attacker:
@@ -54,12 +67,26 @@ class Attacker:
         self._open: list[socket.socket] = []
 
     def connect(self, source: str = "127.0.0.2", buffer_bytes: int = 0) -> socket.socket:
-        """A connection from an address of this machine; it is closed with the attack."""
-        return self._connect(self.target.port, source, buffer_bytes)
+        """A phone's connection from an address of this machine; it is closed with the attack."""
+        target = self.target
+        if not target.by_tls:
+            return self.connect_to(target.port, source, buffer_bytes)
+        line = _trusting().wrap_socket(self.connect_to(target.tls_port, source, buffer_bytes))
+        self._open.append(line)
+        return line
 
-    def connect_http(self) -> socket.socket:
-        """The same to the HTTP port."""
-        return self._connect(self.target.http_port, "127.0.0.2", 0)
+    def connect_to(
+        self, port: int, source: str = "127.0.0.2", buffer_bytes: int = 0
+    ) -> socket.socket:
+        """A plain connection to any of the server's ports."""
+        line = socket.socket()
+        self._open.append(line)
+        line.settimeout(PATIENCE)
+        if buffer_bytes:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        line.bind((source, 0))
+        line.connect((self.target.host, port))
+        return line
 
     def identity(self) -> Identity:
         """A phone that nobody knows yet."""
@@ -91,15 +118,21 @@ class Attacker:
             line.close()
         self._open.clear()
 
-    def _connect(self, port: int, source: str, buffer_bytes: int) -> socket.socket:
-        line = socket.socket()
-        self._open.append(line)
-        line.settimeout(PATIENCE)
-        if buffer_bytes:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        line.bind((source, 0))
-        line.connect((self.target.host, port))
-        return line
+
+def _trusting() -> ssl.SSLContext:
+    """For one who does not care to whom he talks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def client_hello() -> bytes:
+    """What a TLS connection begins with."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        _trusting().wrap_bio(incoming, outgoing).do_handshake()
+    return outgoing.read()
 
 
 def said(text: str, room: str = "방") -> Said:
@@ -113,7 +146,7 @@ def read_line(line: socket.socket) -> bytes:
     while not data.endswith(b"\n"):
         try:
             byte = line.recv(1)
-        except ConnectionResetError:
+        except _ENDED:
             break
         if not byte:
             break
@@ -124,15 +157,15 @@ def read_line(line: socket.socket) -> bytes:
 def read_all(line: socket.socket) -> bytes:
     """All that comes until the connection ends."""
     data = bytearray()
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(*_ENDED):
         while piece := line.recv(65_536):
             data += piece
     return bytes(data)
 
 
-def send(line: socket.socket, pieces: Iterator[bytes] | Sequence[bytes]) -> bytes:
+def send(line: socket.socket, pieces: Iterable[bytes]) -> bytes:
     """Send until the server has enough of it.  @return: what it said."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(*_ENDED):
         for piece in pieces:
             line.sendall(piece)
         with contextlib.suppress(OSError):  # it is gone already
@@ -156,19 +189,36 @@ def keep_sending(lines: Sequence[tuple[socket.socket, bytes]], seconds: float) -
 # Before the handshake
 
 
-def slow_handshakes(attacker: Attacker) -> None:
-    """Forty that send a handshake a byte at a time: closed, however slowly it comes."""
-    handshake = attacker.writer().handshake()
-    lines = [attacker.connect() for _ in range(40)]
-    for byte in itertools.cycle(handshake[:-1]):
-        for line in lines[:]:
+def slow_beginnings(attacker: Attacker) -> None:
+    """
+    Ninety that begin a byte at a time, or not at all, with a handshake, with TLS, or as a
+    balancer: closed, however slowly it comes.
+    """
+    target = attacker.target
+    header = b"PROXY TCP4 203.0.113.1 203.0.113.1 40000 9000" + b" " * 62
+    slow = {
+        attacker.connect_to(port): itertools.cycle(begins)
+        for port, begins in (
+            (target.port, attacker.writer().handshake()[:-1]),
+            (target.tls_port, client_hello()),
+            (target.balanced_port, header),
+        )
+        for _ in range(20)
+    }
+    silent = [
+        attacker.connect_to(port)
+        for port in (target.port, target.tls_port, target.balanced_port)
+        for _ in range(10)
+    ]
+    while slow:
+        for line, rest in list(slow.items()):
             try:
-                line.sendall(bytes([byte]))
+                line.sendall(bytes([next(rest)]))
             except OSError:
-                lines.remove(line)
-        if not lines:
-            return
+                del slow[line]
         time.sleep(0.05)
+    for line in silent:
+        assert read_all(line) == b""
 
 
 def silent_connections(attacker: Attacker) -> None:
@@ -176,6 +226,21 @@ def silent_connections(attacker: Attacker) -> None:
     for number in range(500):
         attacker.connect(f"127.1.0.{1 + number % 50}")
     time.sleep(1.0)
+
+
+def many_bans(attacker: Attacker) -> None:
+    """Six hundred addresses whose signatures are wrong: all are banned, within half a minute."""
+    writer = attacker.writer(key="a key that is not the server's")
+    for number in range(600):
+        lines = [writer.chat(said("# echo 위조")) for _ in range(5)]
+        send(attacker.connect(f"127.3.{number // 200}.{1 + number % 200}"), lines)
+    url = f"http://{attacker.target.host}:{attacker.target.http_port}/metrics"
+    for _ in range(30):
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            if b"\ndomaeka_bans 600.0\n" in answer.read():
+                return
+        time.sleep(1.0)
+    raise AssertionError("not all are banned")
 
 
 def many_addresses(attacker: Attacker) -> None:
@@ -251,6 +316,80 @@ def half_closed(attacker: Attacker) -> None:
         assert (b"messageResponse" in read_all(line)) is asks
 
 
+def false_balancers(attacker: Attacker) -> None:
+    """Headers of a balancer that are none, or too long: closed; no frames on other ports."""
+    target = attacker.target
+    binary = b"\r\n\r\n\0\r\nQUIT\n"
+    for header in (
+        b"PROXY TCP4 203.0.113.1 203.0.113.1 40000 9000" + b" " * _CHUNK,
+        b"PROXY TCP4 1 2 3 4\r\n",
+        b"PROXY TCP6 203.0.113.1 :: 99999 -1\r\n",
+        b"PROXY TCP4 \xff\xff " + b"9" * 60 + b"\r\n",
+        b"PROXY \r\nPROXY \r\n",
+        b"\r\n" * 100_000,
+        binary + b"\x21\x11\0\0",
+        binary + b"\x21\x11\0\x0b" + bytes(11),
+        binary + b"\x21\xff\xff\xff" + bytes(65_535),
+        binary + b"\x31\x11\0\x0c" + bytes(12),
+        binary * 10_000,
+        attacker.writer().handshake(),
+    ):
+        for _ in range(5):
+            assert send(attacker.connect_to(target.balanced_port), [header]) == b"", header[:80]
+    honest = b"PROXY TCP4 127.0.0.1 127.0.0.1 40000 9000\r\n"
+    for _ in range(20):
+        assert b"BAD_FRAME" in send(attacker.connect_to(target.port), [honest])
+
+
+def broken_tls(attacker: Attacker) -> None:
+    """What is no TLS, or was until then; and handshakes that are to be done over and over."""
+    chance = random.Random(3)
+    hello = client_hello()
+    for begins in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        attacker.writer().handshake(),
+        b"\x16\x03\x01\xff\xff",
+        b"\x16\x03\x01\0\0" * 1000,
+        b"\x15\x03\x03\0\x02\x01\0" * 1000,
+        hello,
+        hello * 100,
+        hello[:5] + chance.randbytes(len(hello) - 5),
+    ):
+        for _ in range(5):
+            line = attacker.connect_to(attacker.target.tls_port)
+            send(line, itertools.chain([begins], itertools.repeat(chance.randbytes(65_536), 20)))
+    for _ in range(5):
+        line, _ = attacker.client()
+        with socket.socket(fileno=os.dup(line.fileno())) as under_it:
+            under_it.settimeout(PATIENCE)
+            send(under_it, [b"\x17\x03\x03\x40\0" + chance.randbytes(_CHUNK)])
+    for _ in range(20):
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        over = SSL.Connection(context, attacker.connect_to(attacker.target.tls_port))
+        over.set_connect_state()
+        _finish(over.do_handshake)
+        over.renegotiate()
+        try:
+            _finish(over.do_handshake)
+        except SSL.Error:
+            continue
+        raise AssertionError("renegotiated")
+
+
+def _finish(step: Callable[[], Any]) -> None:
+    """pyOpenSSL knows nothing of a socket's patience."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            step()
+            return
+        except SSL.WantReadError:
+            time.sleep(0.001)
+    raise AssertionError("held up")
+
+
 # Who one is
 
 
@@ -324,6 +463,14 @@ def non_readers(attacker: Attacker) -> None:
     keep_sending(lines, 3.0)
 
 
+def unread_pictures(attacker: Attacker) -> None:
+    """Phones that have 9 MiB of pictures sent to them, twice, and read none of it."""
+    for _ in range(4):
+        line, writer = attacker.client(buffer_bytes=4096)
+        line.sendall(b"".join(writer.chat(said("# pictures 16 1")) for _ in range(2)))
+    time.sleep(2.0)
+
+
 def greedy(attacker: Attacker) -> None:
     """One phone that asks fifty thousand times at once: it is answered each time, in order."""
     line, writer = attacker.client()
@@ -351,19 +498,27 @@ def greedy(attacker: Attacker) -> None:
 # Over HTTP
 
 
-def dripped_headers(attacker: Attacker) -> None:
-    """A hundred and fifty requests whose headers come a byte at a time: refused after 10 s."""
-    lines = [attacker.connect_http() for _ in range(150)]
+def dripped_requests(attacker: Attacker) -> None:
+    """A hundred and fifty whose headers, or bodies, come a byte at a time: refused after 10 s."""
+    post = b"POST /api/v1/messages HTTP/1.1\r\n"
+    drips: dict[socket.socket, bytes] = {}
     start = time.monotonic()
-    for line in lines:
-        line.sendall(b"GET /health HTTP/1.1\r\nX: ")
-    while lines:
+    for begins, goes_on in (
+        (b"GET /health HTTP/1.1\r\nX: ", b"x"),
+        (post + b"Content-Length: 60000\r\n\r\n", b"x"),
+        (post + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ):
+        for _ in range(50):
+            line = attacker.connect_to(attacker.target.http_port)
+            line.sendall(begins)
+            drips[line] = goes_on
+    while drips:
         assert time.monotonic() - start < 12.0
-        for line in lines:
-            line.sendall(b"x")
-        for line in select.select(lines, [], [], 0.1)[0]:
+        for line, goes_on in drips.items():
+            line.sendall(goes_on)
+        for line in select.select(list(drips), [], [], 0.1)[0]:
             assert b" 408 " in line.recv(65_536)
-            lines.remove(line)
+            del drips[line]
 
 
 def large_requests(attacker: Attacker) -> None:
@@ -377,17 +532,19 @@ def large_requests(attacker: Attacker) -> None:
     ):
         for _ in range(5):
             send(
-                attacker.connect_http(),
+                attacker.connect_to(attacker.target.http_port),
                 itertools.chain([request], itertools.repeat(b"x" * 65_536, 50)),
             )
 
 
 Attack = Callable[[Attacker], None]
-#: From addresses that are limited; those in one row at the same time.
-FLOODS: Final[tuple[tuple[Attack, ...], ...]] = ((silent_connections,), (many_addresses,))
+#: Attacks at the same time.
+Row = tuple[Attack, ...]
+#: From addresses that are limited.
+FLOODS: Final[tuple[Row, ...]] = ((silent_connections,), (many_addresses,))
 #: From an address that is not, so that all of it is heard.
-INTRUSIONS: Final[tuple[tuple[Attack, ...], ...]] = (
-    (slow_handshakes, dripped_headers),
+INTRUSIONS: Final[tuple[Row, ...]] = (
+    (slow_beginnings, dripped_requests, many_bans),
     (garbage,),
     (empty_lines,),
     (oversize,),
@@ -395,13 +552,21 @@ INTRUSIONS: Final[tuple[tuple[Attack, ...], ...]] = (
     (repeated_handshakes,),
     (resets,),
     (half_closed,),
-    (forgeries,),
-    (replays,),
+    (forgeries, replays),
     (takeovers,),
+    (false_balancers,),
     (gzip_bombs,),
     (deflate_bombs,),
     (non_readers,),
+    (unread_pictures,),
     (large_requests,),
+)
+#: The same, to the port for TLS.
+BY_TLS: Final[tuple[Row, ...]] = (
+    (broken_tls,),
+    (resets,),
+    (oversize, deflate_bombs),
+    (non_readers, unread_pictures),
 )
 
 

@@ -12,8 +12,9 @@ from twisted.python import log
 from twisted.trial.unittest import TestCase
 
 from domaeka.testing import FakePhone
-from tests.integration.attackers import FLOODS, INTRUSIONS, Attack, Target, greedy
-from tests.integration.support import HOST, ROOT, ServerProcess, reactor, sleep
+from tests.integration.attackers import BY_TLS, FLOODS, INTRUSIONS, Attack, Target, greedy
+from tests.integration.support import HOST, ROOT, ServerProcess, free_port, reactor, sleep
+from tests.integration.test_tls import Authority
 
 #: How often the innocent phone says something, in seconds.
 PAUSE = 0.01
@@ -26,6 +27,16 @@ LEFT_BYTES = 24 * 2**20
 LEFT_FILES = 6
 #: Longest until the server has forgotten an attack, in seconds.
 FORGET_SECONDS = 15.0
+#: Nobody is slowed down at 127.0.0.0/24, so that all that is said there is heard.
+ALL_IS_HEARD = (
+    'limits.allow=["127.0.0.0/24"]',
+    "limits.messages_per_second=0",
+    "server.handshake_timeout=2",
+    "server.max_frame_bytes=2097152",
+    "server.max_text_chars=400000",
+    "queue.message_ttl=5",
+    'bots.load=["tests.integration.picture_bot:bot"]',
+)
 
 
 class Innocent:
@@ -90,14 +101,25 @@ class AttackTests(TestCase):
     timeout = 120
 
     async def serve(self, *settings: str) -> None:
-        """A server with a phone that chats."""
+        """A server with all kinds of ports, and a phone that chats."""
+        self.tls_port, self.balanced_port = free_port(), free_port()
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir(parents=True)
+        certificate = directory / "server.pem"
+        Authority(directory, "authority").issue(certificate)
+        settings = (
+            f"tls.certificate={certificate}",
+            f"tls.port={self.tls_port}",
+            f'server.endpoints=["haproxy:tcp:{self.balanced_port}:interface={HOST}"]',
+            *settings,
+        )
         self.server = ServerProcess(self, *(part for key in settings for part in ("--set", key)))
         await self.server.start()
         self.innocent = Innocent(self.server.phone("00000000000000ff"))
         self.addCleanup(self.innocent.stop)
         await self.innocent.start()
 
-    async def attack(self, attack: Attack) -> None:
+    async def attack(self, attack: Attack, by_tls: bool) -> None:
         """Attack from another process, and wait for its end."""
         server = self.server
         secrets = server.secrets()
@@ -105,9 +127,12 @@ class AttackTests(TestCase):
             HOST,
             server.port,
             server.http_port,
+            self.tls_port,
+            self.balanced_port,
             secrets["secret_key"],
             secrets["salt"],
             self.innocent.phone.identity,
+            by_tls,
         )
         output, errors, status = await getProcessOutputAndValue(
             sys.executable,
@@ -117,13 +142,16 @@ class AttackTests(TestCase):
         )
         self.assertEqual(status, 0, f"{attack.__name__}:\n{output.decode()}{errors.decode()}")
 
-    async def suffer(self, *attacks: Attack, p99_limit: float = P99_SECONDS) -> None:
+    async def suffer(
+        self, *attacks: Attack, p99_limit: float = P99_SECONDS, by_tls: bool = False
+    ) -> None:
         """
         Attack the server, and see what that has done to it and to the phone.
 
         @param p99_limit: how long 99 of 100 answers may take, in seconds.
+        @param by_tls: whether attackers of the phones' port speak TLS.
         """
-        names = ", ".join(attack.__name__ for attack in attacks)
+        names = ", ".join(attack.__name__ for attack in attacks) + " by TLS" * by_tls
         pid = self.server.pid
         memory, files = resident_bytes(pid), open_files(pid)
         p99s: list[float] = []
@@ -131,7 +159,7 @@ class AttackTests(TestCase):
         while len(p99s) < TRIES and min(p99s, default=p99_limit) >= p99_limit:
             self.innocent.waits()
             start = reactor.seconds()
-            await gatherResults([ensureDeferred(self.attack(attack)) for attack in attacks])
+            await gatherResults([ensureDeferred(self.attack(attack, by_tls)) for attack in attacks])
             took = reactor.seconds() - start
             await self.innocent.answered()
             waits = self.innocent.waits()
@@ -162,15 +190,15 @@ class AttackTests(TestCase):
 
     async def test_intrusions(self) -> None:
         """All that a peer can say that is let in, some of it with the right key."""
-        await self.serve(
-            'limits.allow=["127.0.0.0/8"]',
-            "server.handshake_timeout=2",
-            "server.max_frame_bytes=2097152",
-            "server.max_text_chars=400000",
-            "limits.messages_per_second=0",
-        )
+        await self.serve(*ALL_IS_HEARD)
         for attacks in INTRUSIONS:
             await self.suffer(*attacks)
+
+    async def test_by_tls(self) -> None:
+        """The port for TLS bears no less."""
+        await self.serve(*ALL_IS_HEARD)
+        for attacks in BY_TLS:
+            await self.suffer(*attacks, by_tls=True)
 
     async def test_fairness(self) -> None:
         """
