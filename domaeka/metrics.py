@@ -332,7 +332,7 @@ class Metrics(Collector):
         )
 
         self.http_refused = self._counter(
-            "http_refused", "HTTP connections that were closed at once, for there were too many"
+            "http_refused", "HTTP connections that were closed at once: too many, or banned"
         )
 
         self.registry = CollectorRegistry()

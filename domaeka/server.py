@@ -171,7 +171,9 @@ class GatewayService(LoggedService):
             self._registry, self._devices, self._rooms, self._bans, dispatcher, operations=self
         )
         routes = (*self._pages.routes(), *api.routes())
-        self._site = make_site(routes, reactor, metrics, secrets.admin_token)
+        self._site = make_site(
+            routes, reactor, metrics, secrets.admin_token, self._parts.limits.shuts_out
+        )
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
         self._watch_breakers()

@@ -16,7 +16,7 @@ from domaeka.gateway.endpoints import parse_endpoint
 from domaeka.gateway.registry import CLOSING_SHARE
 from domaeka.state import check_key, given_secrets
 from domaeka.store.database import Database
-from domaeka.web.server import MAX_CONNECTIONS
+from domaeka.web.room import MAX_CONNECTIONS
 
 #: Open files beside those of connections: the store, the log, ports, and what bots open.
 OTHER_FILES: Final = 100

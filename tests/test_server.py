@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable
 from typing import Any, cast
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.metrics import Metrics
+from domaeka.web.room import MAX_CONNECTIONS, MAX_OF_AN_ADDRESS, RESERVED
 from domaeka.web.routes import (
     MAX_BODY_BYTES,
     MAX_WAITING_EVENTS,
@@ -27,11 +28,9 @@ from domaeka.web.server import (
     CLOSE_SECONDS,
     IDLE_SECONDS,
     KEEPALIVE_SECONDS,
-    MAX_CONNECTIONS,
     MAX_DISCARDED_BYTES,
     MAX_HEADERS,
     REQUEST_SECONDS,
-    RESERVED,
     WRITE_SECONDS,
     Channel,
     make_site,
@@ -391,9 +390,9 @@ class LimitTests(ServerTests):
         There are no more than so many connections, fewer for other machines; one that ends makes
         room.
         """
-        here, there = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "192.0.2.1", 1)
-        for _ in range(MAX_CONNECTIONS - RESERVED - 1):
-            self.connect("192.0.2.1")
+        here, there = IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "192.0.2.255", 1)
+        for number in range(MAX_CONNECTIONS - RESERVED - 1):
+            self.connect(f"192.0.2.{number}")
         self.assertIsNone(self.site.buildProtocol(there))
         for _ in range(RESERVED):
             self.connect()
@@ -401,6 +400,25 @@ class LimitTests(ServerTests):
         self.assertEqual(self.metrics.http_refused.value, 2)
         self.line.channel.connectionLost(Failure(ConnectionError()))
         self.assertIsNotNone(self.site.buildProtocol(here))
+
+    def test_one_address(self) -> None:
+        """One other machine has 20 connections at most; its idle ones make room for its own."""
+        lines = [self.connect("2001:db8::1") for _ in range(MAX_OF_AN_ADDRESS)]
+        neighbour: Any = IPv6Address("TCP", "2001:db8::2", 1)
+        self.assertIsNone(self.site.buildProtocol(neighbour))
+        self.connect("2001:db8:0:1::1")
+        lines[3].channel.dataReceived(b"GET /anywhere HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.assertIsNotNone(self.site.buildProtocol(neighbour))
+        self.assertEqual([line.aborted for line in lines[2:5]], [False, True, False])
+        lines[3].channel.connectionLost(Failure(ConnectionError()))
+
+    def test_banned(self) -> None:
+        """Who is banned is closed at once, and counted; this machine never is."""
+        self.site.bars = lambda address: True
+        self.assertIsNone(self.site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))
+        self.assertEqual(self.metrics.http_refused.value, 1)
+        self.connect()
 
     def test_idle_connections(self) -> None:
         """When there are too many, the one that has been idle longest makes room."""

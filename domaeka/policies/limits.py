@@ -314,6 +314,10 @@ class AddressLimits:
         now = self._seconds()
         return any(ban.in_force(now) for _, ban in self._bans.matches(*place[:2]))
 
+    def shuts_out(self, address: str) -> bool:
+        """Whether C{address} is banned or denied; no attempt is counted."""
+        return self.denies(address) or self.bars(address)
+
     # Bans
 
     def ban(
@@ -441,6 +445,12 @@ class AddressLimits:
                 over.append(ban)
         for ban in over:
             self._bans.remove(ip_network(ban.network))
+
+
+def counts_as(address: str) -> int | None:
+    """What is equal for all addresses that count as one; L{None}: it is no IP address."""
+    place = _place(address)
+    return None if place is None else place[2]
 
 
 def _place(address: str) -> tuple[int, int, int] | None:

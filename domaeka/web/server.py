@@ -12,8 +12,8 @@ Nobody holds the server up or fills its memory:
   - an answer must be made within L{ANSWER_SECONDS} and taken within L{WRITE_SECONDS};
   - a stream of events whose client falls behind is cut off, and so is one whose client is gone,
     which what is sent every L{KEEPALIVE_SECONDS} shows;
-  - there are L{MAX_CONNECTIONS} connections, L{RESERVED} of them for this machine: for one more the
-    one that has been idle longest is closed, or it is, where none is idle.
+  - there are only so many connections (L{make_room}): for one more the one that has been idle
+    longest is closed, or it is, where none is idle; who is banned is closed at once.
 
 Twisted itself refuses more than 16 KiB of headers; L{MAX_HEADERS} bounds their number.
 """
@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from domaeka.metrics import Metrics
+from domaeka.web.room import make_room
 from domaeka.web.routes import (
     EVENTS,
     MAX_BODY_BYTES,
@@ -66,10 +67,6 @@ KEEPALIVE_SECONDS: Final = 15.0
 MAX_DISCARDED_BYTES: Final = 1_048_576
 #: Most header lines of a request.
 MAX_HEADERS: Final = 100
-#: Most connections at a time.
-MAX_CONNECTIONS: Final = 200
-#: How many of them others leave to this machine: its operator, and what watches the server.
-RESERVED: Final = 20
 #: Bytes of pipelined requests beyond which reading stops while one is being answered.
 _READ_AHEAD_BYTES: Final = 4096
 
@@ -328,9 +325,11 @@ class Channel(http.HTTPChannel):
     maxHeaders = MAX_HEADERS
     _optimisticEagerReadSize = _READ_AHEAD_BYTES
 
-    def __init__(self, site: "Site") -> None:
+    def __init__(self, site: "Site", host: str) -> None:
+        """@param host: the address of the peer."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.site = site
+        self.host = host
         self.requestFactory = Request  # type: ignore[assignment]
         self._timer = site.timer
         self._deadline: Any = None  # whatever the connection may be waiting for
@@ -524,26 +523,30 @@ class Site(ServerFactory):
     noisy = False
     _log = Logger()
 
-    def __init__(self, table: RouteTable, timer: Timer, metrics: Metrics, token: bytes) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        timer: Timer,
+        metrics: Metrics,
+        token: bytes,
+        bars: Callable[[str], bool],
+    ) -> None:
         """See L{make_site}."""
         self.table = table
         self.timer = timer
         self.metrics = metrics
         self.token = token
+        self.bars = bars
         self.channels: dict[Channel, None] = {}
 
     # IProtocolFactory
 
     def buildProtocol(self, addr: object) -> Channel | None:
-        local = is_this_machine(str(getattr(addr, "host", "")))
-        if len(self.channels) >= MAX_CONNECTIONS - (0 if local else RESERVED):
-            idle = next((channel for channel in self.channels if channel.is_idle), None)
-            if idle is None:
-                self.metrics.http_refused.inc()
-                return None
-            del self.channels[idle]
-            idle.cut_off()
-        channel = Channel(self)
+        host = str(getattr(addr, "host", ""))
+        if not make_room(host, self.channels, self.bars):
+            self.metrics.http_refused.inc()
+            return None
+        channel = Channel(self, host)
         channel.factory = self
         return channel
 
@@ -577,13 +580,20 @@ class Site(ServerFactory):
             channel.end()
 
 
-def make_site(routes: Iterable[Route], timer: Timer, metrics: Metrics, token: str = "") -> Site:
+def make_site(
+    routes: Iterable[Route],
+    timer: Timer,
+    metrics: Metrics,
+    token: str = "",
+    bars: Callable[[str], bool] = lambda address: False,
+) -> Site:
     """
     Serve C{routes}.
 
     @param timer: the reactor.
     @param metrics: where failures are counted.
     @param token: what must be shown for the routes with C{token}; empty: nobody can.
+    @param bars: says whether nobody at an address is let in; this machine always is.
     @raise ValueError: two routes have the same method and path.
     """
-    return Site(RouteTable(routes), timer, metrics, token.encode())
+    return Site(RouteTable(routes), timer, metrics, token.encode(), bars)

@@ -16,8 +16,9 @@ from twisted.web.client import Agent
 
 from domaeka.metrics import Metrics
 from domaeka.web.health import HealthPages
+from domaeka.web.room import MAX_CONNECTIONS
 from domaeka.web.routes import MAX_BODY_BYTES, Answer, Call, Route
-from domaeka.web.server import MAX_CONNECTIONS, Site, make_site
+from domaeka.web.server import Site, make_site
 
 reactor = cast(Any, _reactor)
 
