@@ -34,9 +34,12 @@ class _Kernel(StringTransport):
         self.taken = b""
         self.dataBuffer = b""
         self.offset = 0
+        self.fails = False
         self._takes = takes
 
-    def writeSomeData(self, data: bytes) -> int:
+    def writeSomeData(self, data: bytes) -> int | Exception:
+        if self.fails:
+            return ConnectionLost()
         count = min(len(data), self._takes.pop(0) if self._takes else len(data))
         self.taken += data[:count]
         return count
@@ -48,6 +51,7 @@ class _Kernel(StringTransport):
         """The reactor says that the kernel has room."""
         while self.dataBuffer:
             count = self.writeSomeData(self.dataBuffer)
+            assert isinstance(count, int)
             self.dataBuffer = self.dataBuffer[count:]
             if count == 0:
                 return
@@ -172,7 +176,7 @@ class WriteTests(GatewayCase):
         """A write that fails shows again where the rest is written, and breaks nothing."""
         kernel = _Kernel([])
         protocol = self.serve_on(kernel)
-        protocol._write_some = lambda data: ConnectionLost()
+        kernel.fails = True
         protocol.dataReceived(self.peer.line("말"))
         self.assertIn(b"messageResponse", kernel.dataBuffer)
         session = self.session()

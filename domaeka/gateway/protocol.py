@@ -73,9 +73,7 @@ class GatewayProtocol(Protocol):
             transport = transport.transport
         self._lowest = transport
         # Only where nothing stands between us and the socket.
-        self._write_some = (
-            getattr(transport, "writeSomeData", None) if transport is self.transport else None
-        )
+        self._direct = transport is self.transport and hasattr(transport, "writeSomeData")
         self._session = Session(self._registry, self, peer_address(self.transport.getPeer()))
         transport.registerProducer(self, False)
         self._session.connection_made()
@@ -189,8 +187,8 @@ class GatewayProtocol(Protocol):
 
         @return: whether the kernel has it all; if not, L{Session.drained} follows.
         """
-        if self._write_some is not None:
-            taken = self._write_some(data)
+        if self._direct:
+            taken = self.transport.writeSomeData(data)
             if taken == len(data):
                 return True
             # An error shows again where the rest is written.

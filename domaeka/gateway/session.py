@@ -124,7 +124,7 @@ class Session:
         self._peer_finished = False
         self._leaving: tuple[CloseReason, float] | None = None  # and until when
         self._faults: Faults | None = None
-        self._headway = Headway()
+        self._headway: Headway | None = None  # since the kernel took all that was written
 
     def __str__(self) -> str:
         name = f" {self.key.bot_name!r} {self.key.device_id!r}" if self.key else ""
@@ -207,7 +207,7 @@ class Session:
     def drained(self) -> None:
         """The kernel has all that was written."""
         self.sender.drained()
-        self._headway.made()
+        self._headway = None
         if self.closing:
             return
         self._pump()
@@ -384,6 +384,8 @@ class Session:
         # One that is not read from may be held up by its own write; but it holds up no drain.
         patient = not self.valve.open and not self._registry.draining
         patience = self._parts.settings.ping.timeout if patient else STALLED_SECONDS
+        if self._headway is None:
+            self._headway = Headway(now)
         return self._headway.missing(self._carrier.backlog_bytes, now, deaf) >= patience
 
     def _attend_unready(self, now: float, judging: bool) -> None:
@@ -565,7 +567,7 @@ class Session:
         now = self._registry.steady.now
         liveness = self.liveness
         if valve.open:
-            self._headway.made()
+            self._headway = None
             if liveness is not None:
                 liveness.reading_resumed(now)
             self._carrier.resume_reading()

@@ -39,7 +39,6 @@ class Valve:
         "_bucket",
         "_calm_bytes",
         "_device",
-        "_most_owed",
         "_overdrawn",
         "_parts",
         "_sender",
@@ -59,12 +58,8 @@ class Valve:
 
     def apply(self) -> None:
         """Take over the settings as they are now."""
-        settings = self._parts.settings
-        most = max(1, settings.queue.max_messages - BATCH_MESSAGES)
-        #: In bytes, each answer as small as can be.
-        self._most_owed = most * LEAST_ANSWER_BYTES
-        self._calm_bytes = min(ANSWERS_BYTES, self._most_owed)
-        limits = settings.limits
+        self._calm_bytes = min(ANSWERS_BYTES, self._most_owed())
+        limits = self._parts.settings.limits
         #: Of messages that are believed and of those that are not, for both take time.
         self._bucket = (
             TokenBucket(limits.messages_per_second, limits.messages_burst, self._parts.seconds)
@@ -72,6 +67,11 @@ class Valve:
             else None
         )
         self._overdrawn = False
+
+    def _most_owed(self) -> int:
+        """How much room answers find, in bytes, each of them as small as can be."""
+        most = max(1, self._parts.settings.queue.max_messages - BATCH_MESSAGES)
+        return most * LEAST_ANSWER_BYTES
 
     def message_came(self) -> None:
         """Count a message against the rate: one over it is still taken, but the next waits."""
@@ -100,7 +100,7 @@ class Valve:
             answer_bytes = device.outbox.answer_bytes
             waiting_bytes += answer_bytes
             decision = (
-                device.pending * LEAST_ANSWER_BYTES + answer_bytes <= self._most_owed * share
+                device.pending * LEAST_ANSWER_BYTES + answer_bytes <= self._most_owed() * share
                 and device.pending <= PENDING_MESSAGES * share
                 and device.pending_chars <= PENDING_CHARS * share
             )

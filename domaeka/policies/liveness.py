@@ -74,17 +74,13 @@ class SteadyTime:
 
 
 class Headway:
-    """Whether the peer's kernel takes what is written to it."""
+    """Whether the peer's kernel takes what is written to it, since there is something."""
 
     __slots__ = ("_backlog_bytes", "_made_at")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
         self._backlog_bytes = 0
-        self._made_at = 0.0
-
-    def made(self) -> None:
-        """It has taken something."""
-        self._backlog_bytes = 0
+        self._made_at = now
 
     def missing(self, backlog_bytes: int, now: float, excused: bool) -> float:
         """
