@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -25,6 +26,8 @@ from domaeka.gateway.registry import Registry
 #: Bytes that the kernel holds unsent before a socket stops being writable: what a ping may have
 #: to wait behind.  Source: tcp(7), TCP_NOTSENT_LOWAT; as much as L{Session} writes at once.
 NOTSENT_LOWAT_BYTES = 16_384
+#: Connections that a port lets in in one turn of the reactor: 5 ms of work.
+ACCEPTED_A_TURN = 16
 #: Options that Python does not name.  Source: linux/tcp.h.
 _LINUX_OPTIONS = {"TCP_NOTSENT_LOWAT": 25} if sys.platform == "linux" else {}
 
@@ -260,7 +263,19 @@ def adopt(reactor: Any, listener: socket.socket, factory: Any) -> Any:
     """Let in at a listening socket.  @return: the port."""
     port = reactor.adoptStreamPort(listener.fileno(), listener.family, factory)
     listener.close()  # the reactor has one of its own
+    if isinstance(port, tcp.Port):
+        port.__class__ = _Gate
     return port
+
+
+class _Gate(tcp.Port):
+    """
+    Lets in a few at a time, however many come, so that those who are in have their turn.
+
+    Twisted's own lets in more each time, for as long as more come.
+    """
+
+    numberAccepts = property(lambda self: ACCEPTED_A_TURN, lambda self, adapted: None)
 
 
 def place_of(port: Any) -> str:

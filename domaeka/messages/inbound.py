@@ -28,7 +28,11 @@ _V32: Final = Dialect.V32
 _V33: Final = Dialect.V33
 
 _SEOUL: Final = timezone(timedelta(hours=9), "Asia/Seoul")
+#: Longest list of them, in bytes: to decode a longer one would take its time.
+_CAPABILITIES_BYTES: Final = 4096
 _CAPABILITIES: Final = frozenset({"gzip", "deflate", "session", "ack"})
+
+_ABSENT: Final = msgspec.Raw()
 
 _Name: TypeAlias = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 _Title: TypeAlias = Annotated[str, Meta(max_length=MAX_TITLE_CHARS)]
@@ -160,7 +164,7 @@ class _HandshakeData(msgspec.Struct, gc=False):
     client_type: str | None = msgspec.field(name="clientType", default=None)
     device_ip: str | None = msgspec.field(name="deviceIP", default=None)
     device_info: str | None = msgspec.field(name="deviceInfo", default=None)
-    capabilities: list[str] | None = None
+    capabilities: msgspec.Raw = msgspec.Raw(b"null")
     session_token: msgspec.Raw = msgspec.Raw(b"null")
     auth: Auth | None = None
 
@@ -201,6 +205,15 @@ class _HandshakeFrame(msgspec.Struct, tag_field="event", tag="handshake", gc=Fal
     data: _HandshakeData
 
 
+class _Keys(msgspec.Struct, gc=False):
+    """What tells of an object what it is; a stranger's may have a hundred thousand keys more."""
+
+    event: msgspec.Raw = _ABSENT
+    bot_name: msgspec.Raw = msgspec.field(name="botName", default=_ABSENT)
+    device_id: msgspec.Raw = msgspec.field(name="deviceID", default=_ABSENT)
+    version: msgspec.Raw = _ABSENT
+
+
 class _MessageFrame(msgspec.Struct, tag_field="event", tag="message", gc=False):
     data: _MessageData
 
@@ -235,7 +248,8 @@ _decode_frame: Final = msgspec.json.Decoder(
     | _MigratedFrame
 ).decode
 _decode_bare: Final = msgspec.json.Decoder(_HandshakeData).decode
-_decode_keys: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_keys: Final = msgspec.json.Decoder(_Keys).decode
+_decode_capabilities: Final = msgspec.json.Decoder(list[str] | None).decode
 _decode_token: Final = msgspec.json.Decoder(str | None).decode
 #: What msgspec raises on bytes that are not what they should be.
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -319,8 +333,8 @@ class FrameReader:
             raise WireError(ErrorCode.BAD_FRAME, "not UTF-8") from None
         except (msgspec.DecodeError, RecursionError):
             raise WireError(ErrorCode.BAD_FRAME, "not a JSON object") from None
-        if "event" not in keys:
-            if not keys.keys() & {"botName", "deviceID", "version"}:
+        if keys.event is _ABSENT:
+            if keys.bot_name is keys.device_id is keys.version is _ABSENT:
                 raise WireError(ErrorCode.BAD_FRAME, "neither an event nor a handshake")
             try:
                 return _handshake(_decode_bare(header), bare=True)
@@ -328,7 +342,7 @@ class FrameReader:
                 error = bare_error
             event = b'"handshake"'
         else:
-            event = bytes(keys["event"])
+            event = bytes(keys.event)
         # It names fields and types of ours, and quotes nothing of theirs but an unknown event.
         text = str(error) if isinstance(error, msgspec.ValidationError) else "not readable"
         if "`$.data.auth" in text or "`$.auth" in text:
@@ -465,6 +479,15 @@ def _handshake(data: _HandshakeData, bare: bool) -> Handshake:
                 ErrorCode.BAD_HANDSHAKE,
                 f"{what}: 1 to {MAX_NAME_CHARS} characters, not blank, no control characters",
             )
+    offered = data.capabilities
+    try:
+        if len(offered) > _CAPABILITIES_BYTES:
+            raise WireError(ErrorCode.BAD_HANDSHAKE, "capabilities: too many")
+        capabilities = _decode_capabilities(offered)
+    except _UNREADABLE:
+        raise WireError(
+            ErrorCode.BAD_HANDSHAKE, "capabilities: must be an array of texts"
+        ) from None
     token: str | None
     try:
         token = _decode_token(data.session_token)
@@ -478,7 +501,7 @@ def _handshake(data: _HandshakeData, bare: bool) -> Handshake:
         (data.device_ip or "")[:MAX_NAME_CHARS],
         (data.device_info or "")[:MAX_TITLE_CHARS],
         bare,
-        None if data.capabilities is None else _CAPABILITIES.intersection(data.capabilities),
+        None if capabilities is None else _CAPABILITIES.intersection(capabilities),
         token,
         data.auth,
     )

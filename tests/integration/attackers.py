@@ -294,6 +294,19 @@ def repeated_handshakes(attacker: Attacker) -> None:
     keep_sending([(attacker.connect(), handshake) for _ in range(90)], 2.0)
 
 
+def costly_handshakes(attacker: Attacker) -> None:
+    """Twenty strangers whose handshakes have a hundred thousand fields, or capabilities, more."""
+    handshake = attacker.writer().handshake(bare=True)
+    costly = [
+        b"%b,%b}\n" % (handshake[: handshake.rindex(b"}")], more)
+        for more in (
+            b",".join(b'"%x":1' % number for number in range(100_000)),
+            b'"capabilities":["x"%b]' % (b',"x"' * 200_000),
+        )
+    ]
+    keep_sending([(attacker.connect(), costly[number % 2]) for number in range(20)], 2.0)
+
+
 def resets(attacker: Attacker) -> None:
     """Connections that break in the middle of a handshake, or before."""
     handshake = attacker.writer().handshake()
@@ -550,6 +563,7 @@ INTRUSIONS: Final[tuple[Row, ...]] = (
     (oversize,),
     (nested,),
     (repeated_handshakes,),
+    (costly_handshakes,),
     (resets,),
     (half_closed,),
     (forgeries, replays),

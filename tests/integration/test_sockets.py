@@ -18,13 +18,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as _reactor
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from domaeka.config import load_settings
 from domaeka.errors import CloseReason
-from domaeka.gateway.ports import NOTSENT_LOWAT_BYTES, Ports, open_listener
+from domaeka.gateway.ports import (
+    ACCEPTED_A_TURN,
+    NOTSENT_LOWAT_BYTES,
+    Ports,
+    adopt,
+    open_listener,
+)
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import Registry
 from domaeka.messages import Chat
@@ -349,6 +356,21 @@ class SocketTests(TestCase):
         await self.until(lambda: not self.registry.connections)
         await self.until(lambda: open_files() <= before)
         self.assertEqual(len(self.registry), 0)
+
+    async def test_crowd_at_the_door(self) -> None:
+        """However many come at once, they are let in a few in each turn of the reactor."""
+        listener = open_listener(HOST, 0, load_settings().socket)
+        came: list[object] = []
+        factory = Factory.forProtocol(Protocol)
+        factory.buildProtocol = lambda address: came.append(address)  # type: ignore
+        port = adopt(reactor, listener, factory)
+        self.addCleanup(port.stopListening)
+        for _ in range(5 * ACCEPTED_A_TURN):
+            self.addCleanup(socket.create_connection((HOST, port.getHost().port)).close)
+        while len(came) < 5 * ACCEPTED_A_TURN:
+            before = len(came)
+            await deferLater(reactor, 0)
+            self.assertLessEqual(len(came) - before, ACCEPTED_A_TURN)
 
     async def test_many_at_once(self) -> None:
         """A thousand that come in the same moment are all answered."""
