@@ -1,5 +1,6 @@
 """Tests for L{domaeka.gateway.protocol}: bytes in, bytes out, and how a connection ends."""
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given
@@ -18,6 +19,8 @@ from domaeka.gateway.protocol import (
     peer_address,
 )
 from domaeka.gateway.states import State
+from domaeka.gateway.turns import STRANGERS_BYTES, Turns
+from domaeka.interfaces import DeviceKey
 from domaeka.messages import Media, Reply
 from domaeka.phonewire import Delivered, read_server_frame
 from domaeka.policies.compression import Deflater, Inflater
@@ -85,7 +88,7 @@ class ReadTests(GatewayCase):
         self.assertEqual((peer.errors, peer.texts), (["BAD_HANDSHAKE"], []))
 
     def test_others_have_their_turn(self) -> None:
-        """Of much that comes at once some is read in a turn, of a stranger little; all in order."""
+        """Of much that comes at once some is read in a turn; all in order."""
         turns: list[object] = []
         call_soon = self.registry.call_soon
         self.registry.call_soon = lambda call: (turns.append(call), call_soon(call))  # type: ignore
@@ -93,10 +96,21 @@ class ReadTests(GatewayCase):
         texts = [str(number) for number in range(3 * LINES_A_TURN - 1)]
         peer.chat(*texts)
         self.assertEqual((peer.texts, len(turns)), (texts, 2))
-        stranger = self.connect()
-        stranger.write(stranger.writer.handshake() * (3 * STRANGERS_LINES_A_TURN - 1))
-        self.assertEqual(len(turns), 4)
-        self.assertEqual(len(stranger.greetings), 3 * STRANGERS_LINES_A_TURN - 1)
+
+    def test_strangers_share_a_turn(self) -> None:
+        """Of a stranger little is read in a turn, of all together not much more."""
+        turns: list[Callable[[], object]] = []
+        self.registry.turns = Turns(turns.append)
+        eager, large, late = (self.connect(DeviceKey("봇", str(number))) for number in range(3))
+        eager.write(eager.writer.handshake() * (STRANGERS_LINES_A_TURN + 1))
+        large.write(b"{%b}\n" % (b"x" * STRANGERS_BYTES))
+        late.handshake()
+        self.assertEqual(large.errors, ["BAD_FRAME"])
+        self.assertEqual((len(eager.greetings), len(late.greetings)), (STRANGERS_LINES_A_TURN, 0))
+        turns.pop()()
+        self.run_for(0.0)
+        self.assertEqual(len(eager.greetings), STRANGERS_LINES_A_TURN + 1)
+        self.assertEqual((len(late.greetings), turns), (1, []))
 
     def test_sends_on_behind_the_end(self) -> None:
         """Who goes on sending when the connection is closing is cut off."""

@@ -27,7 +27,7 @@ from domaeka.wire import LineDecoder
 #: What one connection may inflate in one turn of the reactor, in bytes.
 INFLATED_A_TURN = 1_048_576
 #: Lines of one connection that are read in one turn of the reactor, 2 ms of work; and of one that
-#: has not authenticated, so that a hundred of these hold up others for less than 20 ms.
+#: has not authenticated, so that each of these comes soon.
 LINES_A_TURN = 32
 STRANGERS_LINES_A_TURN = 4
 #: What a peer whose connection is closing may still send before it is cut off, in bytes.  It is
@@ -91,14 +91,28 @@ class GatewayProtocol(Protocol):
             self._registry.parts.metrics.compression_bytes.labels("wire").value += len(data)
         else:
             self._decoder.feed(data)
-        self._read_lines(session)
+        self._read(session)
 
-    def _read_lines(self, session: Session) -> None:
+    def _read(self, session: Session) -> None:
+        """Read what may be read in this turn."""
+        if session.device is not None:
+            self._read_lines(session, LINES_A_TURN)
+            return
+        turns = self._registry.turns
+        if turns.used_up:
+            self._go_on_later()
+            return
+        held_bytes = self._decoder.held_bytes
+        lines = self._read_lines(session, STRANGERS_LINES_A_TURN)
+        turns.use(lines, held_bytes - self._decoder.held_bytes)
+
+    def _read_lines(self, session: Session, most: int) -> int:
+        """@return: how many lines there were, C{most} at most."""
         next_line = self._decoder.next_line
         line_received = session.line_received
         session.corked = True
         inflated = 0
-        lines_left = STRANGERS_LINES_A_TURN if session.device is None else LINES_A_TURN
+        lines_left = most
         # One line may end the session, or stop its reading: what follows it waits.
         while self._reading and session.hears:
             if not lines_left:
@@ -128,20 +142,24 @@ class GatewayProtocol(Protocol):
                 self.log.failure("{session}: our own mistake", session=session)
                 session.fail()
         session.uncork()
+        return most - lines_left
 
     def _go_on_later(self) -> None:
         """Much came, or a little that inflates to much: others have their turn first."""
         self.transport.pauseProducing()
         if not self._goes_on:
             self._goes_on = True
-            self._registry.call_soon(self._go_on)
+            if self._session.device is None:
+                self._registry.turns.wait(self._go_on)
+            else:
+                self._registry.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._goes_on = False
         if self._reading:
             self.transport.resumeProducing()
             if self._session.hears:
-                self._read_lines(self._session)
+                self._read(self._session)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # All this is garbage in cycles, which may wait long for its collection: not with a frame.
@@ -244,7 +262,7 @@ class GatewayProtocol(Protocol):
         self.transport.resumeProducing()
         session = self._session
         if not session.corked and session.hears:
-            self._read_lines(session)
+            self._read(session)
 
     def limit_lines(self, max_bytes: int) -> None:
         """Take no longer lines from now on."""

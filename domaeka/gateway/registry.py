@@ -19,6 +19,7 @@ from domaeka.gateway.device import Device
 from domaeka.gateway.history import ClosedConnection, History, how_it_went, log_life
 from domaeka.gateway.intake import Intake
 from domaeka.gateway.parts import Parts
+from domaeka.gateway.turns import Turns
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
 from domaeka.policies.limits import Admission, Ban
 from domaeka.policies.liveness import Liveness, SteadyTime
@@ -69,6 +70,7 @@ class Registry:
 
     @ivar watchers: told of what happens; may be changed at any time.
     @ivar history: the connections that have ended.
+    @ivar turns: what is read of strangers.
     """
 
     log = Logger()
@@ -88,6 +90,7 @@ class Registry:
         self.moving = False
         self.watchers: list[Watcher] = []
         self.history = History()
+        self.turns = Turns(self.call_soon)
         self._devices: dict[DeviceKey, Device] = {}
         self._sessions: dict[int, Session] = {}
         #: Those that have not authenticated, the oldest first.

@@ -295,7 +295,7 @@ def repeated_handshakes(attacker: Attacker) -> None:
 
 
 def costly_handshakes(attacker: Attacker) -> None:
-    """Twenty strangers whose handshakes have a hundred thousand fields, or capabilities, more."""
+    """Ninety strangers whose handshakes have a hundred thousand fields, or capabilities, more."""
     handshake = attacker.writer().handshake(bare=True)
     costly = [
         b"%b,%b}\n" % (handshake[: handshake.rindex(b"}")], more)
@@ -304,7 +304,7 @@ def costly_handshakes(attacker: Attacker) -> None:
             b'"capabilities":["x"%b]' % (b',"x"' * 200_000),
         )
     ]
-    keep_sending([(attacker.connect(), costly[number % 2]) for number in range(20)], 2.0)
+    keep_sending([(attacker.connect(), costly[number % 2]) for number in range(90)], 2.0)
 
 
 def resets(attacker: Attacker) -> None:

@@ -1,0 +1,40 @@
+"""Tests for L{domaeka.gateway.turns}."""
+
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from domaeka.gateway.turns import STRANGERS_BYTES, Turns
+
+
+class TurnsTests(SynchronousTestCase):
+    """Tests for L{Turns}."""
+
+    def setUp(self) -> None:
+        self.later: list[Callable[[], object]] = []
+        self.turns = Turns(self.later.append)
+        self.read: list[str] = []
+
+    def reading(self, name: str, lines: int) -> Callable[[], None]:
+        """Somebody of whose lines three find room in a turn."""
+
+        def read() -> None:
+            nonlocal lines
+            if not self.turns.used_up:
+                self.turns.use(1, STRANGERS_BYTES // 3)
+                self.read.append(name)
+                lines -= 1
+            if lines:
+                self.turns.wait(read)
+
+        return read
+
+    def test_in_turn(self) -> None:
+        """Who has been read goes behind those who wait; in the end nothing is left to be done."""
+        for name, lines in (("a", 3), ("b", 1), ("c", 1), ("d", 1)):
+            self.reading(name, lines)()
+        self.assertEqual(self.read, list("abc"))
+        self.later.pop()()
+        self.assertEqual(self.read, list("abcad"))
+        self.later.pop()()
+        self.assertEqual((self.read, self.later), (list("abcada"), []))
