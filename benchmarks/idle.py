@@ -7,8 +7,8 @@ Real connections, each pinged once in the 30 s that are measured.
 import sys
 import time
 
-from benchmarks.gateway import allow_many_files, cpu_seconds, gateway
-from benchmarks.load import answer_pings, make_phone
+from benchmarks.gateway import allow_many_files, bare, cpu_seconds, gateway
+from benchmarks.load import answer_pings, chat_lines, make_phone
 
 CONNECTIONS = 5000
 INTERVAL_SECONDS = 30.0
@@ -36,12 +36,35 @@ def idle_cost(connections: int) -> float:
     return cost / INTERVAL_SECONDS
 
 
+def bare_cost(connections: int) -> float:
+    """The same of bare Twisted, which reads as many lines in that time, and answers them."""
+    with bare() as (pid, port, key, salt):
+        phones = [make_phone(port, number, key, salt) for number in range(connections)]
+        lines = [chat_lines(phone.writer, 1)[0] for phone in phones]
+        time.sleep(3.0)
+        before, began = cpu_seconds(pid), time.monotonic()
+        for second in range(int(INTERVAL_SECONDS)):
+            some = range(second, connections, int(INTERVAL_SECONDS))
+            for number in some:
+                phones[number].sock.sendall(lines[number])
+            for number in some:
+                phones[number].sock.recv(65536)
+            time.sleep(max(0.0, began + second + 1 - time.monotonic()))
+        cost = cpu_seconds(pid) - before
+        for phone in phones:
+            phone.sock.close()
+    return cost / INTERVAL_SECONDS
+
+
 def main() -> None:
     """Print it."""
     allow_many_files()
     connections = int(sys.argv[1]) if len(sys.argv) > 1 else CONNECTIONS
-    cost = idle_cost(connections)
-    print(f"{connections} idle phones, pinged every 30 s: {cost:.1%} of a core")
+    cost, yardstick = idle_cost(connections), bare_cost(connections)
+    print(
+        f"{connections} idle phones, pinged every 30 s: {cost:.1%} of a core; bare Twisted, as "
+        f"many lines: {yardstick:.1%}; ratio {cost / yardstick:.2f}"
+    )
 
 
 if __name__ == "__main__":
