@@ -2,7 +2,7 @@
 
 from domaeka.config import load_settings
 from domaeka.errors import CloseReason
-from domaeka.gateway.registry import TAKEOVERS_SUSPECT
+from domaeka.gateway.registry import LEAST_AWAY, TAKEOVERS_SUSPECT
 from domaeka.interfaces import Approval, DeviceKey
 from domaeka.messages import Reply
 from tests.gateway_case import KEY, GatewayCase
@@ -305,6 +305,15 @@ class SweepTests(GatewayCase):
         self.assertEqual(len(self.registry.devices()), 2)
         self.run_for(20.0)
         self.assertEqual(self.registry.devices(), [])
+
+    def test_made_up_devices_are_forgotten(self) -> None:
+        """However many devices come and go, a bounded number is known: who was here last."""
+        self.ready(key(0)).drop()
+        for number in range(1, LEAST_AWAY + 1):
+            self.registry.reach(key(number)).kept_until = self.registry.steady.now + 3600 + number
+        self.run_for(1.0)
+        kept = {device.key for device in self.registry.devices()}
+        self.assertEqual(kept, {key(number) for number in range(1, LEAST_AWAY + 1)})
 
     def test_signatures_are_forgotten(self) -> None:
         """What is no longer valid is not remembered."""

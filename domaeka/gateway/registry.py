@@ -43,6 +43,10 @@ LIMITS_SECONDS = 10.0
 CLOSING_SHARE = 0.5
 #: A device whose connections replace each other this often in a minute is two phones.
 TAKEOVERS_SUSPECT = 5
+#: Devices that are gone and known still: so many for each connection that there may be, and so
+#: many at least.
+AWAY_SHARE = 4
+LEAST_AWAY = 1000
 
 
 class Watcher(Protocol):
@@ -396,11 +400,13 @@ class Registry:
                     self.log.failure("{session}: our own mistake", session=session)
                     session.fail()
         wall = self.parts.seconds()
+        away: list[Device] = []
         for device in list(self._devices.values()):
             if device.outbox.touched:  # most are idle
                 self._guarded(device.expire, wall, now)
-            if device.session is None and device.owes_nothing and now >= device.kept_until:
-                del self._devices[device.key]
+            if device.session is None and device.owes_nothing:
+                away.append(device)
+        self._forget(away, now)
         metrics = self.parts.metrics
         metrics.expired_messages.value = self.budget.expired
         metrics.dropped_messages.value = self.budget.dropped
@@ -414,6 +420,15 @@ class Registry:
             self._forget_due = now + FORGET_SECONDS
             self._guarded(self.parts.verifier.signatures.sweep)
         self._swept_at = self.parts.seconds()
+
+    def _forget(self, away: list[Device], now: float) -> None:
+        """Forget those that have been gone for long; of too many, those gone the longest."""
+        most = max(LEAST_AWAY, self.parts.settings.server.max_connections * AWAY_SHARE)
+        if len(away) > most:  # as where somebody with the key makes names up
+            away.sort(key=lambda device: device.kept_until)
+        for number, device in enumerate(away, 1):
+            if now >= device.kept_until or number <= len(away) - most:
+                del self._devices[device.key]
 
     def _guarded(self, part: Callable[..., object], *args: float) -> None:
         """Do a part of the sweep: what goes wrong in it must not end the rest."""
