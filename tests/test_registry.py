@@ -124,14 +124,44 @@ class LimitTests(GatewayCase):
         self.assertEqual(len(self.registry), 3)
 
     def test_full_of_phones(self) -> None:
-        """Only when all have authenticated is a new one told, and closed."""
+        """
+        Only when all have authenticated is a new one told, and closed: as soon as it has named a
+        device that is not there, or has said nothing for a moment.
+        """
         phones = [self.ready(key(number)) for number in range(3)]
-        late = self.connect()
+        late, silent = self.greeted(key(4)), self.connect()
         self.assertEqual((late.errors, late.lost), (["SERVER_FULL"], True))
+        self.run_for(2.0)
+        self.assertEqual((silent.errors, silent.lost), (["SERVER_FULL"], True))
         self.assertEqual([phone.finished for phone in phones], [False] * 3)
-        self.assertEqual(self.reasons, {"server full": 1})
+        self.assertEqual(self.reasons, {"server full": 2})
         phones[0].drop()
-        self.assertFalse(self.connect().finished)
+        self.assertFalse(self.greeted(key(4)).finished)
+
+    def test_phone_that_comes_back(self) -> None:
+        """A phone whose old connection is dead takes its place in a full server, once proven."""
+        phones = [self.ready(key(number)) for number in range(3)]
+        forger = self.greeted(key(1), secret="another secret of enough bytes")
+        forger.pong()
+        back = self.greeted(key(1))
+        self.assertEqual((phones[1].finished, back.finished), (False, False))
+        self.assertEqual(len(self.registry), 3)
+        back.pong()
+        self.assertEqual((phones[1].errors, back.finished), (["TAKEN_OVER"], False))
+        self.run_for(4.0)
+        self.assertEqual((forger.errors[-1], forger.lost), ("SERVER_FULL", True))
+        self.assertEqual((len(self.registry), self.registry.phones), (3, 3))
+        self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 4, "refused": 1})
+
+    def test_place_that_gets_free(self) -> None:
+        """The place of a phone that leaves is for the one that has claimed it."""
+        phones = [self.ready(key(number)) for number in range(3)]
+        back = self.greeted(key(1))
+        phones[1].drop()
+        self.run_for(20.0)
+        self.assertFalse(back.finished)
+        back.pong()
+        self.assertEqual(self.registry.phones, 3)
 
     def test_counted(self) -> None:
         """Attempts are counted by what became of them."""

@@ -18,8 +18,8 @@ from domaeka.gateway.states import State
 from domaeka.interfaces import Approval, DeviceKey
 from tests.gateway_case import NOW, SECRET, GatewayCase, Peer
 
-KEYS = [DeviceKey("봇", "a" * 16), DeviceKey("봇", "b" * 16)]
-MAX_CONNECTIONS = 3
+KEYS = [DeviceKey("봇", letter * 16) for letter in "abc"]
+MAX_CONNECTIONS = 2
 #: Longer than anything waits for a device that is gone, in seconds: it may have been told to stay
 #: away for two minutes.
 LONG_SECONDS = 200.0
@@ -35,7 +35,7 @@ class _World(GatewayCase):
 _Rule = TypeVar("_Rule", bound=Callable[..., None])
 
 #: Which of those that are connected; there are fewer, but for the last words.
-WHO = st.integers(0, 2 * MAX_CONNECTIONS)
+WHO = st.integers(0, 3 * MAX_CONNECTIONS)
 
 
 def somebody(**more: Any) -> Callable[[_Rule], _Rule]:
@@ -209,16 +209,18 @@ class SessionMachine(RuleBasedStateMachine):
         """The counts are those of what there is, and within the limit."""
         registry = self.world.registry
         sessions = list(registry)
-        open_ones = [session for session in sessions if not session.closing]
-        assert (registry.connections, len(registry)) == (len(sessions), len(open_ones))
-        assert len(open_ones) <= MAX_CONNECTIONS
-        strangers = {session.number for session in open_ones if session.device is None}
+        guests = registry._guests.keys()
+        assert all(guest in sessions and not guest.authenticated for guest in guests)
+        seated = [each for each in sessions if not each.closing and each not in guests]
+        assert (registry.connections, len(registry)) == (len(sessions), len(seated))
+        assert len(seated) <= MAX_CONNECTIONS
+        strangers = {session.number for session in seated if session.device is None}
         assert strangers == registry._strangers.keys()
         assert all(session.reason is not None for session in sessions if session.closing)
         waits = sum(device.outbox.bytes for device in registry.devices())
         assert registry.budget.used == waits
         ended = sum(self.world.reasons.values())
-        assert ended + len(sessions) == sum(
+        assert ended + len(sessions) - len(guests) == sum(
             self.world.counted(self.world.metrics.attempts).values()
         )
 

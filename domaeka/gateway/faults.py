@@ -25,6 +25,7 @@ ERRORS_SECONDS: Final = 60.0
 _FATAL_REASONS: Final = {
     ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
     ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
+    ErrorCode.SERVER_FULL: CloseReason.SERVER_FULL,
     ErrorCode.AUTH_FAILED: CloseReason.AUTHENTICATION_FAILED,
 }
 

@@ -41,12 +41,20 @@ FORGET_SECONDS = 60.0
 LIMITS_SECONDS = 10.0
 #: Strangers that close are cut off at once beyond this share of the limit: they hold open files.
 CLOSING_SHARE = 0.5
+#: How long one that finds the server full of phones has to name a device that is connected, and
+#: then to prove that it is that, in seconds: a round trip each, on a poor line.
+NAME_SECONDS = 1.0
+PROOF_SECONDS = 3.0
 #: A device whose connections replace each other this often in a minute is two phones.
 TAKEOVERS_SUSPECT = 5
 #: Devices that are gone and known still: so many for each connection that there may be, and so
 #: many at least.
 AWAY_SHARE = 4
 LEAST_AWAY = 1000
+
+
+#: What one is told for which there is no place.
+FULL = "the server is full"
 
 
 class Watcher(Protocol):
@@ -99,6 +107,8 @@ class Registry:
         self._sessions: dict[int, Session] = {}
         #: Those that have not authenticated, the oldest first.
         self._strangers: dict[int, Session] = {}
+        #: Those for which there was no place, and until when they may claim that of their device.
+        self._guests: dict[Session, float] = {}
         self._closing = 0
         self._last_number = 0
         self._epoch = f"{parts.random.getrandbits(64):016x}"
@@ -125,8 +135,8 @@ class Registry:
     # Connections
 
     def __len__(self) -> int:
-        """How many connections there are that are not closing."""
-        return len(self._sessions) - self._closing
+        """How many connections there are that have a place, and are not closing."""
+        return len(self._sessions) - self._closing - len(self._guests)
 
     @property
     def phones(self) -> int:
@@ -221,31 +231,75 @@ class Registry:
         return reason
 
     def refused(self, reason: CloseReason) -> None:
-        """Somebody is turned away of whom nothing else is known."""
+        """Somebody is turned away."""
         metrics = self.parts.metrics
         metrics.attempts.labels("refused").inc()
         metrics.refusals.labels(reason).inc()
 
-    def admit(self, session: Session) -> bool:
+    def admit(self, session: Session) -> None:
         """
-        A connection was made: find it a place.
-
-        @return: whether there was one.
+        A connection was made: find it a place.  Where there is none it is a guest for a moment:
+        it may be a phone whose line has broken, which nobody here has noticed yet.
         """
-        limit = self.parts.settings.server.max_connections
-        full = len(self) >= limit
-        if full:
-            oldest = next(iter(self._strangers.values()), None)
-            if oldest is not None:
-                oldest.close(CloseReason.GAVE_WAY)
-                full = False
+        found = self._make_place()
         self._sessions[session.number] = session
+        if found:
+            self._seat(session)
+            return
+        self._guests[session] = self.exact_now + NAME_SECONDS
+        if self._closing + len(self._guests) > self._max_closing:
+            self._turn_away(session)
+
+    def named(self, session: Session, key: DeviceKey) -> None:
+        """
+        A connection says that it is C{key}.
+
+        @raise WireError: there is no place for it, nor has C{key} one that it could take.
+        """
+        if session not in self._guests:
+            return
+        device = self._devices.get(key)
+        if device is not None and device.session is not None and not device.session.closing:
+            self._guests[session] = self.exact_now + PROOF_SECONDS
+        elif self._make_place():
+            self._seat(session)
+        else:
+            raise WireError(ErrorCode.SERVER_FULL, FULL)
+
+    @property
+    def _max_closing(self) -> float:
+        """How many without a place may be connected, those that close among them."""
+        return max(8, self.parts.settings.server.max_connections * CLOSING_SHARE)
+
+    def _make_place(self) -> bool:
+        """@return: whether there is a place; the oldest stranger gives way for it."""
+        if len(self) < self.parts.settings.server.max_connections:
+            return True
+        oldest = next(iter(self._strangers.values()), None)
+        if oldest is None:
+            return False
+        oldest.close(CloseReason.GAVE_WAY)
+        return True
+
+    def _seat(self, session: Session) -> None:
+        """Give a place to a connection that has proven nothing."""
+        self._guests.pop(session, None)
         self._strangers[session.number] = session
-        if full:
+        self.parts.metrics.attempts.labels("accepted").inc()
+
+    def _turn_away(self, guest: Session) -> None:
+        guest.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, FULL)
+
+    def _left(self, session: Session) -> None:
+        """One has no place any more; it is for who claims it, unless it is taken."""
+        self._strangers.pop(session.number, None)
+        if self._guests.pop(session, None) is not None:
             self.parts.limits.give_back(session.address)
-            self.parts.metrics.refusals.labels(CloseReason.SERVER_FULL).inc()
-        self.parts.metrics.attempts.labels("refused" if full else "accepted").inc()
-        return not full
+            self.refused(CloseReason.SERVER_FULL)
+        elif session.device is not None and session.reason is not CloseReason.TAKEN_OVER:
+            heir = next((guest for guest in self._guests if guest.key == session.key), None)
+            if heir is not None:
+                self._seat(heir)
 
     def closing(self, session: Session) -> bool:
         """
@@ -253,18 +307,17 @@ class Registry:
 
         @return: whether it may take its time.
         """
-        self._strangers.pop(session.number, None)
         self._closing += 1
-        if session.authenticated:
-            return True
-        limit = self.parts.settings.server.max_connections
-        return self._closing <= max(8, limit * CLOSING_SHARE)
+        self._left(session)
+        return session.authenticated or self._closing <= self._max_closing
 
     def remove(self, session: Session) -> None:
         """A connection has ended."""
-        if self._sessions.pop(session.number, None) is not None and session.closing:
-            self._closing -= 1
-        self._strangers.pop(session.number, None)
+        if self._sessions.pop(session.number, None) is not None:
+            if session.closing:
+                self._closing -= 1
+            else:
+                self._left(session)
         device = session.device
         if device is not None and device.session is session:
             device.disconnected()
@@ -282,8 +335,12 @@ class Registry:
 
         An older connection of the same device is told and closed.
         """
-        self._strangers.pop(session.number, None)
         device = self.reach(key)
+        if session in self._guests:
+            if device.session is None or device.session.closing:
+                self._make_place()
+            self._seat(session)
+        self._strangers.pop(session.number, None)
         if "ack" in session.capabilities and not device.outbox.epoch:
             device.outbox.epoch = f"{self._epoch}.{session.number}"  # as it was told
         self._ask_approval(device, facts, session.signed)
@@ -392,6 +449,8 @@ class Registry:
     def _sweep(self) -> None:
         judging = self.steady.advance(self.parts.seconds())
         now = self.steady.now
+        for guest in [guest for guest, until in self._guests.items() if now >= until]:
+            self._turn_away(guest)
         for session in list(self._sessions.values()):
             if session.due <= now:
                 try:

@@ -166,8 +166,7 @@ class Session:
 
     def connection_made(self) -> None:
         """The connection is there."""
-        if not self._registry.admit(self):
-            self.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, "the server is full")
+        self._registry.admit(self)
 
     def bytes_arrived(self, count: int) -> None:
         """Bytes came, whatever they say: proof of life."""
@@ -425,10 +424,11 @@ class Session:
 
     def introduced(self, key: DeviceKey, facts: DeviceFacts, target: State) -> None:
         """A handshake said who this is."""
-        self.state = target
         self._known_as(key, facts)
+        self.state = target
 
     def _known_as(self, key: DeviceKey, facts: DeviceFacts) -> None:
+        self._registry.named(self, key)
         self.key = key
         self.facts = facts
         if self._pinger is None:
