@@ -154,10 +154,11 @@ class LimitTests(GatewayCase):
         self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 4, "refused": 1})
 
     def test_place_that_gets_free(self) -> None:
-        """The place of a phone that leaves is for the one that has claimed it."""
+        """The place of a phone that leaves is for the one that claimed it last."""
         phones = [self.ready(key(number)) for number in range(3)]
-        back = self.greeted(key(1))
+        other, back = self.greeted(key(1)), self.greeted(key(1))
         phones[1].drop()
+        self.assertEqual((other.errors, len(self.registry)), (["SERVER_FULL"], 3))
         self.run_for(20.0)
         self.assertFalse(back.finished)
         back.pong()

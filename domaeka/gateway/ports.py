@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from domaeka.config import Settings, SocketSettings
 from domaeka.errors import ConfigError
 from domaeka.gateway.balancer import AnnouncedFactory, Lobby
-from domaeka.gateway.certificates import LOOK_SECONDS, Certificates, Loaded, files_of
+from domaeka.gateway.certificates import LOOK_SECONDS, Certificates, Loaded, TlsFiles, files_of
 from domaeka.gateway.endpoints import BACKLOG, Endpoint, parse_endpoint
 from domaeka.gateway.protocol import GatewayFactory
 from domaeka.gateway.registry import Registry
@@ -42,7 +42,7 @@ class _Place:
         @param key: what an error about it begins with.
         @param factory: makes its connections.
         """
-        self._key = key
+        self.key = key
         self._address = interface, port
         self._backlog = backlog
         self._factory = factory
@@ -50,7 +50,7 @@ class _Place:
 
     def open(self, options: SocketSettings) -> None:
         if self._socket is None:
-            self._socket = open_port(self._key, *self._address, options, self._backlog)
+            self._socket = open_port(self.key, *self._address, options, self._backlog)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -92,15 +92,14 @@ class Ports:
         self._look.clock = reactor
         self._lobby = Lobby(registry, reactor)
         server, tls = settings.server, settings.tls
-        plain = GatewayFactory(registry)
-        self._places = [_Place("server.port", server.interface, server.port, plain)]
+        self._places = [_Place("server.port", server.interface, server.port, self._factory())]
         if tls.certificate:
-            factory = self._with_tls(Certificates(files_of(tls)))
+            factory = self._factory(files_of(tls))
             self._places.append(_Place("tls.port", server.interface, tls.port, factory))
         #: What Twisted listens at, and with what.
         self._others: list[tuple[Endpoint, Any, Any]] = []
         for endpoint in map(parse_endpoint, server.endpoints):
-            factory = self._factory(endpoint)
+            factory = self._factory(endpoint.files, endpoint.proxied, endpoint.port is None)
             if endpoint.port is None:
                 self._others.append((endpoint, endpoint.made_by_twisted(reactor), factory))
             else:
@@ -108,24 +107,29 @@ class Ports:
                 self._places.append(_Place(*where, factory, endpoint.backlog))
         self.open()
 
-    def _factory(self, endpoint: Endpoint) -> Any:
-        """What makes the connections of one of C{server.endpoints}."""
-        gateway = GatewayFactory(self._registry, wrapped=True)
-        if endpoint.files is None:
-            return AnnouncedFactory(self._lobby, gateway) if endpoint.proxied else gateway
-        certificates = Certificates(endpoint.files)
-        if not endpoint.proxied:
-            return self._with_tls(certificates)
-        within = self._with_tls(certificates, AnnouncedFactory(self._lobby, gateway))
-        return AnnouncedFactory(self._lobby, self._with_tls(certificates), within)
+    def _factory(
+        self, files: TlsFiles | None = None, proxied: bool = False, wrapped: bool = False
+    ) -> Any:
+        """
+        What makes the connections of a place.
 
-    def _with_tls(self, certificates: Certificates, inner: Any = None) -> Any:
-        """TLS around what phones say."""
-        if certificates not in self._certificates:
-            self._certificates.append(certificates)
-        creator: Any = certificates  # zope's interfaces say nothing to a type checker
-        gateway: Any = GatewayFactory(self._registry, wrapped=True)
-        return TLSMemoryBIOFactory(creator, False, inner or gateway, self._reactor)
+        @param files: what TLS is spoken with, if it is.
+        @param proxied: whether a balancer says who the peer is.
+        @param wrapped: whether Twisted may put something around it.
+        """
+        gateway = GatewayFactory(self._registry, wrapped or proxied or files is not None)
+        announced = AnnouncedFactory(self._lobby, gateway)
+        if files is None:
+            return announced if proxied else gateway
+        certificates: Any = Certificates(files)  # zope's interfaces say nothing to a type checker
+        self._certificates.append(certificates)
+
+        def encrypted(inner: Any) -> Any:
+            return TLSMemoryBIOFactory(certificates, False, inner, self._reactor)
+
+        if not proxied:
+            return encrypted(gateway)
+        return AnnouncedFactory(self._lobby, encrypted(gateway), encrypted(announced))
 
     # Certificates
 
@@ -212,7 +216,7 @@ class Ports:
         """
         self.open()
         for place in self._places:
-            self._listens(place.adopt(self._reactor), "phones")
+            self._listens(place.adopt(self._reactor), place.key)
         for endpoint, other, factory in self._others:
             other.listen(factory).addCallback(self._listens_other, endpoint).addErrback(
                 self._cannot_listen, endpoint
@@ -231,16 +235,16 @@ class Ports:
         listener = getattr(port, "socket", None)
         if listener is not None:
             set_socket_options(listener, self._options)
-        self._listens(port, endpoint.text)
+        self._listens(port, endpoint.key)
 
     def _cannot_listen(self, failure: Failure, endpoint: Endpoint) -> None:
         error: Any = getattr(failure.value, "socketError", failure.value)
         why = getattr(error, "strerror", None) or failure.getErrorMessage()
         self._failed(f"{endpoint.key}: {why}")
 
-    def _listens(self, port: Any, what: str) -> None:
+    def _listens(self, port: Any, key: str) -> None:
         self._listening.append(port)
-        self.log.info("listening for {what} on {place}", what=what, place=place_of(port))
+        self.log.info("listening for phones on {place} ({key})", place=place_of(port), key=key)
 
 
 def open_port(

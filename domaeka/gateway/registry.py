@@ -291,15 +291,17 @@ class Registry:
         guest.close(CloseReason.SERVER_FULL, ErrorCode.SERVER_FULL, FULL)
 
     def _left(self, session: Session) -> None:
-        """One has no place any more; it is for who claims it, unless it is taken."""
+        """One has no place any more; it is for one that claims it, unless it is taken."""
         self._strangers.pop(session.number, None)
         if self._guests.pop(session, None) is not None:
             self.parts.limits.give_back(session.address)
             self.refused(CloseReason.SERVER_FULL)
         elif session.device is not None and session.reason is not CloseReason.TAKEN_OVER:
-            heir = next((guest for guest in self._guests if guest.key == session.key), None)
-            if heir is not None:
-                self._seat(heir)
+            claimants = [guest for guest in self._guests if guest.key == session.key]
+            if claimants:
+                self._seat(claimants.pop())
+            for guest in claimants:
+                self._turn_away(guest)
 
     def closing(self, session: Session) -> bool:
         """
@@ -337,8 +339,6 @@ class Registry:
         """
         device = self.reach(key)
         if session in self._guests:
-            if device.session is None or device.session.closing:
-                self._make_place()
             self._seat(session)
         self._strangers.pop(session.number, None)
         if "ack" in session.capabilities and not device.outbox.epoch:
