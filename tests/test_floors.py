@@ -27,7 +27,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (1, "phonewire policies reload settings_docs state"),
     (1, "metrics"),
     (2, "interfaces logs"),
-    (3, "gateway bots store cluster"),
+    (3, "gateway bots store"),
     (4, "client web testing"),
     (5, "startup"),
     (5, "server"),

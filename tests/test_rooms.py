@@ -47,8 +47,7 @@ class StoredRoomsTests(StoreTestCase):
         self.assertTrue(self.hear())
         self.clock.advance(WRITE_SECONDS)
         rooms = self.again()
-        self.assertEqual(rooms.heard_on(ROOM), PHONE)
-        self.assertEqual([room.name for room in rooms.page(None, 9)], ["방"])
+        self.assertEqual([(room.name, room.device) for room in rooms.page(None, 9)], [("방", PHONE)])
 
     def test_manual_rooms_wait(self) -> None:
         """Where an operator approves, a new room is not answered until then."""
@@ -86,8 +85,10 @@ class StoredRoomsTests(StoreTestCase):
         """The phone that heard a room last is the one by which it is reached."""
         self.hear()
         self.hear(device=OTHER_PHONE)
-        self.assertEqual(self.rooms.heard_on(ROOM), OTHER_PHONE)
-        self.assertIsNone(self.rooms.heard_on(RoomKey("bot", "unknown")))
+        room = self.rooms.record(ROOM)
+        assert room is not None
+        self.assertEqual(room.device, OTHER_PHONE)
+        self.assertIsNone(self.rooms.record(RoomKey("bot", "unknown")))
 
     def test_is_found_by_name(self) -> None:
         """Rooms of one bot that bear a name are found, the one heard last first."""

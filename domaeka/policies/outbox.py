@@ -197,11 +197,6 @@ class Outbox:
         """How many wait to be taken."""
         return sum(len(queue) for queue in self._queues if queue)
 
-    @property
-    def next_expiry(self) -> float:
-        """Before this time there is nothing for L{expire} to do."""
-        return self._earliest
-
     # From those who send
 
     def put(

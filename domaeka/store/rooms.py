@@ -173,11 +173,6 @@ class StoredRooms:
 
     # For operators
 
-    def heard_on(self, key: RoomKey) -> DeviceKey | None:
-        """The phone on which a room was last heard."""
-        room = self._rooms.get(key)
-        return None if room is None else room.device
-
     def record(self, key: RoomKey) -> RoomRecord | None:
         """What is known of a room."""
         return self._rooms.get(key)

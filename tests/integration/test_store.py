@@ -134,7 +134,9 @@ class StoreTests(TestCase):
         yield database.start()
         self.assertIs(devices.approval(PHONE), Approval.APPROVED)
         self.assertIs(devices.approval(DeviceKey("봇", "b2")), Approval.BLOCKED)
-        self.assertEqual(rooms.heard_on(ROOM), PHONE)
+        room = rooms.record(ROOM)
+        assert room is not None
+        self.assertEqual(room.device, PHONE)
         resumed = yield sessions.resume(token, PHONE)
         self.assertIsNotNone(resumed.token)
         self.assertEqual(self.count(), 1)
