@@ -337,6 +337,22 @@ class FailureTests(DispatchTestCase):
         self.assertEqual(self.served.failures, ["# wait"] * 2)
         self.assertEqual(self.outside.names, ["a", "b", "c"])
 
+    def test_sweep_outlives_mistakes(self) -> None:
+        """What goes wrong with one that takes too long keeps none of the others from its end."""
+        self.watch_log()
+        mistakes = [ZeroDivisionError()]
+
+        def count(command: str) -> None:
+            if mistakes:
+                raise mistakes.pop()
+
+        self.dispatcher._count_failed = count
+        for name in ("a", "b"):
+            self.served.say(f"# wait {name}")
+        self.served.wait(11)
+        self.assertEqual(self.origin.texts, [TIMEOUT_TEXT])
+        self.assertIn("could not be given up", self.logged(LogLevel.error))
+
     def test_too_long_in_a_thread(self) -> None:
         """A thread cannot be broken off: its late answer is dropped."""
         self.served.say("# plain")

@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 
+from domaeka.errors import CloseReason
 from domaeka.gateway.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS
 from domaeka.interfaces import DeviceKey, Priority
 from domaeka.messages import Reply
 from domaeka.phonewire import Closing
-from tests.gateway_case import GatewayCase, Peer
+from tests.gateway_case import BrokenSender, GatewayCase, Peer
 
 
 def key(number: int) -> DeviceKey:
@@ -265,6 +266,29 @@ class DrainTests(GatewayCase):
         item = outbox.put(Reply("방", "1", "봇", "둘"), Priority.NORMAL, 5.0)
         assert item is not None
         self.assertEqual(item.expires_at, self.clock.seconds() + 5.0)
+
+    def test_outlives_mistakes(self) -> None:
+        """A mistake of ours with one phone keeps no other from being told, and closed in order."""
+        peers = [self.ready(key(number)) for number in range(2)]
+        next(iter(self.registry)).sender.__class__ = BrokenSender
+        ended = self.begin()
+        self.run_for(0.2)
+        self.assertEqual((peers[1].lost, len(told(peers[1]))), (True, 1))
+        self.run_for(1.0)
+        self.assertEqual((ended, self.closes(CloseReason.INTERNAL)), ([True], 1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def closes(self, reason: CloseReason) -> float:
+        """How many connections have ended so."""
+        return self.parts.metrics.closes.labels(reason).value
+
+    def test_one_that_cannot_be_cut(self) -> None:
+        """Not even one that cannot be cut off holds up the end for ever."""
+        self.ready()
+        next(iter(self.registry))._carrier = None  # type: ignore[assignment]
+        ended = self.begin()
+        self.run_for(31.5)
+        self.assertEqual((ended, len(self.flushLoggedErrors(AttributeError)) > 0), ([True], True))
 
     def test_nothing_is_left(self) -> None:
         """It ends with nothing to be called, and can begin again."""

@@ -11,7 +11,7 @@ from domaeka.gateway.probe import ProbeFailed
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Reply
 from domaeka.phonewire import Greeting, Moving, encode_migrated
-from tests.gateway_case import FakeSessions, GatewayCase, Peer
+from tests.gateway_case import BrokenSender, FakeSessions, GatewayCase, Peer
 
 OLD = DeviceKey("봇", "old")
 
@@ -332,6 +332,16 @@ class MigrationTests(GatewayCase):
         late = self.client("ack", key=DeviceKey("봇", "late"))
         self.assertFalse(late.finished)
         self.assertEqual(self.shut, 0)
+
+    def test_outlives_mistakes(self) -> None:
+        """A mistake of ours with one old phone keeps no other from moving."""
+        broken, old = self.ready(), self.ready(OLD)
+        next(iter(self.registry)).sender.__class__ = BrokenSender
+        self.begin()
+        self.run_for(2.0)
+        self.assertEqual((broken.lost, old.lost, self.ended[0].phase), (True, True, Phase.DONE))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.parts.metrics.closes.labels(CloseReason.INTERNAL).value, 1)
 
     def test_called_off(self) -> None:
         """Called off, it tells nobody else."""

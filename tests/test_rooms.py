@@ -47,7 +47,9 @@ class StoredRoomsTests(StoreTestCase):
         self.assertTrue(self.hear())
         self.clock.advance(WRITE_SECONDS)
         rooms = self.again()
-        self.assertEqual([(room.name, room.device) for room in rooms.page(None, 9)], [("방", PHONE)])
+        self.assertEqual(
+            [(room.name, room.device) for room in rooms.page(None, 9)], [("방", PHONE)]
+        )
 
     def test_manual_rooms_wait(self) -> None:
         """Where an operator approves, a new room is not answered until then."""

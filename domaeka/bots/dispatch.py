@@ -335,11 +335,13 @@ class BotDispatcher:
         """A run has taken too long."""
         self._leave(run)
         _log.warn("{command} took too long and was given up", **_ids(run))
-        self._count_failure(run)
-        self._say(run._chat, run._origin, TIMEOUT_TEXT)
-        self._done(run._chat, run._origin)
-        _cancel(run)
-        self._start_next(run)
+        try:
+            self._count_failure(run)
+            self._say(run._chat, run._origin, TIMEOUT_TEXT)
+        finally:
+            self._done(run._chat, run._origin)
+            _cancel(run)
+            self._start_next(run)
 
     def _succeeded(self, run: _Run, value: object) -> None:
         served = run.served
@@ -401,7 +403,10 @@ class BotDispatcher:
         due = self._elapsed
         for run in list(takewhile(lambda run: run.deadline <= due, self._running)):
             if not run.over:
-                self._time_out(run)
+                try:
+                    self._time_out(run)
+                except Exception as error:
+                    _report("could not be given up", error, **_ids(run))
 
     # Answers
 

@@ -112,7 +112,7 @@ class Drain:
         self._reason = reason
         self._told.clear()
         for session in registry:
-            self._tell(session)
+            registry.guarded(session, self._tell, session)
         self.log.info(
             "draining: {count} connections, {told} phones told, {timeout} s at most",
             count=len(registry),
@@ -147,10 +147,7 @@ class Drain:
             return False
         self._registry.draining = False
         for session in self._registry:
-            if session.key is not None:
-                session.send("serverShutdown", encode_shutdown(CALLED_OFF, 0.0))
-            if session.device is not None:
-                session.device.outbox.stay_away(-inf)
+            self._registry.guarded(session, _tell_called_off, session)
         self.log.info("the drain is called off: {count} connections", count=len(self._registry))
         self._registry.tell_change("drain", "called off")
         self._finish(False)
@@ -181,11 +178,11 @@ class Drain:
         registry = self._registry
         now = registry.exact_now
         if now >= self._cut_at:
-            for session in registry:
-                session.cut()
+            self._cut_all()
         else:
             self._close_some(self._close_at - now)
-        if not registry.connections and not self._work_waits(now):
+        emptied = not registry.connections and not self._work_waits(now)
+        if emptied or now >= self._cut_at + LAST_SECONDS:
             self.log.info("drained")
             registry.tell_change("drain", "done")
             self._finish(True)
@@ -212,10 +209,25 @@ class Drain:
         forced = here > (steps - 1.0) * CLOSED_A_STEP
         for idle in (True, False) if forced else (True,):
             for session in self._registry:
-                if count and not session.closing and (session.owes_nothing or not idle):
-                    self._tell(session)  # one that has shaken hands only since the beginning
-                    session.close(CloseReason.SHUTDOWN)
-                    count -= 1
+                if count and not session.closing:
+                    count -= self._registry.guarded(session, self._close, session, idle) or False
+
+    def _close(self, session: Session, idle: bool) -> bool:
+        """
+        Close a phone.
+
+        @param idle: whether only if it owes nothing.
+        @return: whether it is closed.
+        """
+        if idle and not session.owes_nothing:
+            return False
+        self._tell(session)  # one that has shaken hands only since the beginning
+        session.close(CloseReason.SHUTDOWN)
+        return True
+
+    def _cut_all(self) -> None:
+        for session in self._registry:
+            self._registry.guarded(session, session.cut)
 
     def _work_waits(self, now: float) -> bool:
         """Whether answers are yet to come to phones that are not here: they are kept for them."""
@@ -223,8 +235,7 @@ class Drain:
 
     def _failed(self, failure: Failure) -> None:
         self.log.failure("the drain has failed: connections are cut", failure)
-        for session in self._registry:
-            session.cut()
+        self._cut_all()
         self._finish(True)
 
     def _finish(self, emptied: bool) -> None:
@@ -235,3 +246,10 @@ class Drain:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
             deferred.callback(emptied)
+
+
+def _tell_called_off(session: Session) -> None:
+    if session.key is not None:
+        session.send("serverShutdown", encode_shutdown(CALLED_OFF, 0.0))
+    if session.device is not None:
+        session.device.outbox.stay_away(-inf)

@@ -259,17 +259,22 @@ class Migration:
         for session in registry:
             if self._owed < 1.0:
                 break
-            if self._is_to_be_told(session) and not self._has_come_back(session):
-                self._owed -= 1.0
-                after = self._plan.migrate_after
-                # Not only drawn, but each from a part of its own, so that they arrive evenly.
-                share = (self.report.told + registry.parts.random.random()) / self._clients
-                after += share % 1.0 * after
-                session.send("serverMigration", self._notice(session, after))
-                self._told.add(session.number)
-                assert session.key is not None
-                self._awaited[session.key] = now + after + ARRIVAL_SECONDS
-                self.report.told += 1
+            registry.guarded(session, self._tell, session, now)
+
+    def _tell(self, session: Session, now: float) -> None:
+        """Send one that may go the notice."""
+        if not self._is_to_be_told(session) or self._has_come_back(session):
+            return
+        self._owed -= 1.0
+        after = self._plan.migrate_after
+        # Not only drawn, but each from a part of its own, so that they arrive evenly.
+        share = (self.report.told + self._registry.parts.random.random()) / self._clients
+        after += share % 1.0 * after
+        session.send("serverMigration", self._notice(session, after))
+        self._told.add(session.number)
+        assert session.key is not None
+        self._awaited[session.key] = now + after + ARRIVAL_SECONDS
+        self.report.told += 1
 
     def _is_to_be_told(self, session: Session) -> bool:
         """Whether it is a client that may go, and does not know where."""
@@ -348,13 +353,18 @@ class Migration:
         for session in self._registry:
             if closed == CLOSED_A_STEP:
                 break
-            if self._is_to_be_told(session):
-                self._send_on(session)  # the last to come
-            if not session.closing and (session.owes_nothing or now >= self._close_at):
-                session.close(CloseReason.MIGRATED)
-                closed += 1
+            closed += self._registry.guarded(session, self._close, session, now) or False
         if not self._registry.connections:
             self._end(Phase.DONE)
+
+    def _close(self, session: Session, now: float) -> bool:
+        """Close a phone, if it is time to.  @return: whether it was."""
+        if self._is_to_be_told(session):
+            self._send_on(session)  # the last to come
+        if session.closing or not (session.owes_nothing or now >= self._close_at):
+            return False
+        session.close(CloseReason.MIGRATED)
+        return True
 
     def _send_on(self, session: Session) -> None:
         """Send a client on at once."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -29,6 +29,8 @@ from domaeka.policies.outbox import Budget
 if TYPE_CHECKING:
     from domaeka.gateway.migration import Migration
     from domaeka.gateway.session import Session
+
+_T = TypeVar("_T")
 
 #: How often the sweep looks at every connection, in seconds: how late a deadline may be.
 SWEEP_SECONDS = 1.0
@@ -453,11 +455,7 @@ class Registry:
             self._turn_away(guest)
         for session in list(self._sessions.values()):
             if session.due <= now:
-                try:
-                    session.attend(now, judging)
-                except Exception:
-                    self.log.failure("{session}: our own mistake", session=session)
-                    session.fail()
+                self.guarded(session, session.attend, now, judging)
         wall = self.parts.seconds()
         away: list[Device] = []
         for device in list(self._devices.values()):
@@ -488,6 +486,22 @@ class Registry:
         for number, device in enumerate(away, 1):
             if now >= device.kept_until or number <= len(away) - most:
                 del self._devices[device.key]
+
+    def guarded(self, session: Session, part: Callable[..., _T], *args: object) -> _T | None:
+        """
+        Do something with one connection of many: what goes wrong with it costs it, not the others.
+
+        @return: what C{part} returned; L{None} where that went wrong.
+        """
+        try:
+            return part(*args)
+        except Exception:
+            self.log.failure("{session}: our own mistake", session=session)
+        try:
+            session.fail()
+        except Exception:
+            self.log.failure("{session}: cannot be closed either", session=session)
+        return None
 
     def _guarded(self, part: Callable[..., object], *args: float) -> None:
         """Do a part of the sweep: what goes wrong in it must not end the rest."""
