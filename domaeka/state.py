@@ -155,7 +155,7 @@ def load_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
     path = directory / SECRETS_NAME
     result = read_secrets(path, auth)
     if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{path}: admin_token must have {MIN_SECRET_KEY_BYTES} bytes or more")
+        raise ConfigError(f"{path}: admin_token: must have {MIN_SECRET_KEY_BYTES} bytes or more")
     return result
 
 
@@ -178,7 +178,7 @@ def read_secrets(path: Path, auth: AuthSettings | None = None) -> Secrets:
         if key or name == "secret_key":
             check_key(where, key, settings.accept_published_key)
     if not result.salt:
-        raise ConfigError(f"{path}: salt must not be empty")
+        raise ConfigError(f"{path}: salt: must not be empty")
     return result
 
 
@@ -239,10 +239,10 @@ def check_key(name: str, key: str, accept_published: bool) -> None:
     @raise ConfigError: too short, or known to everybody: one line without the key.
     """
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{name} must have {MIN_SECRET_KEY_BYTES} bytes or more")
+        raise ConfigError(f"{name}: must have {MIN_SECRET_KEY_BYTES} bytes or more")
     if not accept_published and is_published(key):
         raise ConfigError(
-            f"{name} is the key that old scripts were published with, which everybody knows; for "
+            f"{name}: the key that old scripts were published with, which everybody knows; for "
             "the days of a move set auth.accept_published_key"
         )
 

@@ -84,6 +84,10 @@ class CheckConfigTests(CommandCase):
             ("[sever]\n", "sever"),
             ("[server\n", ".toml:1: "),
             ("[auth]\nsecret_key = 'short'\n", "auth.secret_key"),
+            (
+                f"[auth]\nsecret_key_file = '{Path(__file__).parent / 'none'}'\n",
+                ".toml:2: auth.sec",
+            ),
             ("[bots]\nload = ['no_such_module:bot']\n", ".toml:2: bots.load: no_such_module"),
             ("[server]\nendpoints = ['gopher:70']\n", ".toml:2: server.endpoints: gopher"),
             ("[server]\nendpoints = ['tcp:99999']\n", ".toml:2: server.endpoints: tcp:99999: "),
