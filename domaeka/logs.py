@@ -41,7 +41,7 @@ MAX_FIELDS_CHARS: Final = 3000
 #: Longest traceback, in characters.  Of a longer one the beginning and, twice that, the end stay.
 MAX_TRACEBACK_CHARS: Final = 16_000
 #: What Twisted's ports say at info, whatever their factories are told.
-_PORT_TALK: Final = re.compile(r"\S+( \(TLS\))? starting on \S+|\(\S+ Port \S+ Closed\)")
+_PORT_TALK: Final = re.compile(r"\S+( \(\w+\))* starting on \S+|\(\S+ Port \S+ Closed\)")
 #: Size at which a log file is put aside, in bytes, and how many of those are kept.
 LOG_FILE_BYTES: Final = 16 * 1024 * 1024
 LOG_FILES_KEPT: Final = 10

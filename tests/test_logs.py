@@ -192,7 +192,11 @@ class LogObserverTests(SynchronousTestCase):
 
     def test_ports(self) -> None:
         """What Twisted says of its ports is left out: the server has said where it listens."""
-        for text in ("GatewayFactory starting on 9000", "(TCP Port 9000 Closed)", "something else"):
+        for text in (
+            "GatewayFactory (AnnouncedFactory) (TLS) starting on 9000",
+            "(TCP Port 9000 Closed)",
+            "something else",
+        ):
             self.observer(
                 event("{log_text}", log_namespace="log_legacy", log_text=text, message=(text,))
             )

@@ -3,6 +3,7 @@ The ports of a server: where phones connect.
 """
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -287,7 +288,8 @@ def place_of(port: Any) -> str:
     address = port.getHost()
     host = getattr(address, "host", None)
     if host is None:
-        return str(address)
+        name = getattr(address, "name", None)  # of a socket in the file system
+        return os.fsdecode(name) if name else str(address)
     number = getattr(address, "port", "")
     if host in ("::", "0.0.0.0"):
         return f"port {number} of all addresses"
