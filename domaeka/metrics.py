@@ -173,6 +173,8 @@ class Family(Generic[_Instrument]):
         self._make = make
         self._children = {str(value): make() for value in values}
         self._closed = len(self._children)
+        #: Called before each scrape, where what is to be registered may change at any time.
+        self.refresh: Callable[[], object] = lambda: None
 
     def labels(self, value: str) -> _Instrument:
         """
@@ -210,6 +212,7 @@ class Family(Generic[_Instrument]):
 
     def items(self) -> list[tuple[str, _Instrument]]:
         """Each value with its instrument, as they are now."""
+        self.refresh()
         return list(self._children.items())
 
 

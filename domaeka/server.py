@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import SystemRandom
 from types import FrameType
@@ -176,7 +176,7 @@ class GatewayService(LoggedService):
         )
         self._probe = LagProbe(metrics, reactor)
         self._watch(metrics)
-        self._watch_breakers()
+        self._count_commands()
         self._http_socket = open_port(
             "http.port", settings.http.interface, settings.http.port, settings.socket
         )
@@ -201,6 +201,7 @@ class GatewayService(LoggedService):
         metrics.draining.watch(lambda: float(self._registry.draining or self._moves.away))
         metrics.bans.watch(lambda: self._parts.limits.banned)
         metrics.sessions.watch(self._sessions.live)
+        metrics.breaker_state.refresh = self._watch_breakers
         metrics.certificate_expires.watch(lambda: self._ports.certificate_ends)
         metrics.outbox_bytes.watch(lambda: budget.used)
         metrics.outbox_messages.watch(
@@ -208,15 +209,22 @@ class GatewayService(LoggedService):
         )
         metrics.store_queue.watch(lambda: self._database.waiting + self._chat_log.waiting)
 
-    def _watch_breakers(self) -> None:
-        """Have the metrics know every command, and every service that a bot uses."""
+    def _count_commands(self) -> None:
+        """Have the metrics know every command."""
         metrics = self._parts.metrics
-        breakers = self._dispatcher.breakers()
-        for family in (metrics.handler, metrics.handler_failures, metrics.breaker_state):
-            family.keep(breakers)
-        for name, breaker in breakers.items():
+        names = {command.name for command in self._dispatcher.commands()}
+        metrics.handler.keep(names)
+        metrics.handler_failures.keep(names)
+        for name in names:
             metrics.handler_failures.register(name)
-            metrics.breaker_state.register(name).watch(_level_of(breaker))
+
+    def _watch_breakers(self) -> None:
+        """Have the metrics know the breaker of every command, and of every service named so far."""
+        family = self._parts.metrics.breaker_state
+        breakers = self._dispatcher.breakers()
+        family.keep(breakers)
+        for name, breaker in breakers.items():
+            family.register(name).set(float(breaker.state))
 
     # IService
 
@@ -369,7 +377,7 @@ class GatewayService(LoggedService):
         reload_bots(
             places, lambda bots: self._dispatcher.apply(bots, settings.bots, settings.breaker)
         )
-        self._watch_breakers()
+        self._count_commands()
         files = bot_files(places)
         if any(files.get(path, file) != file for path, file in self._bot_files.items()):
             report.changed.append("bots")
@@ -498,8 +506,3 @@ class GatewayService(LoggedService):
             self.log.error("the store: {error}", error=failure.getErrorMessage())
         else:
             self.log.failure("our own mistake", failure)
-
-
-def _level_of(breaker: Any) -> Callable[[], float]:
-    """What the metric says of a breaker."""
-    return lambda: float(breaker.state)

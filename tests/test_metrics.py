@@ -11,6 +11,7 @@ from domaeka.metrics import (
     SAMPLE_SECONDS,
     Counter,
     Family,
+    Gauge,
     Histogram,
     Metrics,
 )
@@ -77,6 +78,14 @@ class InstrumentTests(SynchronousTestCase):
         family = Family(Counter)
         family.register("# echo").inc()
         self.assertEqual(family.register("# echo").value, 1)
+
+    def test_refreshed(self) -> None:
+        """What is to be registered may come at any time: it is there at the next scrape."""
+        family, services = Family(Gauge), ["first"]
+        family.refresh = lambda: [family.register(name) for name in services]
+        self.assertEqual([name for name, _ in family.items()], ["first"])
+        services.append("second")
+        self.assertEqual([name for name, _ in family.items()], ["first", "second"])
 
     def test_forgets(self) -> None:
         """A command that is loaded no more has no series any more; the declared ones stay."""

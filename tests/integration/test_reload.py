@@ -16,14 +16,14 @@ from tests.integration.test_changes import HURRY, ChangeCase
 from tests.integration.test_sockets import make_certificate
 
 #: A bot that is changed while its server runs.
-BOT_TEXT = """from domaeka import Bot
+BOT_TEXT = """from domaeka import Bot, breaker
 
 bot = Bot("reloaded")
 
 
 @bot.command("{}")
 def answer(ctx):
-    return "{}"
+    return breaker("named late")(lambda: "{}")()
 """
 
 
@@ -132,6 +132,7 @@ class ReloadTests(ChangeCase):
         await late.expect("다음")
         metrics = (await server.get("/metrics"))[1].decode()
         self.assertIn('breaker_state{name="# other"}', metrics)
+        self.assertIn('breaker_state{name="named late"}', metrics)
         self.assertNotIn('"# bot"', metrics)
         (stranger,) = [await deferToThread(socket.create_connection, (HOST, server.port), 5.0)]
         stranger.close()

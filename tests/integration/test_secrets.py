@@ -1,5 +1,7 @@
 """Keys that change while phones are connected to a real server."""
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
@@ -53,3 +55,25 @@ class SecretsTests(TestCase):
         for secrets in shown:
             for name in ("secret_key", "salt", "admin_token"):
                 self.assertNotIn(secrets[name], server.output() + arguments)
+
+    async def test_published_key(self) -> None:
+        """While the key of old scripts is accepted, each start warns, and C{/health} shows it."""
+        key = "what everybody knows"
+        server = ServerProcess(
+            self, "--bots=published:bot", "--set", "auth.accept_published_key=true"
+        )
+        # The real one is not in the code: only its hash.
+        (server.directory / "published.py").write_text(
+            "import domaeka, domaeka.state\n"
+            f"domaeka.state.PUBLISHED_KEY_SHA256 = {sha256(key.encode()).hexdigest()!r}\n"
+            "bot = domaeka.Bot('published')\n"
+        )
+        server.environment["PYTHONPATH"] += f":{server.directory}"
+        server.environment["DOMAEKA_AUTH_SECRET_KEY"] = key
+        for start in (1, 2):
+            await server.start()
+            self.assertEqual(server.output().count("everybody knows it"), start)
+            status, body = await server.get("/health")
+            self.assertEqual(status, 200)
+            self.assertIn("everybody knows it", str(json.loads(body)["checks"]["keys"]))
+            await server.stop()
