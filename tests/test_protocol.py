@@ -62,6 +62,18 @@ class _Kernel(StringTransport):
             self.producer.resumeProducing()
 
 
+def counted_turns(case: GatewayCase) -> list[object]:
+    """The turns in which phones are gone on with, from now on."""
+    turns: list[object] = []
+
+    def call_soon(call: Callable[[], object]) -> None:
+        turns.append(call)
+        case.registry.call_soon(call)
+
+    case.registry.turns = Turns(call_soon, case.parts.seconds)
+    return turns
+
+
 class ReadTests(GatewayCase):
     """Bytes in."""
 
@@ -89,9 +101,7 @@ class ReadTests(GatewayCase):
 
     def test_others_have_their_turn(self) -> None:
         """Of much that comes at once some is read in a turn; all in order."""
-        turns: list[object] = []
-        call_soon = self.registry.call_soon
-        self.registry.call_soon = lambda call: (turns.append(call), call_soon(call))  # type: ignore
+        turns = counted_turns(self)
         peer = self.ready()
         texts = [str(number) for number in range(3 * LINES_A_TURN - 1)]
         peer.chat(*texts)
@@ -100,7 +110,7 @@ class ReadTests(GatewayCase):
     def test_strangers_share_a_turn(self) -> None:
         """Of a stranger little is read in a turn, of all together not much more."""
         turns: list[Callable[[], object]] = []
-        self.registry.turns = Turns(turns.append)
+        self.registry.strangers_turns = Turns(turns.append, self.parts.seconds)
         eager, large, late = (self.connect(DeviceKey("봇", str(number))) for number in range(3))
         eager.write(eager.writer.handshake() * (STRANGERS_LINES_A_TURN + 1))
         large.write(b"{%b}\n" % (b"x" * STRANGERS_BYTES))
@@ -375,9 +385,7 @@ class DeflateTests(GatewayCase):
 
     def test_others_have_their_turn(self) -> None:
         """A little that inflates to many lines is read in several turns."""
-        turns: list[object] = []
-        call_soon = self.registry.call_soon
-        self.registry.call_soon = lambda call: (turns.append(call), call_soon(call))  # type: ignore
+        turns = counted_turns(self)
         self.peer.write(self.deflater.pack(b"\n" * 5_000_000))
         self.assertEqual(len(turns), 4)
         self.peer.write(self.deflater.pack(self.peer.line("말")))

@@ -1,10 +1,12 @@
 """Tests for L{domaeka.gateway.turns}."""
 
 from collections.abc import Callable
+from functools import partial
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.gateway.turns import STRANGERS_BYTES, Turns
+from domaeka.gateway.turns import STRANGERS_BYTES, TURN_SECONDS, Turns
 
 
 class TurnsTests(SynchronousTestCase):
@@ -12,7 +14,8 @@ class TurnsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.later: list[Callable[[], object]] = []
-        self.turns = Turns(self.later.append)
+        self.clock = Clock()
+        self.turns = Turns(self.later.append, self.clock.seconds)
         self.read: list[str] = []
 
     def reading(self, name: str, lines: int) -> Callable[[], None]:
@@ -38,3 +41,14 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(self.read, list("abcad"))
         self.later.pop()()
         self.assertEqual((self.read, self.later), (list("abcada"), []))
+
+    def test_time(self) -> None:
+        """A turn has its time: who has waited longest is read, at least one."""
+        for name in "abc":
+            self.turns.wait(partial(self.read.append, name))
+        self.turns.wait(partial(self.clock.advance, TURN_SECONDS))
+        self.turns.wait(partial(self.read.append, "d"))
+        self.later.pop()()
+        self.assertEqual(self.read, list("abc"))
+        self.later.pop()()
+        self.assertEqual((self.read, self.later), (list("abcd"), []))

@@ -98,7 +98,7 @@ class GatewayProtocol(Protocol):
         if session.device is not None:
             self._read_lines(session, LINES_A_TURN)
             return
-        turns = self._registry.turns
+        turns = self._registry.strangers_turns
         if turns.used_up:
             self._go_on_later()
             return
@@ -149,10 +149,9 @@ class GatewayProtocol(Protocol):
         self.transport.pauseProducing()
         if not self._goes_on:
             self._goes_on = True
-            if self._session.device is None:
-                self._registry.turns.wait(self._go_on)
-            else:
-                self._registry.call_soon(self._go_on)
+            registry = self._registry
+            stranger = self._session.device is None
+            (registry.strangers_turns if stranger else registry.turns).wait(self._go_on)
 
     def _go_on(self) -> None:
         self._goes_on = False
@@ -261,8 +260,8 @@ class GatewayProtocol(Protocol):
         self._reading = True
         self.transport.resumeProducing()
         session = self._session
-        if not session.corked and session.hears:
-            self._read(session)
+        if not session.corked and session.hears and (self._decoder.held_bytes or self._inflater):
+            self._go_on_later()  # many may be read again at the same time
 
     def limit_lines(self, max_bytes: int) -> None:
         """Take no longer lines from now on."""

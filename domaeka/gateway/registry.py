@@ -84,7 +84,8 @@ class Registry:
 
     @ivar watchers: told of what happens; may be changed at any time.
     @ivar history: the connections that have ended.
-    @ivar turns: what is read of strangers.
+    @ivar turns: what is read of phones, and when.
+    @ivar strangers_turns: the same of those that have not authenticated.
     """
 
     log = Logger()
@@ -104,7 +105,8 @@ class Registry:
         self.moving = False
         self.watchers: list[Watcher] = []
         self.history = History()
-        self.turns = Turns(self.call_soon)
+        self.turns = Turns(self.call_soon, parts.seconds)
+        self.strangers_turns = Turns(self.call_soon, parts.seconds)
         self._devices: dict[DeviceKey, Device] = {}
         self._sessions: dict[int, Session] = {}
         #: Those that have not authenticated, the oldest first.

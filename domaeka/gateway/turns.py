@@ -1,11 +1,13 @@
 """
-How much of strangers is read in one turn of the reactor.
+What is read in one turn of the reactor, and what waits for the next.
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+#: How long those who wait are gone on with in one turn, in seconds; one of them is in any case.
+TURN_SECONDS: Final = 0.005
 #: What is read of all strangers together before others have a turn, in bytes: 5 ms of work.
 STRANGERS_BYTES: Final = 393_216
 #: What a line costs beside its bytes, in bytes: 50 µs of work, as 4 KiB of a long line.
@@ -14,13 +16,24 @@ LINE_BYTES: Final = 4096
 
 class Turns:
     """
-    Strangers share what they may have read in one turn, however many they are: one who finds it
-    used up waits, and goes ahead of those who come later.
+    Of connections of which more is here than is read at once the rest is read in later turns, a
+    little of each, in the order in which they came.  So who says little never waits for many who
+    say much.
+
+    Strangers also share what is read of them at once: whoever finds it used up waits.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], object]], object]) -> None:
-        """@param call_soon: calls something in another turn of the reactor."""
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], object]], object],
+        seconds: Callable[[], float],
+    ) -> None:
+        """
+        @param call_soon: calls something in another turn of the reactor.
+        @param seconds: the time now, in seconds.
+        """
         self._call_soon = call_soon
+        self._seconds = seconds
         self._left = STRANGERS_BYTES
         self._waiting: deque[Callable[[], object]] = deque()
         self._called = False
@@ -37,6 +50,9 @@ class Turns:
     def wait(self, go_on: Callable[[], object]) -> None:
         """Have C{go_on} called in another turn, which may wait again."""
         self._waiting.append(go_on)
+        self._come_back()
+
+    def _come_back(self) -> None:
         if not self._called:
             self._called = True
             self._call_soon(self._next)
@@ -44,10 +60,10 @@ class Turns:
     def _next(self) -> None:
         self._called = False
         self._left = STRANGERS_BYTES
+        end = self._seconds() + TURN_SECONDS
         for _ in range(len(self._waiting)):
-            if self.used_up:
-                break
             self._waiting.popleft()()
-        if self._waiting and not self._called:
-            self._called = True
-            self._call_soon(self._next)
+            if self.used_up or self._seconds() >= end:
+                break
+        if self._waiting:
+            self._come_back()
