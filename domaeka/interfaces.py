@@ -87,15 +87,30 @@ class Resumption(Protocol):
     def token(self) -> str | None:
         """The fresh one; L{None}: the one shown is not valid."""
 
+    @property
+    def key_id(self) -> str:
+        """The id of the key by which it was gained."""
+
 
 class Sessions(Protocol):
     """Session tokens.  What they give fails with L{StoreError}, within seconds."""
 
-    def issue(self, key: DeviceKey) -> "Deferred[str]":
-        """A device proved itself by a signature.  @return: its token, once it is stored."""
+    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
+        """
+        A device proved itself by a signature.
 
-    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
-        """A device showed a token, of whatever type."""
+        @param key_id: of the key that it was made with: the token dies with that key.
+        @return: its token, once it is stored.
+        """
+
+    def resume(
+        self, token: object, key: DeviceKey, key_id: str | None = None
+    ) -> "Deferred[Resumption]":
+        """
+        A device showed a token, of whatever type.
+
+        @param key_id: of the key of a signature beside it; L{None}: there was none.
+        """
 
     def connection_ended(self, key: DeviceKey, token: str) -> None:
         """The connection to which a token was given has ended: its lifetime begins."""

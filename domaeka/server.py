@@ -115,7 +115,12 @@ class GatewayService(LoggedService):
         )
         self._devices = StoredDevices(database, reactor, settings.devices.approval)
         self._rooms = StoredRooms(database, reactor, settings.rooms.approval)
-        self._sessions = StoredSessions(database, reactor, settings.session.lifetime)
+        self._sessions = StoredSessions(
+            database,
+            reactor,
+            settings.session.lifetime,
+            lambda: self._parts.verifier.accepted_keys(),
+        )
         self._chat_log = StoredChatLog(
             database, reactor, settings.storage.chat_log_days, settings.storage.chat_log
         )
@@ -387,8 +392,6 @@ class GatewayService(LoggedService):
         if secrets != self._secrets:
             report.changed.append("secrets")
         self._settings = settings
-        now = self._reactor.seconds()
-        withdrawn = set(self._secrets.accepted_keys(now)) - set(secrets.accepted_keys(now))
         self._secrets = secrets
         self._signer = self._new_signer(settings)
         self._parts.apply(settings, self._signer)
@@ -400,9 +403,6 @@ class GatewayService(LoggedService):
         self._site.token = secrets.admin_token.encode()
         self.observer.configure(settings.logging)
         self._registry.settings_changed()
-        if withdrawn:
-            self._sessions.revoke_all().addErrback(self._log_loss)
-            self._registry.key_withdrawn()
         self.log.info(
             "settings read again: changed {changed}; only at a restart: {restart}",
             changed=", ".join(report.changed) or "nothing",

@@ -36,7 +36,7 @@ from domaeka.phonewire import (
     Taken,
     read_server_frame,
 )
-from domaeka.policies.auth import Signer
+from domaeka.policies.auth import NO_KEY, Signer
 from domaeka.policies.limits import AddressLimits
 from domaeka.testing import (
     FakeChatLog,
@@ -61,6 +61,7 @@ class FakeResumption(msgspec.Struct):
     """What a token was worth."""
 
     token: str | None
+    key_id: str
 
 
 class FakeSessions:
@@ -76,11 +77,11 @@ class FakeSessions:
         self.asked: list[tuple[DeviceKey, object, Deferred[Any]]] = []
         self.ended: list[tuple[DeviceKey, str]] = []
 
-    def issue(self, key: DeviceKey) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
         """A device proved itself."""
         return self._ask(key, None)
 
-    def resume(self, token: object, key: DeviceKey) -> "Deferred[Any]":
+    def resume(self, token: object, key: DeviceKey, key_id: str | None = None) -> "Deferred[Any]":
         """A device showed a token."""
         return self._ask(key, token)
 
@@ -88,13 +89,13 @@ class FakeSessions:
         """The connection to which a token was given has ended."""
         self.ended.append((key, token))
 
-    def answer(self, token: str | Exception | None) -> None:
+    def answer(self, token: str | Exception | None, key_id: str = NO_KEY) -> None:
         """Answer the oldest question."""
         _, shown, waits = self.asked.pop(0)
         if isinstance(token, Exception):
             waits.errback(token)
         else:
-            waits.callback(token if shown is None else FakeResumption(token))
+            waits.callback(token if shown is None else FakeResumption(token, key_id))
 
     def _ask(self, key: DeviceKey, token: object) -> "Deferred[Any]":
         waits: Deferred[Any] = Deferred()

@@ -112,6 +112,26 @@ class SignerTests(SynchronousTestCase):
             auth = signed(timestamp=SIGNED_AT * 1000 + off)
             self.assertEqual(self.signer.fault(auth), fault, off)
 
+    def test_key_ids(self) -> None:
+        """Each key with each salt has an id of its own, which shows nothing of them."""
+        ids = [
+            Signer([secret], salt, 300.0, lambda: 0.0).key_ids()[0]
+            for secret in ("a" * 16, "b" * 16)
+            for salt in ("x", "y")
+        ]
+        self.assertEqual(len(set(ids)), 4)
+        self.assertTrue(all(len(key_id) == 16 and "aaaa" not in key_id for key_id in ids))
+
+    def test_key_of_a_device(self) -> None:
+        """While two keys are accepted it is known by which a device signed last."""
+        other = "b" * 16
+        for keys, place in (((KEY, other), 0), ((other, KEY), 1)):
+            signer = Signer(keys, SALT, 300.0, lambda: SIGNED_AT)
+            self.assertIsNone(signer.fault(auth := signed()))
+            self.assertEqual(
+                signer.key_id((auth.bot_name, auth.device_id)), signer.key_ids()[place]
+            )
+
     def test_previous_key_ends(self) -> None:
         """A key that was replaced is accepted until its time; that in its place goes on."""
         ends = self.clock.seconds() + 10.0

@@ -31,7 +31,9 @@ class StoredCase(GatewayCase):
             observe_write=lambda took: None,
             make_worker=lambda name, reactor: FakeThread(),
         )
-        sessions: Any = StoredSessions(self.database, self.clock, 3600.0)
+        sessions: Any = StoredSessions(
+            self.database, self.clock, 3600.0, lambda: self.parts.verifier.accepted_keys()
+        )
         self.stored = StoredDevices(self.database, self.clock)
         self.serve(sessions=sessions)
         self.parts.devices = self.stored

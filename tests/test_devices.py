@@ -2,6 +2,7 @@
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
+from domaeka.policies.auth import NO_KEY
 from domaeka.store import approvals
 from domaeka.store.background import RETRY_SECONDS
 from domaeka.store.devices import (
@@ -229,7 +230,7 @@ class DecisionTests(DevicesTestCase):
         sessions = StoredSessions(self.database, self.clock)
         self.start()
         self.devices.enter(PHONE, FACTS)
-        token = self.successResultOf(sessions.issue(PHONE))
+        token = self.successResultOf(sessions.issue(PHONE, NO_KEY))
         self.decide(PHONE, Approval.REVOKED)
         result = self.successResultOf(sessions.resume(token, PHONE))
         self.assertIsNone(result.token)

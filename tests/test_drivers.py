@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from domaeka.store import bans, chatlog, devices, mailbox, rooms, sessions
@@ -28,6 +28,23 @@ class MigrationTests(StoreTestCase):
             lambda c: compare_metadata(MigrationContext.configure(c), METADATA)
         )
         self.assertEqual(self.successResultOf(differences), [])
+
+    def test_tokens_of_before(self) -> None:
+        """Tokens of which no key is known die; a migration that was cut short is done again."""
+        self.start()
+
+        def back(connection: Connection) -> None:
+            for statement in (
+                "UPDATE alembic_version SET version_num = '0001'",
+                "INSERT INTO sessions (device_key, bot_name, device_id, newest_hash, expires) "
+                "VALUES ('k', 'b', 'd', 'h', 1)",
+            ):
+                connection.execute(text(statement))
+
+        self.successResultOf(self.database.run_write(back))
+        self.database._open = False
+        self.successResultOf(self.database.start())
+        self.assertEqual(self.rows(sessions.SESSIONS), [])
 
     def test_refuses_what_is_newer(self) -> None:
         """Tables of a version to come are not touched."""

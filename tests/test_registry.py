@@ -1,12 +1,16 @@
 """Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
 
+from math import inf
+
 from domaeka.config import load_settings
 from domaeka.errors import CloseReason
 from domaeka.gateway.registry import LEAST_AWAY, TAKEOVERS_SUSPECT
 from domaeka.interfaces import Approval, DeviceKey
 from domaeka.messages import Reply
-from tests.gateway_case import KEY, GatewayCase
+from domaeka.policies.auth import Signer
+from tests.gateway_case import KEY, SALT, SECRET, FakeSessions, GatewayCase
 
+NEW = "a newer secret of enough bytes"
 STRANGERS_HOST = "198.51.100.7"
 
 
@@ -309,10 +313,47 @@ class SettingsTests(GatewayCase):
     def test_key_withdrawn(self) -> None:
         """Who proved itself by a key that may be in wrong hands is connected no longer."""
         phone, stranger = self.ready(), self.greeted(key(2))
-        self.registry.key_withdrawn()
+        self.sign_with(NEW)
         self.run_for(0.1)
         self.assertEqual((phone.errors, phone.lost), (["AUTH_FAILED"], True))
         self.assertFalse(stranger.finished)
+
+    def test_key_ends(self) -> None:
+        """Once a previous key ends by itself, who proved itself by it is connected no longer."""
+        self.sign_with(NEW, SECRET, previous_ends=self.clock.seconds() + 60.0)
+        old, new = self.ready(), self.ready(key(2), secret=NEW)
+        self.run_for(58.0)
+        self.assertFalse(old.finished)
+        self.run_for(3.5)
+        self.assertEqual((old.errors, old.lost, new.finished), (["AUTH_FAILED"], True, False))
+
+    def test_token_of_a_key_that_ends(self) -> None:
+        """So is who showed a token that was gained by it; and a token gained by the other stays."""
+        self.serve(sessions=(sessions := FakeSessions()))
+        self.sign_with(NEW, SECRET, previous_ends=self.clock.seconds() + 60.0)
+        old, new = self.parts.signer.key_ids()[::-1]
+        peers = []
+        for number, key_id in enumerate((old, new)):
+            peers.append(peer := self.connect(key(number)))
+            peer.handshake(capabilities=("session",), session_token="t")
+            sessions.answer("fresh", key_id)
+        self.run_for(62.0)
+        self.assertEqual([peer.lost for peer in peers], [True, False])
+
+    def test_proof_is_wanted(self) -> None:
+        """Where signatures are wanted from now on, who was let through without is asked for one."""
+        self.serve(("auth.mode", "off"))
+        peer = self.greeted()
+        self.change(("auth.mode", "optional"))
+        self.assertFalse(peer.finished)
+        self.change(("auth.mode", "required"))
+        self.assertEqual(peer.errors, ["AUTH_FAILED"])
+
+    def sign_with(self, *secrets: str, previous_ends: float = inf) -> None:
+        """These keys are accepted from now on."""
+        signer = Signer(secrets, SALT, 300.0, self.clock.seconds, previous_ends)
+        self.parts.apply(self.parts.settings, signer)
+        self.registry.settings_changed()
 
     def test_approvals(self) -> None:
         """A device that no operator needs to approve any more is answered at once."""

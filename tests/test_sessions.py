@@ -4,6 +4,7 @@ from twisted.internet.defer import gatherResults
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey
+from domaeka.policies.auth import NO_KEY
 from domaeka.policies.tokens import new_token
 from domaeka.store.database import Database
 from domaeka.store.sessions import (
@@ -25,12 +26,17 @@ class SessionsTestCase(StoreTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.sessions = StoredSessions(self.database, self.clock, LIFETIME)
+        self.accepted = ["old", "new", NO_KEY]
+        self.sessions = self.sibling()
         self.start()
 
     def issue(self, key: DeviceKey = PHONE) -> str:
         """A device proved itself by a signature."""
-        return self.successResultOf(self.sessions.issue(key))
+        return self.successResultOf(self.sessions.issue(key, NO_KEY))
+
+    def gain(self, key_id: str, key: DeviceKey = PHONE) -> str:
+        """A device proved itself by one of several keys."""
+        return self.successResultOf(self.sessions.issue(key, key_id))
 
     def resume(self, token: object, key: DeviceKey = PHONE) -> str | None:
         """A device showed a token."""
@@ -44,7 +50,7 @@ class SessionsTestCase(StoreTestCase):
 
     def sibling(self) -> StoredSessions:
         """Those of another server on the same store, or of this one after a restart."""
-        return StoredSessions(self.database, self.clock, LIFETIME)
+        return StoredSessions(self.database, self.clock, LIFETIME, lambda: self.accepted)
 
 
 class RuleTests(SessionsTestCase):
@@ -101,14 +107,32 @@ class RuleTests(SessionsTestCase):
         self.assertEqual(len(self.rows(SESSIONS)), 1)
         self.use(token)
 
-    def test_revoked_tokens_are_dead(self) -> None:
-        """Revoking ends both tokens of every device at once."""
-        first = self.issue()
-        second = self.use(first)
-        self.successResultOf(self.sessions.revoke_all())
+    def test_dies_with_its_key(self) -> None:
+        """A token is worth nothing, for good, once the key by which it was gained is not."""
+        old, new = self.gain("old"), self.gain("new", OTHER)
+        old = self.use(old)
+        self.accepted.remove("old")
+        self.assertIsNone(self.resume(old))
+        self.assertEqual([row["key_id"] for row in self.rows(SESSIONS)], ["new"])
+        self.accepted.append("old")
+        self.assertIsNone(self.resume(old))
+        self.assertIsNotNone(self.resume(new, OTHER))
+
+    def test_takes_the_key_of_a_signature(self) -> None:
+        """A token used beside a signature belongs to the key of that from then on."""
+        result = self.successResultOf(self.sessions.resume(self.gain("old"), PHONE, "new"))
+        self.accepted.remove("old")
+        self.assertEqual(result.key_id, "new")
+        self.assertIsNotNone(self.resume(result.token))
+
+    def test_only_those_of_accepted_keys_are_counted(self) -> None:
+        """Tokens of a key that is accepted no more are not live, and may be at another server."""
+        token = self.gain("old")
+        self.accepted.remove("old")
+        self.clock.advance(SWEEP_SECONDS)
         self.assertEqual(self.sessions.live(), 0)
-        self.assertIsNone(self.resume(first))
-        self.assertIsNone(self.resume(second))
+        self.accepted.append("old")
+        self.use(token)
 
     def test_nothing_readable_is_stored(self) -> None:
         """Whoever reads the store learns no token."""
@@ -201,7 +225,7 @@ class BatchTests(SessionsTestCase):
     def test_answer_waits_for_the_store(self) -> None:
         """No token leaves before it is stored."""
         self.thread.stuck = True
-        issuing = self.sessions.issue(PHONE)
+        issuing = self.sessions.issue(PHONE, NO_KEY)
         self.clock.advance(1.0)
         self.assertNoResult(issuing)
         self.thread.go_on()
@@ -211,7 +235,7 @@ class BatchTests(SessionsTestCase):
     def test_failing_store_is_told(self) -> None:
         """Where nothing can be stored the asker hears it, and a later one is served."""
         self.break_store()
-        self.failureResultOf(self.sessions.issue(PHONE), StoreError)
+        self.failureResultOf(self.sessions.issue(PHONE, NO_KEY), StoreError)
         self.failureResultOf(self.sessions.resume(new_token(), PHONE), StoreError)
         self.break_store(False)
         self.issue()
@@ -221,21 +245,21 @@ class BatchTests(SessionsTestCase):
         token = self.issue()
         self.thread.stuck = True
         first = self.sessions.resume(token, PHONE)
-        second = self.sessions.issue(OTHER)
+        second = self.sessions.issue(OTHER, NO_KEY)
         self.clock.advance(ANSWER_SECONDS)
         self.failureResultOf(first, StoreError)
         self.failureResultOf(second, StoreError)
-        self.failureResultOf(self.sessions.issue(OTHER), StoreError)
+        self.failureResultOf(self.sessions.issue(OTHER, NO_KEY), StoreError)
         self.thread.go_on()
         self.use(token)
 
     def test_waiting_is_bounded(self) -> None:
         """Beyond a bound requests are refused at once."""
         self.thread.stuck = True
-        self.sessions.issue(PHONE).addErrback(lambda failure: None)
+        self.sessions.issue(PHONE, NO_KEY).addErrback(lambda failure: None)
         for _ in range(MAX_WAITING_REQUESTS):
             self.sessions.connection_ended(PHONE, new_token())
-        self.failureResultOf(self.sessions.issue(PHONE), StoreError)
+        self.failureResultOf(self.sessions.issue(PHONE, NO_KEY), StoreError)
 
     def test_stop_stores_what_waits(self) -> None:
         """Connections that end with the server leave tokens that end in time."""
@@ -254,4 +278,4 @@ class BatchTests(SessionsTestCase):
         """Before the store is open a phone is told at once, and goes on without."""
         database: Database = self.make_database()
         sessions = StoredSessions(database, self.clock)
-        self.failureResultOf(sessions.issue(PHONE), StoreError)
+        self.failureResultOf(sessions.issue(PHONE, NO_KEY), StoreError)

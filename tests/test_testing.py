@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, RoomKey
 from domaeka.messages import Dialect, FrameReader, Media, Reply, encode_ping, encode_reply
+from domaeka.policies.auth import NO_KEY
 from domaeka.testing import (
     Comeback,
     FakeDevices,
@@ -374,10 +375,10 @@ class FakesTests(SynchronousTestCase):
     def test_sessions(self) -> None:
         """A token is good once, and for its own device only."""
         sessions = FakeSessions()
-        first = self.successResultOf(sessions.issue(self.key))
+        first = self.successResultOf(sessions.issue(self.key, NO_KEY))
         other = DeviceKey("가게봇", "another")
         self.assertIsNone(self.successResultOf(sessions.resume(first, other)).token)
-        second = self.successResultOf(sessions.resume(first, self.key)).token
+        second = self.successResultOf(sessions.resume(first, self.key, "key")).token
         self.assertIsNone(self.successResultOf(sessions.resume(first, self.key)).token)
         self.assertEqual(sessions.live, {second: self.key})
 

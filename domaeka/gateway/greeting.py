@@ -155,7 +155,7 @@ class Greeting:
 
         def judged(result: Resumption) -> None:
             if result.token is not None:
-                self._greet(result.token, True)
+                self._greet(result.token, result.key_id)
                 return
             self._parts.metrics.auth_failures.labels(AuthFault.BAD_TOKEN).inc()
             if proven:
@@ -165,13 +165,16 @@ class Greeting:
 
         sessions, key = self._parts.sessions, self._session.key
         assert sessions is not None and key is not None
-        sessions.resume(token, key).addCallback(judged).addErrback(self._no_token)
+        key_id = self._session.key_id if proven else None
+        sessions.resume(token, key, key_id).addCallback(judged).addErrback(self._no_token)
 
     def _issue(self) -> None:
         """Have the store keep a new token."""
         sessions, key = self._parts.sessions, self._session.key
         assert sessions is not None and key is not None
-        sessions.issue(key).addCallback(self._greet).addErrback(self._no_token)
+        sessions.issue(key, self._session.key_id).addCallback(self._greet).addErrback(
+            self._no_token
+        )
 
     def _no_token(self, failure: Failure) -> None:
         """The store is slow or gone: that stops nobody."""
@@ -181,17 +184,22 @@ class Greeting:
             self.log.failure("{session}: our own mistake", failure, session=self._session)
             self._session.fail()
 
-    def _greet(self, token: str | None, resumed: bool = False) -> None:
-        """The store has spoken."""
+    def _greet(self, token: str | None, resumed_by: str | None = None) -> None:
+        """
+        The store has spoken.
+
+        @param resumed_by: the id of the key behind the token that was shown; L{None}: none was,
+            or it is not good.
+        """
         session = self._session
         if session.closing:
             if token is not None:
                 self._let_go(token)
             return
         self._token = token
-        if resumed and not session.authenticated:
-            session.authenticate(Auth)
-        self._welcome(resumed)
+        if resumed_by is not None and not session.authenticated:
+            session.authenticate(Auth, key_id=resumed_by)
+        self._welcome(resumed_by is not None)
         self._carrier.resume_reading()
 
     def _let_go(self, token: str) -> None:

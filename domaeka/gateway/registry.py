@@ -117,6 +117,7 @@ class Registry:
         self._last_number = 0
         self._epoch = f"{parts.random.getrandbits(64):016x}"
         self._last_epoch = 0
+        self._accepted_keys = parts.verifier.accepted_keys()
         self._forget_due = FORGET_SECONDS
         self._limits_due = LIMITS_SECONDS
         self._reactor = reactor
@@ -205,6 +206,7 @@ class Registry:
     def settings_changed(self) -> None:
         """Other settings are in force: for the connections that are open, too."""
         parts = self.parts
+        self._keys_changed()
         for session in self:
             if parts.limits.denies(session.address):
                 session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is denied")
@@ -213,12 +215,17 @@ class Registry:
             if session.device is not None and not session.device.approved:
                 self._approve(session)
 
-    def key_withdrawn(self) -> None:
-        """A key is no longer accepted: who proved itself, maybe by it, has to do so again."""
+    def _keys_changed(self) -> None:
+        """Who proved itself by a key that is accepted no more has to do so again."""
+        self._accepted_keys = accepted = self.parts.verifier.accepted_keys()
+        count = 0
         for session in self:
-            if session.authenticated:
-                text = "a key was withdrawn: prove yourself again"
+            if session.authenticated and not session.closing and session.key_id not in accepted:
+                text = "the key is accepted no more: prove yourself again"
                 session.close(CloseReason.AUTHENTICATION_FAILED, ErrorCode.AUTH_FAILED, text)
+                count += 1
+        if count:
+            self.log.info("a key has ended: {count} connections with it are closed", count=count)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call C{function} in another turn of the reactor."""
@@ -372,6 +379,8 @@ class Registry:
     def now_signed(self, session: Session) -> None:
         """A connection whose word was taken for it has signed."""
         session.signed = True
+        assert session.key is not None
+        session.key_id = self.parts.verifier.key_id(session.key, True)
         self._approve(session)
 
     def _approve(self, session: Session) -> None:
@@ -458,6 +467,8 @@ class Registry:
         for session in list(self._sessions.values()):
             if session.due <= now:
                 self.guarded(session, session.attend, now, judging)
+        if self.parts.verifier.accepted_keys() != self._accepted_keys:
+            self._guarded(self._keys_changed)
         wall = self.parts.seconds()
         away: list[Device] = []
         for device in list(self._devices.values()):

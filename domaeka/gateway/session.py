@@ -26,6 +26,7 @@ from domaeka.messages import (
     Reply,
     encode_error,
 )
+from domaeka.policies.auth import NO_KEY
 from domaeka.policies.liveness import STALLED_SECONDS, Headway, Liveness
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Session:
     @ivar hears: whether what arrives matters still.
     @ivar corked: whether lines are being read: their answers wait, to go out together.
     @ivar signed: whether the proof was one, and not only let through (C{auth.mode}).
+    @ivar key_id: of the key behind the proof.
     @ivar valve: decides whether it is read from.
     """
 
@@ -76,6 +78,7 @@ class Session:
         "facts",
         "hears",
         "key",
+        "key_id",
         "made_at",
         "messages_received",
         "monitored_at",
@@ -112,6 +115,7 @@ class Session:
         self.closing = False
         self.hears = True
         self.signed = False
+        self.key_id = NO_KEY
         self.corked = False
         self.bytes_received = 0
         self.messages_received = 0
@@ -436,12 +440,13 @@ class Session:
                 self._registry.new_liveness(key), self.sender, key.bot_name, self._parts
             )
 
-    def authenticate(self, proof: type, signed: bool = True) -> None:
-        """A proof held, or none was wanted: the connection is its device's from now on."""
+    def authenticate(self, proof: type, signed: bool = True, key_id: str | None = None) -> None:
+        """A proof held (a token: of C{key_id}), or none was wanted: it is its device's now."""
         assert self.key is not None and self.facts is not None
         if not signed:
             self._registry.keep_place(self.key)
         self.signed = signed
+        self.key_id = self._parts.verifier.key_id(self.key, signed) if key_id is None else key_id
         self.state = NEXT[self.state, proof]
         self.device = self._registry.attach(self, self.key, self.facts)
         self._parts.limits.give_back(self.address)

@@ -9,7 +9,7 @@ from domaeka.errors import ErrorCode, WireError
 from domaeka.interfaces import DeviceKey
 from domaeka.messages import Auth, is_name
 from domaeka.metrics import Metrics
-from domaeka.policies.auth import AuthFault, Seen, SignatureTable, Signer
+from domaeka.policies.auth import NO_KEY, AuthFault, Seen, SignatureTable, Signer
 
 _FRESH: Final = Seen.FRESH  # to look it up in its Enum takes 0.2 µs
 
@@ -34,6 +34,19 @@ class Verifier:
     def needless(self) -> bool:
         """Whether a handshake is proof enough."""
         return self._off
+
+    def key_id(self, key: DeviceKey, signed: bool) -> str:
+        """
+        By which key a device has just proven itself: its id.
+
+        @param signed: whether by a signature, where one is wanted at all.
+        """
+        return self._signer.key_id(key) if signed and not self._off else NO_KEY
+
+    def accepted_keys(self) -> frozenset[str]:
+        """The ids of the keys by which one may have proven oneself."""
+        unsigned = () if self._mode == "required" else (NO_KEY,)
+        return frozenset((*self._signer.key_ids(), *unsigned))
 
     def is_new(
         self, auth: Auth | None, key: DeviceKey | None, connection: int, line: bytes

@@ -31,6 +31,10 @@ _SIGNATURE_CHARS: Final = 64
 _MAX_FIELD_CHARS: Final = 128
 #: Devices whose fields need not be looked at again.  Source: many thousand phones.
 _MAX_FORMS: Final = 16_384
+#: Id of the key behind what was let through without a signature.
+NO_KEY: Final = ""
+#: Characters of a key's id.
+_KEY_ID_CHARS: Final = 16
 #: A phone's clock reads at most this, in milliseconds: the year 9999.
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 
@@ -123,6 +127,8 @@ class Signer:
         self._previous_ends = previous_ends
         self._keys = [_Key(secret.encode()) for secret in secrets]
         self._salt = salt
+        # Nothing of a key, or of its own hash, but what tells it from others with this salt.
+        self._key_ids = [key.sign(f"key id|{salt}".encode())[:_KEY_ID_CHARS] for key in self._keys]
         self._suffix = f"|{salt}".encode()
         #: What a device signed last, by its id: to compare fields costs half of hashing them.
         self._forms: dict[str, _Form] = {}
@@ -143,6 +149,14 @@ class Signer:
         if older and len(self._keys) > 1 and self._seconds() < self._previous_ends:
             key = self._keys[1]
         return key.sign(f"{text}|{self._salt}".encode())
+
+    def key_ids(self) -> list[str]:
+        """The ids of the keys that are accepted."""
+        return self._key_ids if self._seconds() < self._previous_ends else self._key_ids[:1]
+
+    def key_id(self, device: tuple[str, str]) -> str:
+        """The id of the key that a device signed with last."""
+        return self._key_ids[0 if device in self._renewed else -1]
 
     def fault(self, auth: Auth, key: tuple[str, str] | None = None) -> AuthFault | None:
         """

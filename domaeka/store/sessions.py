@@ -2,12 +2,13 @@
 Session tokens in the store, as hashes.
 
 One row a device, so never more than two tokens; what holds of them is in
-L{domaeka.policies.tokens}.  While a connection holds a token its row is leased: moved on by the
-sweep, so that a server that dies leaves no token that lives for ever.
+L{domaeka.policies.tokens}.  A token is worth no more than the key by which it was gained, whose
+id is kept with it.  While a connection holds a token its row is leased: moved on by the sweep, so
+that a server that dies leaves no token that lives for ever.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Table, bindparam, func, select
@@ -17,6 +18,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey, Resumption
+from domaeka.policies.auth import NO_KEY
 from domaeka.policies.tokens import TokenPair, new_token, token_hash
 from domaeka.store.columns import (
     KEY,
@@ -51,14 +53,19 @@ SESSIONS: Final = Table(
     Column("newest_hash", KEY, nullable=False),
     Column("older_hash", KEY),
     Column("expires", TIME, nullable=False),
+    Column("key_id", KEY, nullable=False, server_default=""),
     **TABLE_OPTIONS,
 )
 
 
 class ResumeResult(NamedTuple):
-    """@ivar token: the fresh one; L{None}: what was shown is not valid."""
+    """
+    @ivar token: the fresh one; L{None}: what was shown is not valid.
+    @ivar key_id: the id of the key by which it was gained.
+    """
 
     token: str | None
+    key_id: str = NO_KEY
 
     @property
     def resumed(self) -> bool:
@@ -70,12 +77,15 @@ class _Request(NamedTuple):
     """
     @ivar used: the token shown; L{None}: a signature held.
     @ivar fresh: the hash of the one to be given; L{None}: the connection that holds C{used} ended.
+    @ivar key_id: of the key of a signature that held; L{None}: there was none.
+    @ivar answer: the id of the key by which the token was gained; L{None}: it is not good.
     """
 
     key: DeviceKey
     used: str | None
     fresh: str | None
-    answer: "Deferred[bool]"
+    key_id: str | None
+    answer: "Deferred[str | None]"
 
 
 class StoredSessions:
@@ -86,13 +96,21 @@ class StoredSessions:
 
     _log = Logger()
 
-    def __init__(self, database: Database, reactor: Scheduler, lifetime: float = 3600.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        reactor: Scheduler,
+        lifetime: float = 3600.0,
+        accepted: Callable[[], Collection[str]] = lambda: (NO_KEY,),
+    ) -> None:
         """
         @param database: not started yet.
         @param lifetime: of a token, from the end of the connection that holds it, in seconds.
+        @param accepted: the ids of the keys that are accepted now.
         """
         #: C{session.lifetime}; may be changed at any time.
         self.lifetime = lifetime
+        self._accepted = accepted
         self._database = database
         self._reactor = reactor
         self._waiting: deque[_Request] = deque()
@@ -105,34 +123,38 @@ class StoredSessions:
         self._emptied: Deferred[None] | None = None
         self._stopped = False
         database.load_at_start(
-            lambda connection: _count(connection, reactor.seconds()), self._loaded
+            lambda connection: _count(connection, reactor.seconds(), accepted()), self._loaded
         )
 
     # What connections ask
 
-    def issue(self, key: DeviceKey) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
         """
         A device proved itself by a signature.
 
+        @param key_id: of the key that it was made with.
         @return: its token, once it is stored; all older ones are dead.  L{StoreError} within
             L{ANSWER_SECONDS} where that fails.
         """
         token = new_token()
-        return self._ask(key, None, token).addCallback(lambda _: token)
+        return self._ask(key, None, token, key_id).addCallback(lambda _: token)
 
-    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
+    def resume(
+        self, token: object, key: DeviceKey, key_id: str | None = None
+    ) -> "Deferred[Resumption]":
         """
         A device showed a token.
 
         @param token: as it came, of whatever type.
+        @param key_id: of the key of a signature beside it: it is the fresh one's then.
         @return: a fresh one, once it is stored, if C{token} is good; fails as L{issue} does.
         """
         used = token_hash(token)
         if used is None:
             return succeed(ResumeResult(None))
         fresh = new_token()
-        return self._ask(key, used, fresh).addCallback(
-            lambda good: ResumeResult(fresh if good else None)
+        return self._ask(key, used, fresh, key_id).addCallback(
+            lambda by: ResumeResult(None) if by is None else ResumeResult(fresh, by)
         )
 
     def connection_ended(self, key: DeviceKey, token: str) -> None:
@@ -146,13 +168,7 @@ class StoredSessions:
         if self._held.get(key) == used:
             del self._held[key]
         # Where this is lost, the lease ends it a little later.
-        self._submit(_Request(key, used, None, Deferred())).addErrback(_expected)
-
-    def revoke_all(self) -> "Deferred[None]":
-        """All tokens of all devices die.  Fires once that is stored."""
-        self._held.clear()
-        self._live = 0
-        return self._database.run_write(_forget_all)
+        self._submit(_Request(key, used, None, None, Deferred())).addErrback(_expected)
 
     def live(self) -> int:
         """How many tokens are good, by the last sweep and what this server did since."""
@@ -171,12 +187,14 @@ class StoredSessions:
 
     # One transaction for all that came while the last one ran
 
-    def _ask(self, key: DeviceKey, used: str | None, token: str) -> "Deferred[bool]":
+    def _ask(
+        self, key: DeviceKey, used: str | None, token: str, key_id: str | None
+    ) -> "Deferred[str | None]":
         fresh = token_hash(token)
         assert fresh is not None
-        return self._submit(_Request(key, used, fresh, Deferred()))
+        return self._submit(_Request(key, used, fresh, key_id, Deferred()))
 
-    def _submit(self, request: _Request) -> "Deferred[bool]":
+    def _submit(self, request: _Request) -> "Deferred[str | None]":
         if self._stuck or len(self._waiting) >= MAX_WAITING_REQUESTS:
             return fail(StoreError("the store does not answer"))
         self._waiting.append(request)
@@ -190,19 +208,21 @@ class StoredSessions:
         self._out = batch
         now = self._reactor.seconds()
         self._deadline = self._reactor.callLater(ANSWER_SECONDS, self._give_up)
-        self._database.run_write(_carry_out, batch, now, self.lifetime, self._lease()).addCallbacks(
+        self._database.run_write(
+            _carry_out, batch, now, self.lifetime, self._lease(), self._accepted()
+        ).addCallbacks(
             self._carried_out, self._lost, callbackArgs=(batch,), errbackArgs=(batch,)
         ).addBoth(self._next)
 
-    def _carried_out(self, outcome: tuple[list[bool], int], batch: list[_Request]) -> None:
+    def _carried_out(self, outcome: tuple[list[str | None], int], batch: list[_Request]) -> None:
         results, change = outcome
         self._live = max(0, self._live + change)
         if self._stuck:
             return  # nobody waits any more
-        for request, good in zip(batch, results, strict=True):
-            if good and request.fresh is not None:
+        for request, key_id in zip(batch, results, strict=True):
+            if key_id is not None and request.fresh is not None:
                 self._held[request.key] = request.fresh
-            request.answer.callback(good)
+            request.answer.callback(key_id)
 
     def _lost(self, failure: Failure, batch: list[_Request]) -> None:
         if not isinstance(failure.value, StoreError):
@@ -254,7 +274,9 @@ class StoredSessions:
         self._sweep_call = None
         now = self._reactor.seconds()
         held = list(self._held.items())
-        sweeping = self._database.run_write(_sweep, held, now, now + self._lease())
+        sweeping = self._database.run_write(
+            _sweep, held, now, now + self._lease(), self._accepted()
+        )
         sweeping.addCallback(self._loaded).addErrback(self._not_swept)
 
     def _not_swept(self, failure: Failure) -> None:
@@ -263,9 +285,8 @@ class StoredSessions:
         self._loaded(self._live)
 
 
-def _expected(failure: Failure) -> bool:
+def _expected(failure: Failure) -> None:
     failure.trap(StoreError)  # type: ignore[no-untyped-call]
-    return False
 
 
 def forget(connection: Connection, key: DeviceKey) -> None:
@@ -273,19 +294,23 @@ def forget(connection: Connection, key: DeviceKey) -> None:
     connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key == _key_hash(key)))
 
 
-def _forget_all(connection: Connection) -> None:
-    connection.execute(SESSIONS.delete())
-
-
 def _key_hash(key: DeviceKey) -> str:
     return key_hash(key.bot_name, key.device_id)
 
 
 def _carry_out(
-    connection: Connection, batch: list[_Request], now: float, lifetime: float, lease: float
-) -> tuple[list[bool], int]:
-    """@return: whether each request was granted; how many more tokens there are."""
-    granted = [False] * len(batch)
+    connection: Connection,
+    batch: list[_Request],
+    now: float,
+    lifetime: float,
+    lease: float,
+    accepted: Collection[str],
+) -> tuple[list[str | None], int]:
+    """
+    @return: for each request that was granted the id of the key behind it; how many more tokens
+        there are.
+    """
+    granted: list[str | None] = [None] * len(batch)
     more = 0
     hashes = [_key_hash(request.key) for request in batch]
     # In the order of the rows, so that two servers never wait for each other; the requests of
@@ -299,21 +324,30 @@ def _carry_out(
                 .where(mine, SESSIONS.c.newest_hash == request.used)
                 .values(expires=milliseconds(now + lifetime))
             )
-            granted[index] = True
             continue
         row = connection.execute(
-            select(SESSIONS.c.newest_hash, SESSIONS.c.older_hash, SESSIONS.c.expires)
+            select(
+                SESSIONS.c.newest_hash,
+                SESSIONS.c.older_hash,
+                SESSIONS.c.expires,
+                SESSIONS.c.key_id,
+            )
             .where(mine)
             .with_for_update()
         ).one_or_none()
         pair = row and TokenPair(row.newest_hash, row.older_hash, row.expires / 1000)
+        key_id = request.key_id
         if request.used is None:
             after = TokenPair(request.fresh, None, now + lease)
-        elif pair is not None and pair.is_good(request.used, now):
-            after = pair.after(request.used, request.fresh, now + lease)
-        else:
+        elif row is None or pair is None or not pair.is_good(request.used, now):
             continue
-        granted[index] = True
+        elif row.key_id not in accepted:
+            connection.execute(SESSIONS.delete().where(mine))
+            continue
+        else:
+            after = pair.after(request.used, request.fresh, now + lease)
+            key_id = row.key_id if key_id is None else key_id
+        granted[index] = key_id
         more += after.size - (0 if pair is None else pair.size)
         values = {
             "device_key": device_key,
@@ -322,15 +356,25 @@ def _carry_out(
             "newest_hash": after.newest,
             "older_hash": after.older,
             "expires": milliseconds(after.expires),
+            "key_id": key_id,
         }
         upsert(connection, SESSIONS, [values], fixed=("bot_name", "device_id"))
     return granted, more
 
 
 def _sweep(
-    connection: Connection, held: list[tuple[DeviceKey, str]], now: float, lease_ends: float
+    connection: Connection,
+    held: list[tuple[DeviceKey, str]],
+    now: float,
+    lease_ends: float,
+    accepted: Collection[str],
 ) -> int:
-    """Renew leases and remove the dead.  @return: how many tokens are good."""
+    """
+    Renew leases and remove the dead; those of a key that is not accepted stay to their end, for
+    it may be at another server.
+
+    @return: how many tokens are good.
+    """
     if held:
         leases = [
             {"row_key": _key_hash(key), "held": newest, "until": milliseconds(lease_ends)}
@@ -344,13 +388,13 @@ def _sweep(
             sorted(leases, key=lambda lease: str(lease["row_key"])),
         )
     connection.execute(SESSIONS.delete().where(SESSIONS.c.expires <= milliseconds(now)))
-    return _count(connection, now)
+    return _count(connection, now, accepted)
 
 
-def _count(connection: Connection, now: float) -> int:
+def _count(connection: Connection, now: float, accepted: Collection[str]) -> int:
     newest, older = connection.execute(
         select(func.count(SESSIONS.c.newest_hash), func.count(SESSIONS.c.older_hash)).where(
-            SESSIONS.c.expires > milliseconds(now)
+            SESSIONS.c.expires > milliseconds(now), SESSIONS.c.key_id.in_(accepted)
         )
     ).one()
     return int(newest + older)

@@ -93,6 +93,7 @@ class FakeResumption(NamedTuple):
     """What a session token was worth: the fresh one, or L{None}."""
 
     token: str | None
+    key_id: str
 
 
 class FakeSessions:
@@ -106,21 +107,28 @@ class FakeSessions:
     def __init__(self) -> None:
         self.live: dict[str, DeviceKey] = {}
         self.ended: list[tuple[DeviceKey, str]] = []
+        self._key_ids: dict[str, str] = {}
         self._made = 0
 
-    def issue(self, key: DeviceKey) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
         """A device proved itself: a token at once."""
         self._made += 1
         token = f"token-{self._made}"
         self.live[token] = key
+        self._key_ids[token] = key_id
         return succeed(token)
 
-    def resume(self, token: object, key: DeviceKey) -> "Deferred[Resumption]":
+    def resume(
+        self, token: object, key: DeviceKey, key_id: str | None = None
+    ) -> "Deferred[Resumption]":
         """A device showed a token: a fresh one at once, if it was its own."""
         if not isinstance(token, str) or self.live.get(token) != key:
-            return succeed(FakeResumption(None))
+            return succeed(FakeResumption(None, ""))
         del self.live[token]
-        resumed: Deferred[Resumption] = self.issue(key).addCallback(FakeResumption)
+        gained_by = self._key_ids.pop(token)
+        by = gained_by if key_id is None else key_id
+        fresh = self.issue(key, by)
+        resumed: Deferred[Resumption] = fresh.addCallback(lambda token: FakeResumption(token, by))
         return resumed
 
     def connection_ended(self, key: DeviceKey, token: str) -> None:

@@ -86,3 +86,21 @@ class ResumeTests(TestCase):
         greetings = await self.greet(server, back)
         self.assertEqual([greeting.resumed for greeting in greetings], [True] * CLIENTS)
         self.assertLess(self.took, MOST_SECONDS)
+
+    async def test_another_key(self) -> None:
+        """Who was known by a key that is accepted no more, after a restart, is not known again."""
+        server = ServerProcess(self)
+        await server.start()
+        secrets = server.secrets()
+        sign = Signer([secrets["secret_key"]], secrets["salt"], 300.0, reactor.seconds).sign
+        writer = PhoneWriter(Identity(bot_name="봇", device_id="1"), sign, reactor.seconds)
+        self.began = reactor.seconds()
+        can = ("session",)
+        (first,) = await self.greet(server, [writer.handshake(signed=True, capabilities=can)])
+        await server.stop()
+        server.environment["DOMAEKA_AUTH_SECRET_KEY"] = "another key of enough bytes"
+        await server.start()
+        back = writer.handshake(capabilities=can, session_token=first.session_token)
+        (greeting,) = await self.greet(server, [back])
+        self.assertFalse(greeting.resumed)
+        self.assertIsNone(greeting.session_token)

@@ -19,6 +19,7 @@ from twisted.trial.unittest import TestCase
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
+from domaeka.policies.auth import NO_KEY
 from domaeka.store.background import BATCH_ROWS
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
@@ -120,7 +121,7 @@ class StoreTests(TestCase):
         devices.enter(PHONE, DeviceFacts("3.3.3"))
         rooms.enter(ROOM, PHONE, "방", True)
         log.append(line("안녕"))
-        token = yield sessions.issue(PHONE)
+        token = yield sessions.issue(PHONE, NO_KEY)
         yield devices.set_approval(DeviceKey("봇", "b2"), Approval.BLOCKED)
         for part in (log, rooms, devices, sessions, database):
             yield part.stop()
@@ -200,7 +201,7 @@ class StoreTests(TestCase):
         sessions = StoredSessions(database, reactor)
         yield database.start()
         keys = [DeviceKey("bot", str(number)) for number in range(100)]
-        tokens = yield gatherResults([sessions.issue(key) for key in keys])
+        tokens = yield gatherResults([sessions.issue(key, NO_KEY) for key in keys])
         before = reactor.seconds()
         results = yield gatherResults(
             [sessions.resume(token, key) for token, key in zip(tokens, keys, strict=True)]
