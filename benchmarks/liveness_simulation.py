@@ -9,17 +9,21 @@ import sys
 from heapq import heappop, heappush
 from math import ceil, inf
 from random import Random
+from statistics import mean
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from domaeka.config import PingSettings
 from domaeka.policies.liveness import Liveness, Ping
+from domaeka.policies.patience import Patience
 
-#: Lines of each kind, how long each is watched while it lives, in hours, and how many die.
+#: Lines of each kind, and how long each is watched while it lives, in hours.
 LINES = 60
 HOURS = 6.0
+#: How many more die in their first 20 minutes, and how many later; when, in seconds.
 DEATHS = 100
+DEATH_SECONDS = ((60.0, 1200.0), (1200.0, 4800.0))
 #: A phone is back so long after it has seen its connection close, in seconds.
 RETURN_SECONDS = 4.0
 #: Mean pause between two messages from a phone, in seconds.
@@ -101,6 +105,7 @@ class Line:
         self._last_packet = time
         self.chat_at = time + self._chat.expovariate(1 / CHAT_SECONDS)
         self._stuck_until = [0.0, 0.0]  # down, up
+        self._arrived = 0.0
         self.unacknowledged_since = inf
 
     def passes(self, time: float) -> bool:
@@ -138,13 +143,18 @@ class Line:
         trip = self._round_trip()
         thought = self._noise.uniform(*self._profile.thinks)
         answered = self._freezes.end_of(arrived) + trip / 2 + thought
-        return arrived + trip, self.deliver(answered, up=True) + trip / 2
+        return arrived + trip, self._in_order(self.deliver(answered, up=True) + trip / 2)
 
     def chat(self) -> float:
         """The phone says something, at L{chat_at}.  @return: when it arrives."""
         said_at = self._freezes.end_of(self.chat_at)
         self.chat_at += self._chat.expovariate(1 / CHAT_SECONDS)
-        return self.deliver(said_at, up=True)
+        return self._in_order(self.deliver(said_at, up=True))
+
+    def _in_order(self, time: float) -> float:
+        """When that arrives which left behind everything else."""
+        self._arrived = max(self._arrived, time)
+        return self._arrived
 
     def _round_trip(self) -> float:
         return self._profile.round_trip * self._noise.lognormvariate(0.0, self._profile.spread)
@@ -168,16 +178,31 @@ class Rule(Protocol):
     def due(self, line: Line) -> float:
         """Before this time, and unless something comes, there is nothing to ask."""
 
+    def ended(self) -> None:
+        """The connection was closed."""
+
 
 class Ours:
     """The rule of the gateway, with its settings."""
 
     def __init__(
-        self, settings: PingSettings, random: Random, now: float, before: Rule | None
+        self,
+        settings: PingSettings,
+        random: Random,
+        now: float,
+        device: Patience,
+        pings_judge: bool = True,
+        kernel_seconds: float = inf,
     ) -> None:
-        """@param before: that of the device's connection before."""
-        slowest = before.liveness.slowest_until(now) if isinstance(before, Ours) else 0.0
-        self.liveness: Liveness = Liveness(settings, now, random, slowest)
+        """
+        @param device: what its connections before have shown.
+        @param pings_judge: whether unanswered pings end a connection.
+        @param kernel_seconds: TCP_USER_TIMEOUT, which ends it, too.
+        """
+        self.liveness: Liveness = Liveness(settings, now, random)
+        self.liveness.is_of(device, now)
+        self._pings_judge = pings_judge
+        self._kernel_seconds = kernel_seconds
 
     def heard(self, now: float) -> None:
         self.liveness.last_heard = now
@@ -194,20 +219,16 @@ class Ours:
         return False
 
     def gives_up(self, now: float, line: Line) -> bool:
-        return self.liveness.is_stale(now)
+        if now - line.unacknowledged_since >= self._kernel_seconds:
+            return True
+        taken = line.unacknowledged_since == inf
+        return self._pings_judge and self.liveness.is_stale(now, taken)
 
     def due(self, line: Line) -> float:
-        return self.liveness.due
+        return min(self.liveness.due, line.unacknowledged_since + self._kernel_seconds)
 
-
-class UserTimeout(Ours):
-    """A ping every 30 s, and the kernel alone to notice that none is acknowledged for 60 s."""
-
-    def gives_up(self, now: float, line: Line) -> bool:
-        return now - line.unacknowledged_since >= 60.0
-
-    def due(self, line: Line) -> float:
-        return min(self.liveness.due, line.unacknowledged_since + 60.0)
+    def ended(self) -> None:
+        self.liveness.ended()
 
 
 class Present:
@@ -235,30 +256,44 @@ class Present:
     def due(self, line: Line) -> float:
         return min(max(self._heard_at + 30.0, self._probe_at + 10.0), self._read_at + 600.0)
 
+    def ended(self) -> None:
+        pass
 
-def make_rule(name: str, random: Random, now: float, before: Rule | None) -> Rule:
+
+def make_rule(name: str, random: Random, now: float, device: Patience) -> Rule:
     """The rule of a new connection."""
     if name == "keep-alive alone":
         return Present(now)
-    if name == "TCP_USER_TIMEOUT alone":
-        return UserTimeout(PingSettings(adaptive=False), random, now, before)
-    return Ours(PingSettings(adaptive=name == "adaptive"), random, now, before)
+    return Ours(
+        PingSettings(adaptive="adaptive" in name),
+        random,
+        now,
+        device,
+        "alone" not in name,
+        60.0 if "TCP_USER_TIMEOUT" in name else inf,
+    )
 
 
-RULES = ("adaptive", "fixed 30/90", "TCP_USER_TIMEOUT alone", "keep-alive alone")
+RULES = (
+    "adaptive and TCP_USER_TIMEOUT",
+    "adaptive",
+    "fixed 30/90",
+    "TCP_USER_TIMEOUT alone",
+    "keep-alive alone",
+)
 
 
 class Outcome(msgspec.Struct):
     """
     What a rule did to the lines of a kind.
 
-    @ivar noticed: seconds from each death to its notice.
+    @ivar noticed: seconds from each death to its notice, of those that died early and late.
     """
 
+    noticed: tuple[list[float], list[float]]
     hours: float = 0.0
     pings: int = 0
     false_closes: int = 0
-    noticed: list[float] = []
 
 
 def watch(line: Line, rule_name: str, seed: str, hours: float, outcome: Outcome) -> None:
@@ -266,9 +301,9 @@ def watch(line: Line, rule_name: str, seed: str, hours: float, outcome: Outcome)
     random = Random(seed)
     now = 0.0
     end = hours * 3600
-    rule: Rule | None = None
-    while now < end:
-        rule = make_rule(rule_name, random, now, rule)
+    device = Patience()
+    while now < min(end, line.dead_at):  # where it died while it was away nothing is to notice
+        rule = make_rule(rule_name, random, now, device)
         line.connect(now)
         pings: list[tuple[float, int]] = []  # when acknowledged
         pongs: list[tuple[float, int]] = []
@@ -301,26 +336,27 @@ def watch(line: Line, rule_name: str, seed: str, hours: float, outcome: Outcome)
                 heappush(pongs, (answered, len(sent_at)))
                 sent_at.append(now)
         if line.dead_at <= now:
-            outcome.noticed.append(now - line.dead_at)
-            outcome.hours += line.dead_at / 3600
-            return
+            outcome.noticed[line.dead_at >= DEATH_SECONDS[1][0]].append(now - line.dead_at)
+            break
         if now < end:
             outcome.false_closes += 1
+            rule.ended()
             now = line.usable_at(now) + RETURN_SECONDS
-    outcome.hours += now / 3600
+    outcome.hours += min(now, line.dead_at) / 3600
 
 
 def simulate(profile: Profile, rule_name: str) -> Outcome:
     """Run all lines of a kind under a rule."""
-    outcome = Outcome(noticed=[])
+    outcome = Outcome(([], []))
     for number in range(LINES):
         seed = f"{profile.name} {number}"
         watch(Line(profile, seed), rule_name, seed, HOURS, outcome)
-    for number in range(DEATHS):
-        seed = f"{profile.name} dies {number}"
-        line = Line(profile, seed)
-        line.dead_at = Random(seed).uniform(1800.0, 5400.0)
-        watch(line, rule_name, seed, HOURS, outcome)
+    for span in DEATH_SECONDS:
+        for number in range(DEATHS):
+            seed = f"{profile.name} dies {span} {number}"
+            line = Line(profile, seed)
+            line.dead_at = Random(seed).uniform(*span)
+            watch(line, rule_name, seed, HOURS, outcome)
     return outcome
 
 
@@ -330,9 +366,10 @@ def cell(outcome: Outcome, pings: bool) -> str:
 
     @param pings: whether to say how many it sends: the others do as the fixed one, or send none.
     """
-    times = sorted(outcome.noticed)
+    early, late = outcome.noticed
+    times = sorted(early + late)
     text = (
-        f"{sum(times) / len(times):.0f} / {times[len(times) * 95 // 100]:.0f}"
+        f"{mean(early):.0f}, {mean(late):.0f} / {times[len(times) * 95 // 100]:.0f}"
         f" / {outcome.false_closes / outcome.hours * 100:.2f}"
     )
     return f"{text} / {outcome.pings / outcome.hours:.0f}" if pings else text
@@ -343,7 +380,7 @@ def main() -> None:
     out = sys.stdout.write
     out("| line | " + " | ".join(RULES) + " |\n|" + "---|" * (len(RULES) + 1) + "\n")
     for profile in PROFILES:
-        cells = [cell(simulate(profile, name), name in RULES[:2]) for name in RULES]
+        cells = [cell(simulate(profile, name), "alone" not in name) for name in RULES]
         out(f"| {profile.name} | " + " | ".join(cells) + " |\n")
 
 

@@ -127,7 +127,7 @@ class PingSettings(_Section, frozen=True):
         ),
     ] = 90.0
     adaptive: Annotated[
-        bool, Meta(description="ping poor connections more often and give them up sooner")
+        bool, Meta(description="ping lines that get worse more often, give up quick phones sooner")
     ] = True
     interval_min: Annotated[
         Seconds, Meta(description="shortest interval that `adaptive` may choose")

@@ -1,6 +1,7 @@
 """Tests for L{domaeka.policies.liveness}."""
 
 import tracemalloc
+from itertools import pairwise
 from random import Random
 
 from hypothesis import given
@@ -10,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.config import PingSettings
 from domaeka.policies.liveness import Liveness, Ping, SteadyTime
+from domaeka.policies.patience import Patience
 from domaeka.policies.quality import Grade
 
 ADAPTIVE = PingSettings(initial_delay_min=30.0, initial_delay_max=30.0)
@@ -223,7 +225,7 @@ class LivenessTests(SynchronousTestCase):
     def test_gives_up_sooner(self) -> None:
         """Adaptive: a line known to answer quickly is given up after 33 s, a new one after 90."""
         self.connect(ADAPTIVE)
-        self.sweep(59)
+        self.sweep(29)
         self.assertEqual(self.stale_after(), 91.0)
         self.connect(ADAPTIVE)
         self.sweep(1499)
@@ -231,11 +233,25 @@ class LivenessTests(SynchronousTestCase):
 
     def test_patience(self) -> None:
         """Adaptive: never before three times the longest that an answer took, nor after 90 s."""
-        for took, timeout in ((8.0, 33.0), (20.0, 70.0), (35.0, 90.0)):
+        for took, timeout in ((8.0, 33.0), (20.0, 60.0), (35.0, 90.0)):
             self.connect(ADAPTIVE)
             self.sweep(1499)
             self.liveness.pong(self.leave(self.now), self.now + took, took)
+            self.now += took
+            self.assertGreaterEqual(self.liveness.timeout, timeout)
+            self.sweep(1799)
             self.assertEqual(self.liveness.timeout, timeout)
+
+    def test_patience_shrinks_steadily(self) -> None:
+        """Adaptive: each prompt answer of a new device brings the time-out down a little."""
+        self.connect(ADAPTIVE)
+        timeouts = []
+        for _ in range(30):
+            self.sweep(30)
+            timeouts.append(self.liveness.timeout)
+        steps = [before - after for before, after in pairwise([90.0, *timeouts])]
+        self.assertTrue(all(1.0 < step < 3.0 for step in steps))
+        self.assertAlmostEqual(timeouts[-1], 33.0)
 
     def test_adapts_and_goes_back(self) -> None:
         """Adaptive: the worse a line, the more pings, down to 10 s; a good one gets its 30 s."""
@@ -247,14 +263,38 @@ class LivenessTests(SynchronousTestCase):
         self.assertEqual((self.liveness.quality.grade, self.liveness.interval), (Grade.GOOD, 30.0))
 
     def test_device_is_remembered(self) -> None:
-        """What the connection before has shown of a phone's slowness counts at once."""
+        """What a device's connections before have shown counts at once."""
         self.connect(ADAPTIVE)
-        self.sweep(45, answered=False)
-        self.assertEqual(self.liveness.slowest_until(self.now), 15.0)
-        self.liveness = Liveness(ADAPTIVE, 0.0, Random(1), slowest=15.0)
-        for now in range(40):
-            self.liveness.pong(self.leave(float(now)), float(now), 0.1)
-        self.assertEqual(self.liveness.timeout, 52.5)
+        patience = Patience()
+        self.liveness.is_of(patience, 0.0)
+        self.sweep(1499)
+        self.liveness.ended()
+        self.connect(ADAPTIVE)
+        self.liveness.is_of(patience, 0.0)
+        self.assertEqual(self.stale_after() - self.pings[0], 33.0)
+
+    def test_given_up_by_mistake(self) -> None:
+        """A phone that is back soon after it was given up was alive: it is given its full time."""
+        for away, timeout in ((5, 90.0), (600, 33.0)):
+            self.connect(ADAPTIVE)
+            patience = Patience()
+            self.liveness.is_of(patience, 0.0)
+            self.sweep(1499)
+            self.stale_after()
+            self.liveness.ended()
+            self.liveness = Liveness(ADAPTIVE, self.now, Random(1))
+            self.liveness.is_of(patience, self.now + away)
+            self.assertEqual(self.liveness.timeout, timeout)
+
+    def test_only_its_app_is_silent(self) -> None:
+        """A phone whose kernel takes what is written is on a line that lives: it has 90 s."""
+        self.connect(ADAPTIVE)
+        self.sweep(1499)
+        self.sweep(32, answered=False)
+        now = self.pings[-4] + 33.0
+        self.assertTrue(self.liveness.is_stale(now))
+        self.assertFalse(self.liveness.is_stale(now, taken=True))
+        self.assertTrue(self.liveness.is_stale(now + 57.0, taken=True))
 
     def test_what_is_long_past_is_forgotten(self) -> None:
         """Adaptive: what a phone's answers have taken counts for an hour, or two."""
@@ -264,7 +304,7 @@ class LivenessTests(SynchronousTestCase):
         self.now += 20.0
         self.liveness.pong(ping, self.now, 20.0)
         self.sweep(3600)
-        self.assertEqual(self.liveness.timeout, 70.0)
+        self.assertEqual(self.liveness.timeout, 60.0)
         self.sweep(3600)
         self.assertEqual(self.liveness.timeout, 33.0)
 

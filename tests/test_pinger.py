@@ -1,5 +1,6 @@
 """Tests for L{domaeka.gateway.pinger}: who is pinged when, and who is given up."""
 
+from domaeka.gateway.protocol import GatewayProtocol
 from tests.gateway_case import GatewayCase, Peer
 
 #: A gateway in a hurry: a ping every second, and five to answer it.
@@ -129,6 +130,20 @@ class SilenceTests(GatewayCase):
         self.assertFalse(peer.finished)
         self.run_for(4.0)
         self.assertTrue(peer.lost)
+
+    def test_known_to_be_quick(self) -> None:
+        """One whose device has long been quick is given up after 33 s, if its kernel is silent."""
+        for backlog_bytes, seconds in ((100, 33.0), (0, 90.0)):
+            self.serve(("ping.initial_delay_min", "1"), ("ping.initial_delay_max", "1"))
+            self.patch(GatewayProtocol, "backlog_bytes", backlog_bytes)
+            self.ready().drop()
+            for _ in range(60):
+                self.device().patience.answered(0.0, 0.1)
+            peer = self.ready()
+            self.run_for(seconds - 0.5)
+            self.assertFalse(peer.finished)
+            self.run_for(4.0)
+            self.assertEqual(self.reasons["ping timeout"], 1)
 
     def test_deaf_by_our_order(self) -> None:
         """While it sends a picture a phone answers nothing; that is no silence."""

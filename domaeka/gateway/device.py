@@ -14,6 +14,7 @@ from domaeka.interfaces import ChatLine, DeviceKey, Priority
 from domaeka.messages import Chat, Reply
 from domaeka.policies.mailbox import ClientIds, MailboxState, dump_mail, load_mail
 from domaeka.policies.outbox import FateListener, Outbox
+from domaeka.policies.patience import Patience
 from domaeka.policies.quality import Grade
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Device:
         "kept_until",
         "key",
         "outbox",
+        "patience",
         "pending",
         "pending_chars",
         "session",
-        "slowest",
         "takeovers",
     )
 
@@ -72,8 +73,7 @@ class Device:
         self._registry = registry
         self._said_expired = -inf
         self._grade = Grade.GOOD  # of its line, as was told last
-        #: The longest that it has taken to answer of late, in seconds, on any connection.
-        self.slowest = 0.0
+        self.patience = Patience()
         #: All this is known until then, by the steady time, connected or not.
         self.kept_until = 0.0
 
@@ -192,6 +192,8 @@ class Device:
         """A connection is its own from now on, of which nothing is known yet."""
         self.session = session
         self._grade = Grade.GOOD
+        if session.liveness is not None:
+            session.liveness.is_of(self.patience, self._registry.steady.now)
         self.line_judged()
 
     def line_judged(self) -> None:
@@ -215,11 +217,10 @@ class Device:
     def disconnected(self) -> None:
         """Its connection is gone."""
         registry = self._registry
-        now = registry.steady.now
         if self.session is not None and self.session.liveness is not None:
-            self.slowest = self.session.liveness.slowest_until(now)
+            self.session.liveness.ended()
         self.session = None
-        self.kept_until = now + registry.parts.settings.session.lifetime
+        self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
 
     def expire(self, wall: float, now: float) -> None:
         """

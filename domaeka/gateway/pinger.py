@@ -64,6 +64,11 @@ class Pinger:
         self._text = ""
         return True
 
+    def is_unanswered(self, now: float) -> bool:
+        """Whether the phone is given up: its kernel is asked only where that would be early."""
+        liveness = self.liveness
+        return liveness.is_stale(now) and liveness.is_stale(now, self._sender.all_taken)
+
     def pong_received(self, pong: Pong, now: float) -> None:
         """A pong came.  Only the echo of a ping that is out says anything, and once."""
         ping = self.liveness.outstanding(pong.server_timestamp)

@@ -182,11 +182,9 @@ class Registry:
         self._last_number += 1
         return self._last_number
 
-    def new_liveness(self, key: DeviceKey) -> Liveness:
-        """For a connection that says it is C{key}."""
-        device = self._devices.get(key)
-        slowest = 0.0 if device is None else device.slowest
-        return Liveness(self.parts.settings.ping, self.steady.now, self.parts.random, slowest)
+    def new_liveness(self) -> Liveness:
+        """For a connection of which nothing is known."""
+        return Liveness(self.parts.settings.ping, self.steady.now, self.parts.random)
 
     def numbering(self, session: Session) -> str:
         """The epoch of a connection's numbers, even while nobody knows if it is who it says."""

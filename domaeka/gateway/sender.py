@@ -320,6 +320,11 @@ class Sender:
         return bool(self._urgent)
 
     @property
+    def all_taken(self) -> bool:
+        """Whether the peer's kernel has all that was written."""
+        return not self._carrier.backlog_bytes
+
+    @property
     def owes_nothing(self) -> bool:
         """Whether all that was given has left, the outbox apart."""
         return self.idle and not self._urgent

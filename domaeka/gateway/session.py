@@ -367,7 +367,7 @@ class Session:
         if state is State.READY:
             pinger = self._pinger
             assert pinger is not None
-            if judging and pinger.liveness.is_stale(now):
+            if judging and pinger.is_unanswered(now):
                 self._parts.metrics.ping_timeouts.inc()
                 self.close(CloseReason.PING_TIMEOUT)
                 return
@@ -436,9 +436,8 @@ class Session:
         self.key = key
         self.facts = facts
         if self._pinger is None:
-            self._pinger = Pinger(
-                self._registry.new_liveness(key), self.sender, key.bot_name, self._parts
-            )
+            liveness = self._registry.new_liveness()
+            self._pinger = Pinger(liveness, self.sender, key.bot_name, self._parts)
 
     def authenticate(self, proof: type, signed: bool = True, key_id: str | None = None) -> None:
         """A proof held (a token: of C{key_id}), or none was wanted: it is its device's now."""

@@ -9,20 +9,15 @@ from random import Random
 from typing import Final, NamedTuple
 
 from domaeka.config import PingSettings
+from domaeka.policies.patience import TIMES_SLOWEST, Patience
 from domaeka.policies.quality import Grade, Quality
 
 #: A connection is never given up sooner, in seconds, unless C{ping.timeout} is below it.
 #: Source: docs/protocol.md, "Ping".
 MIN_TIMEOUT_SECONDS: Final = 15.0
-#: Nor before this many times the longest that it has taken to answer of late.
-PATIENCE: Final = 3.5
 #: Nor before this many times C{ping.interval_min}: four pings, and TCP's retransmission 29 s after
 #: the first, have had their chance.
 PATIENCE_INTERVALS: Final = 3.3
-#: Round trips after which they are believed: until then C{ping.timeout} stands.
-SETTLED_SAMPLES: Final = 40
-#: What "of late" is, at least, in seconds; twice as much at most.
-RECENT_SECONDS: Final = 3600.0
 #: How long the peer's kernel may take nothing of what is written, in seconds.
 STALLED_SECONDS: Final = 10.0
 #: By how many seconds a round trip and steady time may differ: two periods of the sweep.
@@ -117,8 +112,8 @@ class Liveness:
 
     What ends it is a ping that has been out for L{timeout} with nothing heard since.  Silence
     counts only while the phone is read from and not deaf by our order.  With C{ping.adaptive} a
-    ping that goes unanswered is soon followed by another, a poor connection is pinged more
-    often, and the time-out follows from how long the phone takes to answer.
+    ping that goes unanswered is soon followed by another, a connection that loses pings has more
+    of them, and the time-out follows from how long the device takes to answer: L{Patience}.
 
     Each ping that is out is waited for, so that a phone which takes longer than the pause between
     two has round trips like any other.  Phones answer in order: those before the one that was
@@ -133,14 +128,12 @@ class Liveness:
     __slots__ = (
         "_next_ping",
         "_out",
+        "_patience",
         "_paused_at",
         "_queued",
-        "_recent_until",
         "_settings",
         "_silent_from",
         "_silent_since",
-        "_slowest",
-        "_slowest_before",
         "_void_until",
         "deaf_until",
         "interval",
@@ -149,24 +142,15 @@ class Liveness:
         "timeout",
     )
 
-    def __init__(
-        self, settings: PingSettings, now: float, random: Random, slowest: float = 0.0
-    ) -> None:
-        """
-        @param random: what the first ping is put off by, so that they do not all go at once.
-        @param slowest: L{slowest_until} its end of the device's connection before, if there was
-            one lately.
-        """
+    def __init__(self, settings: PingSettings, now: float, random: Random) -> None:
+        """@param random: what the first ping is put off by, so that they do not all go at once."""
         self._settings = settings
         self.quality = Quality()
         self.last_heard = now
         self.deaf_until = now
         self.interval = settings.interval
         self.timeout = settings.timeout
-        # The longest answer of this stretch of time, and of the one before.
-        self._slowest = slowest
-        self._slowest_before = 0.0
-        self._recent_until = now + RECENT_SECONDS
+        self._patience = Patience()
         self._next_ping = now + random.uniform(
             settings.initial_delay_min, settings.initial_delay_max
         )
@@ -178,6 +162,21 @@ class Liveness:
         # The first ping since something was heard: when it left, and from when its time runs.
         self._silent_since = now
         self._silent_from = inf
+
+    def is_of(self, patience: Patience, now: float) -> None:
+        """
+        It is known whose connection this is.
+
+        @param patience: what the device's connections before have shown.
+        """
+        self._patience = patience
+        patience.back(now, self._settings.timeout)
+        self._adapt()
+
+    def ended(self) -> None:
+        """The connection has ended, and there is no newer one."""
+        silent = self.last_heard <= self._silent_since
+        self._patience.connection_ended(self._silent_from if silent else inf)
 
     def apply(self, settings: PingSettings, now: float) -> None:
         """Go on with other settings."""
@@ -209,8 +208,9 @@ class Liveness:
         """A ping has left for the socket: its time runs."""
         now = ping.left_at
         if self._out:
-            if self.last_heard > self._silent_since:
-                self._answer_took(now, self.last_heard - self._silent_from)
+            if self.last_heard > self._silent_from:
+                took = self.last_heard - self._silent_from
+                self._patience.answered(now, took, was_silent=False)
             lost, self._out = self._out[: -self._most_out], self._out[-self._most_out :]
             self._lost(lost)
             self.quality.overdue = self._overdue(now)
@@ -251,7 +251,8 @@ class Liveness:
         is_sample = agree and ping.left_at > self._void_until
         if is_sample:
             self.quality.answered(round_trip)
-            self._answer_took(now, max(round_trip, now - silent_from))
+            took = max(round_trip, now - silent_from)
+            self._patience.answered(now, took, was_silent=silent_from < inf)
         else:
             self.quality.judge()
         self._adapt()
@@ -275,20 +276,19 @@ class Liveness:
                 self._silent_from += now - max(self._paused_at, self._silent_since)
             self._paused_at = None
 
-    def is_stale(self, now: float) -> bool:
-        """Whether the phone is given up."""
+    def is_stale(self, now: float, taken: bool = False) -> bool:
+        """
+        Whether the phone is given up.
+
+        @param taken: whether its kernel has all that was written: the line lives, and only the
+            app is silent.  Then C{ping.timeout} holds.
+        """
+        timeout = self._settings.timeout if taken else self.timeout
         return (
-            now - self._silent_from >= self.timeout
+            now - self._silent_from >= timeout
             and self.last_heard <= self._silent_since
             and self._paused_at is None
         )
-
-    def slowest_until(self, now: float) -> float:
-        """The longest that the phone has taken to answer of late, the silence now included."""
-        slowest = max(self._slowest, self._slowest_before)
-        if self.last_heard > self._silent_since:
-            return slowest
-        return max(slowest, now - self._silent_from)
 
     @property
     def _follow_up_at(self) -> float:
@@ -325,26 +325,16 @@ class Liveness:
         since = now - self._usual_seconds
         return sum(self._void_until < ping.left_at <= since for ping in self._out)
 
-    def _answer_took(self, now: float, seconds: float) -> None:
-        if now >= self._recent_until:
-            self._slowest_before, self._slowest = self._slowest, 0.0
-            self._recent_until = now + RECENT_SECONDS
-        self._slowest = max(seconds, self._slowest)
-
     def _adapt(self) -> None:
         """Work out the interval and the time-out anew."""
         settings = self._settings
         if not settings.adaptive:
             return
-        quality = self.quality
-        shortest = self._shortest_interval
-        # A phone that is slow, and steady, is fair: to ask it more often would tell nothing.
-        worse = quality.grade in (Grade.POOR, Grade.FAILING)
+        quality, shortest = self.quality, self._shortest_interval
+        # To ask a phone more often that answers, only late, would tell nothing.
+        worse = quality.loss > 0 and quality.grade in (Grade.POOR, Grade.FAILING)
         self.interval = min(settings.interval, self._usual_seconds if worse else inf)
-        if quality.samples >= SETTLED_SAMPLES:
-            patience = max(
-                MIN_TIMEOUT_SECONDS,
-                PATIENCE * max(quality.worst, self._slowest, self._slowest_before),
-                PATIENCE_INTERVALS * shortest,
-            )
-            self.timeout = min(settings.timeout, patience)
+        self.timeout = self._patience.seconds(
+            max(MIN_TIMEOUT_SECONDS, PATIENCE_INTERVALS * shortest, TIMES_SLOWEST * quality.worst),
+            settings.timeout,
+        )
