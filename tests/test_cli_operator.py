@@ -25,7 +25,7 @@ from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.state import load_or_create_secrets
 from domaeka.web.health import HealthPages
 from domaeka.web.server import make_site
-from tests.api_case import ROOM_ID, TOKEN, ApiCase, path_of, replies
+from tests.api_case import ROOM_ID, TOKEN, ApiCase, replies
 from tests.gateway_case import KEY, PICTURE
 
 BOT = KEY.bot_name
@@ -166,8 +166,7 @@ class SeeingTests(OperatorCase):
     def test_every_page(self) -> None:
         """A list goes on over as many pages as it takes, up to the limit that is given."""
         for number in range(250):
-            key = DeviceKey("bot", f"{number:03}")
-            self.ask("PATCH", "/devices" + path_of(*key), {"status": "approved"})
+            self.stored_devices.set_approval(DeviceKey("bot", f"{number:03}"), Approval.APPROVED)
         self.assertEqual(len(self.json("devices")["devices"]), 250)
         self.assertEqual(len(self.json("devices", "--limit", "201")["devices"]), 201)
         self.assertEqual(len(self.output("devices").splitlines()), 251)

@@ -108,12 +108,12 @@ class ExchangeTests(ClientCase):
         self.assertEqual(client.granted, {"session", "ack", "deflate"})
         self.assertEqual([type(event) for event in self.events], [Connected, Greeting])
 
-    def test_two_thousand_at_once(self) -> None:
+    def test_a_thousand_at_once(self) -> None:
         """A full queue is handed over as fast as the line takes it, in order."""
         client = self.client(capabilities=())
-        fates = [self.say(client, f"{number} " + "가" * 500) for number in range(2000)]
+        fates = [self.say(client, f"{number} " + "가" * 500) for number in range(1000)]
         self.run_for(5.0)
-        self.assertEqual([str(text).split()[0] for text in self.replies], [*map(str, range(2000))])
+        self.assertEqual([str(text).split()[0] for text in self.replies], [*map(str, range(1000))])
         self.assertEqual({self.successResultOf(fate) for fate in fates}, {Fate.WRITTEN})
 
     def test_nobody_there(self) -> None:

@@ -86,8 +86,8 @@ class MigrationTests(GatewayCase):
 
     def test_arrivals(self) -> None:
         """They are told to arrive evenly: in no second more than the even rate."""
-        self.serve(("server.max_connections", "300"))
-        clients = self.clients(300)
+        self.serve(("server.max_connections", "120"))
+        clients = self.clients(120)
         self.begin()
         arrivals: list[float] = []
         for _ in range(128):
@@ -97,9 +97,9 @@ class MigrationTests(GatewayCase):
                     self.clock.seconds() + notice.migrate_after for notice in self.notices(client)
                 ]
                 client.take()
-        self.assertEqual(len(arrivals), 300)
+        self.assertEqual(len(arrivals), 120)
         busiest = max(sum(start <= time < start + 1.0 for time in arrivals) for start in arrivals)
-        self.assertLessEqual(busiest, 300 / 30.0)
+        self.assertLessEqual(busiest, 120 / 30.0)
 
     def test_done(self) -> None:
         """Once the clients have left the port is shut; old phones go last; then it is over."""

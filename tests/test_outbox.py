@@ -367,5 +367,5 @@ class OutboxMachineTests(SynchronousTestCase):
         """Nothing is lost, doubled or out of order, whatever happens."""
         run_state_machine_as_test(
             OutboxMachine,
-            settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=30, stateful_step_count=40, deadline=None),
         )

@@ -120,9 +120,9 @@ class QualityTests(SynchronousTestCase):
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         before = tracemalloc.get_traced_memory()[0]
-        kept = [Quality() for _ in range(100)]
-        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 300 * 100)
+        kept = [Quality() for _ in range(30)]
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 300 * 30)
         for quality in kept:
             for number in range(120):
                 quality.answered(number / 7)
-        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 1024 * 100)
+        self.assertLess(tracemalloc.get_traced_memory()[0] - before, 1024 * 30)

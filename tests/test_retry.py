@@ -232,7 +232,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 BreakerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, database=None
+    max_examples=30, stateful_step_count=40, deadline=None, database=None
 )
 
 

@@ -144,8 +144,8 @@ class SenderTests(GatewayCase):
         self.assertIn(b'"text"', carrier.written[carrier.written.index(b"\n") :])
 
     def test_files_in_pieces(self) -> None:
-        """A picture of 10 MiB is encoded, and compressed, only as the kernel takes it."""
-        picture = Random(1).randbytes(10 * 2**20)
+        """A picture of 2 MiB is encoded, and compressed, only as the kernel takes it."""
+        picture = Random(1).randbytes(2 * 2**20)
         self.outbox = Outbox(100, 2**25, Budget(2**25), self.clock.seconds)
         for deflates in (False, True):
             self.put(Media((picture[:7], picture[7:])))

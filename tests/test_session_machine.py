@@ -254,7 +254,7 @@ class SessionMachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             SessionMachine,
             settings=settings(
-                max_examples=50,
+                max_examples=25,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
