@@ -484,6 +484,16 @@ def unread_pictures(attacker: Attacker) -> None:
     time.sleep(2.0)
 
 
+def many_busy(attacker: Attacker) -> None:
+    """Sixty phones that chat, and shake hands again, as fast as it is taken."""
+    lines = []
+    for number in range(60):
+        line, writer = attacker.client()
+        chat = b"".join(writer.chat(said("말")) for _ in range(200))
+        lines.append((line, chat if number % 2 else writer.handshake()))
+    keep_sending(lines, 2.0)
+
+
 def greedy(attacker: Attacker) -> None:
     """One phone that asks fifty thousand times at once: it is answered each time, in order."""
     line, writer = attacker.client()
@@ -571,6 +581,7 @@ INTRUSIONS: Final[tuple[Row, ...]] = (
     (false_balancers,),
     (gzip_bombs,),
     (deflate_bombs,),
+    (many_busy,),
     (non_readers,),
     (unread_pictures,),
     (large_requests,),
