@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason
 from domaeka.gateway.protocol import (
+    CROWDED_LINES_A_TURN,
     LINES_A_TURN,
     MAX_DISCARDED_BYTES,
     STRANGERS_LINES_A_TURN,
@@ -106,6 +107,21 @@ class ReadTests(GatewayCase):
         texts = [str(number) for number in range(3 * LINES_A_TURN - 1)]
         peer.chat(*texts)
         self.assertEqual((peer.texts, len(turns)), (texts, 2))
+
+    def test_fewer_where_others_wait(self) -> None:
+        """While one that says much waits for its turn, of another less is read at once."""
+        turns: list[Callable[[], object]] = []
+        eager, other = self.ready(DeviceKey("봇", "1")), self.ready(DeviceKey("봇", "2"))
+        self.registry.turns = Turns(turns.append, self.parts.seconds)
+        texts = [str(number) for number in range(LINES_A_TURN + 1)]
+        eager.chat(*texts)
+        other.chat(*texts)
+        self.assertEqual(eager.texts, texts[:LINES_A_TURN])
+        self.assertEqual(other.texts, texts[:CROWDED_LINES_A_TURN])
+        while turns:
+            turns.pop()()
+            self.run_for(0.0)
+        self.assertEqual((eager.texts, other.texts), (texts, texts))
 
     def test_strangers_share_a_turn(self) -> None:
         """Of a stranger little is read in a turn, of all together not much more."""

@@ -26,9 +26,10 @@ from domaeka.wire import LineDecoder
 
 #: What one connection may inflate in one turn of the reactor, in bytes.
 INFLATED_A_TURN = 1_048_576
-#: Lines of one connection that are read in one turn of the reactor, 2 ms of work; and of one that
-#: has not authenticated, so that each of these comes soon.
+#: Lines of one connection that are read in one turn of the reactor, 2 ms of work; where others
+#: wait; and of one that has not authenticated, so that each of these comes soon.
 LINES_A_TURN = 32
+CROWDED_LINES_A_TURN = 8
 STRANGERS_LINES_A_TURN = 4
 #: What a peer whose connection is closing may still send before it is cut off, in bytes.  It is
 #: read, for what is left unread would break the connection before our last words have arrived.
@@ -96,7 +97,8 @@ class GatewayProtocol(Protocol):
     def _read(self, session: Session) -> None:
         """Read what may be read in this turn."""
         if session.device is not None:
-            self._read_lines(session, LINES_A_TURN)
+            crowded = self._registry.turns.crowded
+            self._read_lines(session, CROWDED_LINES_A_TURN if crowded else LINES_A_TURN)
             return
         turns = self._registry.strangers_turns
         if turns.used_up:

@@ -39,6 +39,11 @@ class Turns:
         self._called = False
 
     @property
+    def crowded(self) -> bool:
+        """Whether some wait."""
+        return len(self._waiting) > 0
+
+    @property
     def used_up(self) -> bool:
         """Whether nothing more is to be read in this turn."""
         return self._left <= 0

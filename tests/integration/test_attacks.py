@@ -12,7 +12,8 @@ from twisted.python import log
 from twisted.trial.unittest import TestCase
 
 from domaeka.testing import FakePhone
-from tests.integration.attackers import BY_TLS, FLOODS, INTRUSIONS, Attack, Target, greedy
+from tests.integration.attacker import Target
+from tests.integration.attackers import BY_TLS, FLOODS, INTRUSIONS, Attack, greedy
 from tests.integration.support import HOST, ROOT, ServerProcess, free_port, reactor, sleep
 from tests.integration.test_tls import Authority
 
