@@ -118,6 +118,6 @@ class RoomsTests(ApiCase):
 
     def test_names_that_no_room_can_have(self) -> None:
         """They are refused."""
-        for names in (("봇", "x" * 1001), ("x" * 129, "방")):
+        for names in (("봇", "x" * 1001), ("x" * 129, "방"), ("봇", " "), ("봇", "방\x1b[31m")):
             path = "/rooms" + path_of(*names)
             self.assertEqual(self.refusal("PATCH", path, {"status": "denied"})[0], 400)

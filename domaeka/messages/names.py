@@ -21,11 +21,11 @@ class Dialect(Enum):
     V33 = "3.3"
 
 
-def is_name(text: object) -> bool:
-    """Whether C{text} can name a bot, a version or a device."""
+def is_name(text: object, max_chars: int = MAX_NAME_CHARS) -> bool:
+    """Whether C{text} can name a bot, a version or a device; or, of another length, a room."""
     return (
         isinstance(text, str)
-        and 0 < len(text) <= MAX_NAME_CHARS
+        and 0 < len(text) <= max_chars
         and not text.isspace()
         and (text.isprintable() or not CONTROL.search(text))
     )

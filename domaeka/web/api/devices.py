@@ -222,7 +222,7 @@ class DevicePages:
     async def decide_room(self, ask: Ask[Any, Decision]) -> Room:
         """An operator decides on a room."""
         key = _room_key(ask)
-        if not (is_name(key.bot_name) and len(key.room_id) <= MAX_TITLE_CHARS):
+        if not (is_name(key.bot_name) and is_name(key.room_id, MAX_TITLE_CHARS)):
             raise bad_request("no room can have this name")
         await decided(self._rooms.set_approval(key, ask.body.status))
         self._room_decided(key, ask.body.status)
