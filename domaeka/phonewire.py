@@ -8,9 +8,8 @@ L{WireError}, and nothing else.
 
 import binascii
 import itertools
-import zlib
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -24,21 +23,17 @@ from domaeka.messages import (
     Monitoring,
     Reply,
     encode_frame,
+    sayable,
     timestamp_text,
 )
-from domaeka.wire import split_frame
+from domaeka.messages.names import ADDRESS_ORDER, IMAGE_ORDER, SEOUL
+from domaeka.wire import inflated, split_frame
 
 #: Longest line that a phone takes from its server, in bytes: twice what may wait for one device
 #: (docs/settings.md, C{queue.max_bytes}), since a picture is one line.
 MAX_SERVER_LINE_BYTES: Final = 33_554_432
 #: Most pieces of one media frame: more than a chat room shows.
 MAX_PIECES: Final = 1000
-#: How much a gzip tail is inflated at a time, in bytes.
-_INFLATE_STEP: Final = 65_536
-_SEOUL: Final = timezone(timedelta(hours=9), "Asia/Seoul")
-#: What begins a 3.2 text that is an order to send files.  Source: docs/protocol.md, "Replies".
-_IMAGE_ORDER: Final = "IMAGE_BASE64:"
-_ADDRESS_ORDER: Final = "MEDIA_URL:"
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -216,15 +211,15 @@ class PhoneWriter:
         """
         identity = self.identity
         if dialect is Dialect.V32:
-            moment = datetime.fromtimestamp(self._seconds(), _SEOUL)
+            moment = datetime.fromtimestamp(self._seconds(), SEOUL)
             return (
                 _encode(
                     _AnalyzeFrame(
                         "analyze",
                         _AnalyzeData(
-                            _clean(said.room),
-                            _clean(said.text),
-                            _clean(said.sender),
+                            sayable(said.room),
+                            sayable(said.text),
+                            sayable(said.sender),
                             said.is_group,
                             said.channel_id,
                             said.log_id,
@@ -243,14 +238,14 @@ class PhoneWriter:
         tail = binascii.b2a_base64(raw, newline=False)
         packed = pack(raw, tail) if pack is not None else None
         data = _MessageData(
-            _clean(said.room),
+            sayable(said.room),
             said.channel_id,
             "text",
             "base64" if packed is None else "gzip+base64",
             (0, len(tail if packed is None else packed)),
             timestamp_text(self._seconds()),
             "Asia/Seoul",
-            _clean(said.sender),
+            sayable(said.sender),
             said.is_group,
             said.log_id,
             said.user_hash,
@@ -294,11 +289,6 @@ def encode_received(message_id: int) -> bytes:
 def encode_migrated(new_host: str, new_port: int) -> bytes:
     """The new server has greeted us; this connection will be closed."""
     return encode_frame("migrated", {"new_host": new_host, "new_port": new_port})
-
-
-def _clean(text: str) -> str:
-    """C{text} with what UTF-8 cannot say (lone surrogates) replaced."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 # What comes from a server
@@ -494,7 +484,7 @@ def _text(data: _ReplyData, tail: bytes, max_bytes: int) -> str:
     _check_positions(data.message_positions, len(tail))
     raw = _base64(tail)
     if encoding == "gzip+base64":
-        raw = _inflate(raw, max_bytes)
+        raw = inflated(raw, max_bytes)
         if data.content_length is not None and data.content_length != len(raw):
             raise WireError(ErrorCode.BAD_FRAME, "content_length is not that of the text")
     elif encoding != "base64":
@@ -514,7 +504,7 @@ def _old_content(data: _ReplyData) -> str | Media:
     text = data.text
     if text is None:
         raise WireError(ErrorCode.BAD_FRAME, "a reply without text")
-    for order in (_IMAGE_ORDER, _ADDRESS_ORDER):
+    for order in (IMAGE_ORDER, ADDRESS_ORDER):
         if text.startswith(order):
             pieces = text[len(order) :].split("|||", MAX_PIECES)
             return _files("image", data.message_format or "png", pieces, data.media_wait_time)
@@ -547,21 +537,3 @@ def _base64(text: bytes) -> bytes:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
         raise WireError(ErrorCode.BAD_FRAME, "the tail is not base64") from None
-
-
-def _inflate(packed: bytes, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=31)
-    inflated = bytearray()
-    try:
-        while packed and not inflater.eof:
-            inflated += inflater.decompress(packed, _INFLATE_STEP)
-            if len(inflated) > max_bytes:
-                raise WireError(
-                    ErrorCode.FRAME_TOO_LARGE, f"inflates to more than {max_bytes} bytes"
-                )
-            packed = inflater.unconsumed_tail
-    except zlib.error:
-        raise WireError(ErrorCode.BAD_FRAME, "the tail is not a gzip stream") from None
-    if not inflater.eof or inflater.unused_data:
-        raise WireError(ErrorCode.BAD_FRAME, "the gzip stream does not end with its frame")
-    return bytes(inflated)

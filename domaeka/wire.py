@@ -6,6 +6,7 @@ optional tail.  docs/protocol.md, "Framing".
 """
 
 import re
+import zlib
 from typing import Final
 
 from domaeka.errors import ErrorCode, WireError
@@ -19,6 +20,9 @@ MAX_LINE_BYTES = 1_048_576
 #: then they are put together.
 _PIECES: Final = 1024
 _PIECES_BYTES: Final = 65_536
+
+#: How much a gzip tail is inflated at a time, in bytes.
+_INFLATE_STEP: Final = 65_536
 
 _empty_lines: Final = re.compile(rb"(?:\n++|(?:\r\n)++)*+").match
 
@@ -147,3 +151,26 @@ def split_frame(line: bytes) -> tuple[bytes, bytes]:
     if end < 2 or line[0] != 123:  # "{"
         raise WireError(ErrorCode.BAD_FRAME, "a frame must start with a JSON object")
     return line[:end], line[end:]
+
+
+def inflated(packed: bytes, max_bytes: int) -> bytes:
+    """
+    What a gzip tail holds, inflated in steps: what comes to more is refused without being held.
+
+    @raise WireError: C{FRAME_TOO_LARGE} or C{BAD_FRAME}.
+    """
+    inflater = zlib.decompressobj(wbits=31)
+    found = bytearray()
+    try:
+        while packed and not inflater.eof:
+            found += inflater.decompress(packed, _INFLATE_STEP)
+            if len(found) > max_bytes:
+                raise WireError(
+                    ErrorCode.FRAME_TOO_LARGE, f"inflates to more than {max_bytes} bytes"
+                )
+            packed = inflater.unconsumed_tail
+    except zlib.error:
+        raise WireError(ErrorCode.BAD_FRAME, "the tail is not a gzip stream") from None
+    if not inflater.eof or inflater.unused_data:
+        raise WireError(ErrorCode.BAD_FRAME, "the gzip stream does not end with its frame")
+    return bytes(found)

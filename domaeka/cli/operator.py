@@ -40,6 +40,7 @@ from domaeka.errors import CloseReason
 
 #: Most items that a command lists where nothing is said: more than a server remembers.
 MAX_ITEMS: Final = 1_000_000
+#: As the API has them: a test compares.  To import it would take longer than most commands do.
 GRADES: Final = ("good", "fair", "poor", "failing")
 STATES: Final = ("pending", "approved", "denied", "revoked", "blocked")
 SORTS: Final = (

@@ -71,7 +71,7 @@ class Parts:
         )
 
     def pack(self, raw: bytes, tail: bytes) -> bytes | None:
-        """Pack the text of a frame, where that pays: L{Packer}."""
+        """Pack the text of a frame, where that pays: a L{Pack<domaeka.messages.Pack>}."""
         compression = self.settings.compression
         packed = pack_text(raw, tail, compression.threshold_bytes, compression.min_saving)
         if packed is not None:

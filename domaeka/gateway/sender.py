@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from twisted.logger import Logger
 
-from domaeka.messages import Dialect, Reply, encode_reply, media_pieces, timestamp_text
+from domaeka.messages import Dialect, Pack, Reply, encode_reply, media_pieces, timestamp_text
 from domaeka.policies.compression import Deflater
 from domaeka.policies.outbox import Outbox, Outgoing
 
@@ -25,11 +25,6 @@ BATCH_BYTES = 16_384
 PIECE_BYTES = 65_536
 #: Where a reply ends of which not all has been written.
 _NOT_YET: Final = 2**62
-
-
-#: Given the bytes of a text and their base64: the base64 of their gzip stream, or L{None} where
-#: that does not pay.
-Packer: TypeAlias = Callable[[bytes, bytes], bytes | None]
 
 
 class KernelFigures(NamedTuple):
@@ -142,7 +137,7 @@ class Sender:
         self._pieces: Iterator[bytes] | None = None  # the rest of it
         self.dialect = Dialect.V33
         self.outbox: Outbox | None = None
-        self.pack: Packer | None = None
+        self.pack: Pack | None = None
         self._deflater: Deflater | None = None
         self.urgent_bytes = 0
         self.bytes_sent = 0

@@ -19,12 +19,13 @@ from domaeka.messages.inbound import (
     Monitoring,
     Pong,
 )
-from domaeka.messages.names import MAX_NAME_CHARS, MAX_TITLE_CHARS, Dialect, is_name
+from domaeka.messages.names import MAX_NAME_CHARS, MAX_TITLE_CHARS, Dialect, is_name, sayable
 from domaeka.messages.outbound import (
     MEDIA_DEFAULT_WAIT_SECONDS,
     MEDIA_SETTLE_SECONDS,
     Media,
     MediaType,
+    Pack,
     Reply,
     encode_ack,
     encode_error,
@@ -57,6 +58,7 @@ __all__ = [
     "MediaType",
     "Migrated",
     "Monitoring",
+    "Pack",
     "Pong",
     "Reply",
     "encode_ack",
@@ -70,5 +72,6 @@ __all__ = [
     "is_name",
     "media_address",
     "media_pieces",
+    "sayable",
     "timestamp_text",
 ]

@@ -5,29 +5,25 @@ Limits on lengths stand in the types: msgspec checks them as it decodes.
 """
 
 import binascii
-import zlib
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from domaeka.errors import ErrorCode, WireError
-from domaeka.messages.names import CONTROL, MAX_NAME_CHARS, MAX_TITLE_CHARS, Dialect, is_name
-from domaeka.wire import MAX_LINE_BYTES, split_frame
+from domaeka.messages.names import CONTROL, MAX_NAME_CHARS, MAX_TITLE_CHARS, SEOUL, Dialect, is_name
+from domaeka.wire import MAX_LINE_BYTES, inflated, split_frame
 
 #: Longest chat text, in characters.  Source: docs/protocol.md, "Chat".
 MAX_TEXT_CHARS: Final = 65_000
 #: Longest id that a client gives its message, in characters.  Source: docs/protocol.md, "ack".
 MAX_CLIENT_ID_CHARS: Final = 64
-#: How much a gzip tail is inflated at a time, in bytes.
-_INFLATE_STEP: Final = 65_536
 
 # To look a member up in its Enum takes 0.2 µs.
 _V32: Final = Dialect.V32
 _V33: Final = Dialect.V33
 
-_SEOUL: Final = timezone(timedelta(hours=9), "Asia/Seoul")
 #: Longest list of them, in bytes: to decode a longer one would take its time.
 _CAPABILITIES_BYTES: Final = 4096
 _CAPABILITIES: Final = frozenset({"gzip", "deflate", "session", "ack"})
@@ -120,7 +116,7 @@ class Chat(msgspec.Struct, gc=False):
             moment = datetime.fromisoformat(self.sent_at)
         except ValueError:
             return None
-        return moment if moment.tzinfo else moment.replace(tzinfo=_SEOUL)
+        return moment if moment.tzinfo else moment.replace(tzinfo=SEOUL)
 
 
 class Monitoring(msgspec.Struct, gc=False):
@@ -302,27 +298,8 @@ class FrameReader:
         """
         if chat.packed is None:
             return
-        inflater = zlib.decompressobj(wbits=31)
-        pieces: list[bytes] = []
-        total = 0
-        data = chat.packed
-        chat.packed = None
-        try:
-            while data and not inflater.eof:
-                piece = inflater.decompress(data, _INFLATE_STEP)
-                total += len(piece)
-                if total > self._max_frame_bytes:
-                    raise WireError(
-                        ErrorCode.FRAME_TOO_LARGE,
-                        f"inflates to more than {self._max_frame_bytes} bytes",
-                    )
-                pieces.append(piece)
-                data = inflater.unconsumed_tail
-        except zlib.error:
-            raise WireError(ErrorCode.BAD_FRAME, "the tail is not a gzip stream") from None
-        if not inflater.eof or inflater.unused_data:
-            raise WireError(ErrorCode.BAD_FRAME, "the gzip stream does not end with its frame")
-        chat.text = self._text(b"".join(pieces))
+        packed, chat.packed = chat.packed, None
+        chat.text = self._text(inflated(packed, self._max_frame_bytes))
 
     def _read_unusual(self, header: bytes, error: Exception) -> Handshake:
         """Read a bare handshake, or say what is wrong with C{header}."""

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from domaeka.errors import ErrorCode
-from domaeka.messages.names import CONTROL, Dialect
+from domaeka.messages.names import ADDRESS_ORDER, CONTROL, IMAGE_ORDER, Dialect, sayable
 
 #: How long a phone stays deaf beyond the wait time of a media frame, in seconds, and how long
 #: the wait is where none is given.  Source: docs/protocol.md, "Media".
@@ -17,9 +17,6 @@ MEDIA_SETTLE_SECONDS: Final = 1.2
 MEDIA_DEFAULT_WAIT_SECONDS: Final = 15.0
 
 _V32: Final = Dialect.V32  # to look it up in its Enum takes 0.2 µs
-#: What begins a text that a 3.2 phone takes for an order.  Source: docs/protocol.md, "Replies".
-_IMAGE_ORDER: Final = "IMAGE_BASE64:"
-_ADDRESS_ORDER: Final = "MEDIA_URL:"
 #: How much of a file is encoded at a time, in bytes; makes 64 KiB of base64.
 _PIECE_BYTES: Final = 49_152
 #: What may stand in an address.  No brace: the header ends at the line's last one.  No bar: 3.2
@@ -180,15 +177,15 @@ def encode_reply(
         return b"".join((_HEADS[reply.event], _encode(data), b"}", tail, b"\n"))
     except UnicodeEncodeError:
         clean = Reply(
-            _clean(reply.room), reply.channel_id, _clean(reply.bot_name), content, reply.event
+            sayable(reply.room), reply.channel_id, sayable(reply.bot_name), content, reply.event
         )
         return encode_reply(clean, dialect, timestamp, message_id, pack)
 
 
 def _old_text(content: str) -> str:
-    text = _clean(content)
+    text = sayable(content)
     # What a stranger typed must not become an order.
-    return "\u200b" + text if text.startswith((_IMAGE_ORDER, _ADDRESS_ORDER)) else text
+    return "\u200b" + text if text.startswith((IMAGE_ORDER, ADDRESS_ORDER)) else text
 
 
 def media_pieces(
@@ -205,7 +202,7 @@ def media_pieces(
     @param media: what C{reply} holds.
     @return: pieces of 64 KiB at most, but for the first.  What cannot be written is found now.
     """
-    room, bot_name = _clean(reply.room), _clean(reply.bot_name)
+    room, bot_name = sayable(reply.room), sayable(reply.bot_name)
     pieces = [
         piece
         if isinstance(piece, bytes)
@@ -215,7 +212,7 @@ def media_pieces(
     are_files = isinstance(media.pieces[0], bytes)
     if dialect is _V32:
         old = _OldMediaHead(room, reply.channel_id, bot_name, message_id, media.wait_ms)
-        order = (_IMAGE_ORDER if are_files else _ADDRESS_ORDER).encode()
+        order = (IMAGE_ORDER if are_files else ADDRESS_ORDER).encode()
         head = b"".join((_HEADS["messageResponse"], _encode(old)[:-1], b',"text":"', order))
         return _joined(head, pieces, are_files, b"|||", b'"}}\n')
     positions = [0]
@@ -252,13 +249,6 @@ def _joined(
         else:
             yield piece
     yield end
-
-
-def _clean(text: str) -> str:
-    """C{text} with what UTF-8 cannot say replaced."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "replace").decode()
 
 
 def media_address(url: str) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from domaeka.messages import Media, MediaType, Reply
+from domaeka.messages import Media, MediaType, Reply, sayable
 from domaeka.policies.outbox import Outbox, Outgoing, Priority
 
 #: How many of a device's last message ids are known again.  Source: docs/protocol.md, "ack".
@@ -131,9 +131,9 @@ def load_mail(state: MailboxState, outbox: Outbox, client_ids: ClientIds, now: f
 def _saved(item: Outgoing, now: float) -> SavedMessage:
     reply = item.reply
     saved = SavedMessage(
-        _encodable(reply.room),
+        sayable(reply.room),
         reply.channel_id,
-        _encodable(reply.bot_name),
+        sayable(reply.bot_name),
         reply.event,
         item.priority,
         item.ttl,
@@ -142,7 +142,7 @@ def _saved(item: Outgoing, now: float) -> SavedMessage:
     )
     content = reply.content
     if isinstance(content, str):
-        saved.text = _encodable(content)
+        saved.text = sayable(content)
         return saved
     saved.files = tuple(piece for piece in content.pieces if isinstance(piece, bytes))
     saved.addresses = tuple(piece for piece in content.pieces if isinstance(piece, str))
@@ -160,8 +160,3 @@ def _restored(saved: SavedMessage, expires_at: float) -> Outgoing:
         content = Media(saved.files or saved.addresses, saved.kind, saved.format, saved.wait_ms)
     reply = Reply(saved.room, saved.channel_id, saved.bot_name, content, saved.event)
     return Outgoing(reply, saved.priority, reply.size, saved.ttl, expires_at, None, saved.number)
-
-
-def _encodable(text: str) -> str:
-    """C{text} with what UTF-8 cannot say (lone surrogates) replaced, as it would be when sent."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -393,11 +393,6 @@ class FakePhone:
         replies = self.record.replies
         return self.when(lambda: len(replies) >= count).addCallback(lambda _: list(replies))
 
-    def when_connected(self, count: int = 1) -> Deferred[None]:
-        """Fires when C{count} TCP connections have been made."""
-        connects = self.record.connects
-        return self.when(lambda: len(connects) >= count)
-
     def expect(self, *texts: str) -> Deferred[None]:
         """
         Wait for as many replies as there are C{texts}.
