@@ -76,6 +76,15 @@ class BansTests(ApiCase):
         refused = self.refusal("POST", "/bans", {"network": "192.0.2.2"})
         self.assertEqual(refused[:2], (409, "FULL"))
 
+    def test_makes_room(self) -> None:
+        """In a full table the ban that ends first is lifted for a new one: in the store, too."""
+        self.serve_api(("limits.max_tracked_addresses", "1"))
+        for network in ("192.0.2.1/32", "192.0.2.2/32"):
+            self.ask("POST", "/bans", {"network": network})
+        self.assertEqual(self.networks(), ["192.0.2.2/32"])
+        stored = self.successResultOf(self.stored_bans.load())
+        self.assertEqual([ban.network for ban in stored], ["192.0.2.2/32"])
+
     def test_store_is_down(self) -> None:
         """A ban that could not be stored holds until the restart, and the operator is told."""
         connection = self.database._writes.raw_connection()

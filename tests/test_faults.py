@@ -78,3 +78,17 @@ class ErrorTests(GatewayCase):
         peer.clock_offset = 0.0
         peer.chat("말")
         self.assertEqual(peer.texts, ["말"])
+
+    def test_clock_faults_are_given_back(self) -> None:
+        """Phones whose clocks are off use up no attempts of their address: one a connection."""
+        self.server.client_host = "198.51.100.7"
+        for number in range(10):
+            peer = self.connect() if number % 2 else self.greeted()
+            peer.clock_offset = 400.0
+            if number % 2:
+                peer.handshake(signed=True, capabilities=("ack",))
+            else:
+                peer.chat("하나", "둘")
+            self.assertEqual(peer.errors, ["AUTH_FAILED"])
+            peer.drop()
+        self.assertEqual([self.connect().refused for _ in range(11)], [False] * 10 + [True])

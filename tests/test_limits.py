@@ -79,10 +79,14 @@ class AddressLimitsTests(SynchronousTestCase):
             self.limits.failed_signature(address)
         return self.judged()
 
+    def sweep(self) -> int:
+        """Forget what is over.  @return: in how many steps."""
+        return sum(1 for _ in self.limits.sweep())
+
     def judged(self) -> list[Ban]:
         """Have the time to prove itself go by, and be judged."""
         self.clock.advance(SUSPECT_SECONDS)
-        self.limits.sweep()
+        self.sweep()
         return self.limits.judge()
 
     def test_limits_each_address(self) -> None:
@@ -154,7 +158,7 @@ class AddressLimitsTests(SynchronousTestCase):
         """A sweep in the middle of it bans nobody, nor does the one after it."""
         self.attempts("192.0.2.1", 20)
         self.clock.advance(0.05)
-        self.limits.sweep()
+        self.sweep()
         self.assertEqual(self.limits.judge(), [])
         self.limits.verified("192.0.2.1")
         self.clock.advance(10.0)
@@ -175,10 +179,10 @@ class AddressLimitsTests(SynchronousTestCase):
             assert ban.expires is not None
             seconds.append(ban.expires - ban.made_at)
             self.clock.advance(seconds[-1])
-            self.limits.sweep()
+            self.sweep()
         self.assertEqual(seconds, [3600.0 * n for n in (1, 2, 4, 8, 16, 24, 24)])
         self.clock.advance(86_400.0)
-        self.limits.sweep()
+        self.sweep()
         self.assertEqual(self.get_banned("192.0.2.1")[0].times, 1)
 
     def test_survives_a_restart(self) -> None:
@@ -257,14 +261,18 @@ class AddressLimitsTests(SynchronousTestCase):
         self.assertEqual(self.attempts("10.0.0.3", 1), [RATE_LIMITED])
 
     def test_bans_are_bounded(self) -> None:
-        """A full table takes no ban of the server's own, but always one of an operator's."""
+        """A full table takes no ban, but in the place of that which ends first if it is lifted."""
         self.limits = self.limits_of(max_tracked_addresses=4)
         for number in range(4):
             self.get_banned(f"192.0.2.{number}")
             self.clock.advance(1.0)
         self.assertEqual(self.get_banned("192.0.2.9"), [])
+        self.assertIsNone(self.limits.ban("198.51.100.0/24", ""))
+        first = self.limits.first_to_end()
+        assert first is not None
+        self.limits.lift(first.network)
         self.assertIsNotNone(self.limits.ban("198.51.100.0/24", ""))
-        self.assertEqual(len(self.limits.bans()), 4)
+        self.assertEqual((len(self.limits.bans()), self.limits.banned), (4, 4))
         self.assertEqual(self.attempts("192.0.2.0", 1), [ADMITTED])
 
     def test_old_bans_make_room_for_new_ones(self) -> None:
@@ -274,6 +282,25 @@ class AddressLimitsTests(SynchronousTestCase):
             self.get_banned(f"192.0.2.{number}")
         self.clock.advance(3600.0)
         self.assertEqual(len(self.get_banned("192.0.2.9")), 1)
+
+    def test_large_tables_are_swept_in_steps(self) -> None:
+        """No step of a sweep deals with more than 2,048 addresses, and nothing is left out."""
+        for number in range(10_000):
+            self.limits.admit(f"10.0.{number // 250}.{number % 250}")
+        self.assertEqual(self.sweep(), 6)
+        self.clock.advance(60.0)
+        self.sweep()
+        self.assertEqual(self.sweep(), 1)
+
+    def test_clock_faults(self) -> None:
+        """Attempts of phones whose clocks are off are given back, but not over ten a minute."""
+        for _ in range(10):
+            self.assertEqual(self.attempts("192.0.2.1", 1), [ADMITTED])
+            self.limits.clock_fault("192.0.2.1")
+        self.assertEqual(self.attempts("192.0.2.1", 10), [ADMITTED] * 10)
+        self.limits.clock_fault("192.0.2.1")  # a line that was recorded, again and again
+        self.assertEqual(self.attempts("192.0.2.1", 5), [RATE_LIMITED] * 5)
+        self.assertEqual(self.judged(), [])
 
     def test_memory(self) -> None:
         """However many addresses are tried once, only so many are remembered, for little."""
@@ -309,7 +336,7 @@ class AddressLimitsTests(SynchronousTestCase):
             elif action == "f":
                 self.limits.failed_signature(address)
             elif action == "s":
-                self.limits.sweep()
+                self.sweep()
                 for ban in self.limits.judge():
                     banned = ip_network(ban.network)
                     for known, at in verified.items():

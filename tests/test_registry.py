@@ -1,5 +1,6 @@
 """Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
 
+from collections.abc import Callable
 from math import inf
 
 from domaeka.config import load_settings
@@ -395,6 +396,24 @@ class SweepTests(GatewayCase):
         self.session().cut()
         self.run_for(400.0)
         self.assertEqual(len(signatures), 0)
+
+    def test_large_tables(self) -> None:
+        """What is remembered of very many addresses is swept in turns, and others have theirs."""
+        limits = self.parts.limits
+        for number in range(5_000):
+            limits.admit(f"10.0.{number // 250}.{number % 250}")
+        turns: list[object] = []
+        soon = self.registry.call_soon
+
+        def counted(function: Callable[[], object]) -> None:
+            turns.append(function)
+            soon(function)
+
+        self.registry.call_soon = counted  # type: ignore[method-assign]
+        self.run_for(11.0)
+        self.assertEqual(len(turns), 4)
+        self.run_for(60.0)
+        self.assertEqual(len(list(limits.sweep())), 1)
 
     def test_outlives_mistakes_of_a_part(self) -> None:
         """What goes wrong with one device costs neither the next one nor the next sweep."""

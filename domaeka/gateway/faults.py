@@ -57,7 +57,9 @@ class Faults:
             return
         if isinstance(error, AuthRefused):
             if error.fault is AuthFault.WRONG_TIME:
-                self._tell_clock_fault(error)
+                if not self._clock_fault_told:
+                    self.clock_is_off()
+                    session.send("error", encode_error(error.code, error.text))
                 return
             if error.fault is AuthFault.WRONG_SIGNATURE and session.device is None:
                 parts.limits.failed_signature(session.address)
@@ -77,14 +79,11 @@ class Faults:
                 "error", encode_error(ErrorCode.SHUTTING_DOWN, "the server takes no more messages")
             )
 
-    def _tell_clock_fault(self, error: WireError) -> None:
-        """The phone's clock is off, which is no attack: say so, once."""
-        if not self._clock_fault_told:
-            self._clock_fault_told = True
-            # No more than that: a line that was recorded long ago looks the same.
-            self._registry.parts.limits.verified(self._session.address)
-            self.log.warn(
-                "{session}: right signature, wrong time: the phone's clock is off",
-                session=self._session,
-            )
-            self._session.send("error", encode_error(error.code, error.text))
+    def clock_is_off(self) -> None:
+        """The phone's clock is off, which is no attack."""
+        self._clock_fault_told = True
+        self._registry.parts.limits.clock_fault(self._session.address)
+        self.log.warn(
+            "{session}: right signature, wrong time: the phone's clock is off",
+            session=self._session,
+        )

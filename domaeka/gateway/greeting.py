@@ -145,6 +145,8 @@ class Greeting:
         metrics.errors.labels(error.code).inc()
         if error.fault is AuthFault.WRONG_SIGNATURE:
             self._parts.limits.failed_signature(session.address)
+        elif error.fault is AuthFault.WRONG_TIME:
+            session.faults.clock_is_off()
         session.close(CloseReason.AUTHENTICATION_FAILED, error.code, error.text)
         return False
 

@@ -514,7 +514,7 @@ class Registry:
             self.log.failure("{session}: cannot be closed either", session=session)
         return None
 
-    def _guarded(self, part: Callable[..., object], *args: float) -> None:
+    def _guarded(self, part: Callable[..., object], *args: object) -> None:
         """Do a part of the sweep: what goes wrong in it must not end the rest."""
         try:
             part(*args)
@@ -535,7 +535,13 @@ class Registry:
             liveness = session.liveness
             if session.authenticated and liveness and liveness.last_heard >= judged_at:
                 self.parts.limits.verified(session.address)
-        self.parts.limits.sweep()
+        self._forget_more(self.parts.limits.sweep())
+
+    def _forget_more(self, steps: Iterator[None]) -> None:
+        """Some in each turn of the reactor, so that phones need not wait; then judge."""
+        for _ in steps:
+            self.call_soon(lambda: self._guarded(self._forget_more, steps))
+            return
         self._judge()
 
     def _judge(self) -> None:

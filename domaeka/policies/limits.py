@@ -7,7 +7,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final, Generic, TypeAlias, TypeVar
+from itertools import islice, takewhile
+from math import inf
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -32,12 +34,16 @@ _SEARCH_PAUSE: Final = 1.0
 SUSPECT_SECONDS: Final = 5.0
 #: Most bans that are made at once, in a turn of the reactor.
 _MAX_SENTENCES: Final = 32
+#: How many addresses, and how many bans that are over, a step of the sweep deals with: 1 to 2 ms.
+_SWEPT_AT_ONCE: Final = 2_048
+_ENDED_AT_ONCE: Final = 128
 #: What tells the number of a /64 from that of an IPv4 address.
 _IPV6_KEY: Final = 1 << 64
 #: The first of the IPv4 addresses mapped into IPv6, C{::ffff:0:0}.  Source: RFC 4291, 2.5.5.2.
 _MAPPED: Final = 0xFFFF << 32
 
 Network: TypeAlias = IPv4Network | IPv6Network
+_T = TypeVar("_T")
 _Value = TypeVar("_Value")
 
 
@@ -150,11 +156,13 @@ class _Networks(Generic[_Value]):
             if value is not None:
                 yield length, value
 
-    def values(self) -> Iterator[_Value]:
-        """All values."""
+    def values(self) -> list[_Value]:
+        """All values, as they are now."""
+        found: list[_Value] = []
         for tables in self._tables.values():
             for prefixes in tables.values():
-                yield from prefixes.values()
+                found += prefixes.values()
+        return found
 
     def __len__(self) -> int:
         return sum(
@@ -183,15 +191,22 @@ class AddressLimits:
         self._seconds = seconds
         # When the bucket of an address will be full again: all there is to remember of it.
         self._full_at: dict[int, float] = {}
+        # Likewise of what it may be given back for phones whose clocks are off.
+        self._pardoned_at: dict[int, float] = {}
         self._search_at = 0.0
         self._offences: dict[int, array[float]] = {}
         #: Since when an address has earned a ban, the longest first.
         self._suspects: dict[int, float] = {}
         self._verified_at: dict[int, float] = {}
         self._bans: _Networks[Ban] = _Networks()
-        #: How many bans were in force at the last sweep or change.
-        self.banned = 0
+        #: Bans that are over, by network, the first to end first: they make the next ones longer.
+        self._over: dict[str, Ban] = {}
         self.apply(settings)
+
+    @property
+    def banned(self) -> int:
+        """How many bans were in force at the last sweep or change."""
+        return len(self._bans)
 
     def apply(self, settings: LimitsSettings) -> None:
         """Take over settings, at the start or when they have changed."""
@@ -252,6 +267,26 @@ class AddressLimits:
         if place is not None and place[2] in self._full_at:
             self._full_at[place[2]] -= self._pause
 
+    def clock_fault(self, address: str) -> None:
+        """
+        A signature held, but its time is wrong: a clock is off.  The attempt does not count, and
+        for a minute the address is not banned.
+
+        A line that was recorded long ago looks the same: in a minute no more of them are given
+        back than an address may make anyway.
+        """
+        self.verified(address)
+        place = _place(address)
+        if place is None:
+            return
+        key, now = place[2], self._seconds()
+        if key not in self._pardoned_at and len(self._pardoned_at) >= self._max_tracked:
+            return
+        pardoned_at = min(max(self._pardoned_at.get(key, now), now), now + MINUTE) + self._pause
+        if pardoned_at <= now + MINUTE + 1e-6:
+            self._pardoned_at[key] = pardoned_at
+            self.give_back(address)
+
     def verified(self, address: str) -> None:
         """A signature held: for a minute the address is not banned."""
         place = _place(address)
@@ -269,20 +304,39 @@ class AddressLimits:
         if place is not None:
             self._offended(place[2], self._seconds())
 
-    def sweep(self) -> None:
-        """Forget what is over.  To be called every 10 s, before L{judge}."""
+    def sweep(self) -> Iterator[None]:
+        """
+        Forget what is over, some of it at each step, for the tables may be large.  To be begun
+        every 10 s, and gone through to its end ahead of L{judge}.
+        """
         now = self._seconds()
-        self._verified_at = {
-            key: at for key, at in self._verified_at.items() if abs(now - at) < MINUTE
-        }
-        empty = now + MINUTE
-        self._full_at = {
-            key: at if at < empty else empty for key, at in self._full_at.items() if at > now
-        }
-        self._offences = {
-            key: times for key, times in self._offences.items() if abs(now - times[-1]) < MINUTE
-        }
-        self._forget_bans(now)
+        for keys in _pieces(self._verified_at):
+            for key in keys:
+                if abs(now - self._verified_at.get(key, now)) >= MINUTE:
+                    del self._verified_at[key]
+            yield
+        for table in (self._full_at, self._pardoned_at):
+            for keys in _pieces(table):
+                for key in keys:
+                    at = table.get(key, inf)
+                    if at <= now:
+                        del table[key]
+                    elif now + MINUTE < at < inf:
+                        table[key] = now + MINUTE
+                yield
+        for keys in _pieces(self._offences):
+            for key in keys:
+                times = self._offences.get(key)
+                if times is not None and abs(now - times[-1]) >= MINUTE:
+                    del self._offences[key]
+            yield
+        tables: tuple[dict[int, Any], ...]
+        tables = (self._verified_at, self._full_at, self._pardoned_at, self._offences)
+        for known in tables:
+            if not known:
+                known.clear()  # its room, too
+        yield
+        yield from self._sweep_bans(now)
 
     def judge(self) -> list[Ban]:
         """
@@ -291,19 +345,19 @@ class AddressLimits:
         @return: the bans made, to be stored; while there are any, there may be more to make.
         """
         now = self._seconds()
-        ripe = [key for key, at in self._suspects.items() if abs(now - at) >= SUSPECT_SECONDS]
+        suspects = self._suspects
         made: list[Ban] = []
-        if ripe:
-            self._make_room(min(len(ripe), _MAX_SENTENCES), now)
-        for key in ripe:
-            if len(made) == _MAX_SENTENCES:
+        while len(made) < _MAX_SENTENCES:
+            ripe = takewhile(lambda key: abs(now - suspects[key]) >= SUSPECT_SECONDS, suspects)
+            keys = list(islice(ripe, _MAX_SENTENCES - len(made)))
+            if not keys:
                 break
-            del self._suspects[key]
-            ban = None if key in self._verified_at else self._earned(key, now)
-            if ban is not None:
-                made.append(ban)
-                self._offences.pop(key, None)
-        self.banned += len(made)
+            for key in keys:
+                del suspects[key]
+                ban = None if key in self._verified_at else self._earned(key, now)
+                if ban is not None:
+                    made.append(ban)
+                    self._offences.pop(key, None)
         return made
 
     def bars(self, address: str) -> bool:
@@ -324,28 +378,28 @@ class AddressLimits:
         self, network: str, reason: str, seconds: float | None = None, made_by: str = ""
     ) -> Ban | None:
         """
-        An operator's ban, in the place of one of the same network.  Where there is no room, the
-        one that ends first is lifted.
+        An operator's ban, in the place of one of the same network.
 
         @param network: an address, or a network in CIDR form.
         @param seconds: how long; L{None}: until it is lifted.
-        @return: L{None} where there is no room: all bans are without end.
+        @return: L{None} where there is no room: then the one of L{first_to_end} may be lifted.
         @raise ValueError: C{network} is none.
         """
         now = self._seconds()
         place = _plain(ip_network(network, strict=False))
-        if len(self._bans) >= self._max_tracked and self._bans.get(place) is None:
-            ending = [ban for ban in self._bans.values() if ban.expires is not None]
-            if not ending:
-                return None
-            self.lift(min(ending, key=lambda ban: ban.expires or 0.0).network)
-        self.lift(network)
+        self._over.pop(str(place), None)
+        if self._bans.get(place) is None and not self._make_room():
+            return None
         ban = Ban(
             str(place), reason, now, None if seconds is None else now + seconds, made_by=made_by
         )
         self._bans.put(place, ban)
-        self.banned += 1
         return ban
+
+    def first_to_end(self) -> Ban | None:
+        """The ban that ends first; L{None}: all are without end."""
+        ending = (ban for ban in self._bans.values() if ban.expires is not None)
+        return min(ending, key=lambda ban: ban.expires or 0.0, default=None)
 
     def lift(self, network: str) -> Ban | None:
         """
@@ -358,16 +412,21 @@ class AddressLimits:
         ban = self._bans.get(place)
         if ban is not None:
             self._bans.remove(place)
-            self.banned -= ban.in_force(self._seconds())
-        return ban
+        return ban or self._over.pop(str(place), None)
 
     def load(self, bans: Iterable[Ban]) -> None:
         """Take over what was stored; what is over too: it makes the next ones longer."""
+        now = self._seconds()
+        over: list[Ban] = []
         for ban in bans:
-            if len(self._bans) >= self._max_tracked:
+            if len(self._bans) + len(over) >= self._max_tracked:
                 break
-            self._bans.put(_plain(ip_network(ban.network)), ban)
-        self._forget_bans(self._seconds())
+            if ban.in_force(now):
+                self._bans.put(_plain(ip_network(ban.network)), ban)
+            elif now < (ban.expires or 0.0) + REPEAT_SECONDS:
+                over.append(ban)
+        over.sort(key=lambda ban: ban.expires or 0.0)
+        self._over |= {ban.network: ban for ban in over}
 
     def bans(self) -> list[Ban]:
         """Those in force."""
@@ -396,8 +455,8 @@ class AddressLimits:
             return None
         if any(ban.in_force(now) for _, ban in self._bans.matches(bits, number)):
             return None
-        last = self._bans.get(network)
-        if last is None and len(self._bans) >= self._max_tracked:
+        last = self._over.pop(str(network), None) or self._bans.get(network)
+        if last is None and not self._make_room():
             return None  # it is still limited
         times = 1 if last is None else last.times + 1
         seconds = min(
@@ -412,39 +471,62 @@ class AddressLimits:
         """Find room for one more address.  @return: whether there is any."""
         if 0.0 < self._search_at - now <= _SEARCH_PAUSE:
             return False
-        kept = {key: at for key, at in self._full_at.items() if at > now}
-        wanted = max(1, self._max_tracked // _FREED_PART) - (len(self._full_at) - len(kept))
-        if wanted > 0:
-            least = now + MINUTE - self._pause
-            standing_well = [key for key, at in kept.items() if at <= least]
-            for key in standing_well[:wanted]:
-                del kept[key]
-        self._full_at = kept
-        if len(kept) < self._max_tracked:
+        wanted = max(1, self._max_tracked // _FREED_PART)
+        least = now + MINUTE - self._pause
+        idle: list[int] = []
+        standing_well: list[int] = []
+        for key, at in self._full_at.items():
+            if at <= now:
+                idle.append(key)
+                if len(idle) == wanted:
+                    break
+            elif at <= least and len(standing_well) < wanted:
+                standing_well.append(key)
+        for key in (idle + standing_well)[:wanted]:
+            del self._full_at[key]
+        if idle or standing_well:
             return True
         self._search_at = now + _SEARCH_PAUSE
         return False
 
-    def _make_room(self, count: int, now: float) -> None:
-        """Have room for more bans, as far as there are some that are over: the first to end go."""
-        wanted = len(self._bans) + count - self._max_tracked
-        if wanted > 0:
-            over = [ban for ban in self._bans.values() if not ban.in_force(now)]
-            for ban in sorted(over, key=lambda ban: ban.expires or 0.0)[:wanted]:
-                self._bans.remove(ip_network(ban.network))
+    def _make_room(self) -> bool:
+        """Have room for one more ban, if need be that of one that is over.  @return: whether."""
+        if len(self._bans) + len(self._over) < self._max_tracked:
+            return True
+        first = next(iter(self._over), None)
+        if first is None:
+            return False
+        del self._over[first]
+        return True
 
-    def _forget_bans(self, now: float) -> None:
-        """Forget those that have long been over, and count those in force."""
-        over = []
-        self.banned = 0
-        for ban in self._bans.values():
-            expires = ban.expires
-            if expires is None or now < expires:
-                self.banned += 1
-            elif now >= expires + REPEAT_SECONDS:
-                over.append(ban)
-        for ban in over:
-            self._bans.remove(ip_network(ban.network))
+    def _sweep_bans(self, now: float) -> Iterator[None]:
+        """Set those apart that are over, and forget those that have long been."""
+        ended = 0
+        for bans in _pieces(self._bans.values()):
+            for ban in bans:
+                if ban.in_force(now):
+                    continue
+                network = ip_network(ban.network)
+                if self._bans.get(network) is ban:
+                    self._bans.remove(network)
+                    self._over[ban.network] = ban
+                ended += 1
+                if ended % _ENDED_AT_ONCE == 0:
+                    yield
+            yield
+        for networks in _pieces(self._over):
+            for text in networks:
+                over = self._over.get(text)
+                if over is not None and now >= (over.expires or 0.0) + REPEAT_SECONDS:
+                    del self._over[text]
+            yield
+
+
+def _pieces(of: Iterable[_T]) -> Iterator[list[_T]]:
+    """What is in C{of} now, some at a time."""
+    found = list(of)
+    for start in range(0, len(found), _SWEPT_AT_ONCE):
+        yield found[start : start + _SWEPT_AT_ONCE]
 
 
 def counts_as(address: str) -> int | None:

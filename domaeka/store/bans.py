@@ -51,12 +51,15 @@ class StoredBans:
         """All that are stored, those that end last first; also those that are over."""
         return self._database.run_read(_read)
 
-    def put(self, bans: Sequence[Ban]) -> "Deferred[None]":
+    def put(self, bans: Sequence[Ban], lifted: Sequence[Ban] = ()) -> "Deferred[None]":
         """
         Store bans, each in the place of one of the same network.  Those that have been over for so
         long that they count no more are removed.
+
+        @param lifted: to be removed in the same moment.
         """
-        return self._database.run_write(_put, list({ban.network: ban for ban in bans}.values()))
+        found = list({ban.network: ban for ban in bans}.values())
+        return self._database.run_write(_put, found, [ban.network for ban in lifted])
 
     def remove(self, network: str) -> "Deferred[bool]":
         """@return: whether there was one."""
@@ -82,7 +85,8 @@ def _from_row(row: Row[Any]) -> Ban:
     )
 
 
-def _put(connection: Connection, bans: list[Ban]) -> None:
+def _put(connection: Connection, bans: list[Ban], lifted: list[str]) -> None:
+    connection.execute(BANS.delete().where(BANS.c.network.in_(lifted)))
     rows = [
         {
             "network": ban.network,

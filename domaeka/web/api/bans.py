@@ -162,14 +162,22 @@ class BanPages:
         seconds = new.seconds
         if seconds is UNSET:
             seconds = self._registry.parts.settings.limits.ban_seconds
+        limits = self._limits
+        lifted = None
         try:
-            ban = self._limits.ban(new.network, new.reason, seconds, _MADE_BY)
+            ban = limits.ban(new.network, new.reason, seconds, _MADE_BY)
+            if ban is None and (lifted := limits.first_to_end()) is not None:
+                limits.lift(lifted.network)
+                ban = limits.ban(new.network, new.reason, seconds, _MADE_BY)
         except ValueError:
             raise _no_network() from None
         if ban is None:
             raise Refusal(HTTPStatus.CONFLICT, "FULL", "there is no room for another ban")
+        gone = [] if lifted is None else [lifted]
+        for each in gone:
+            self._lifted(each)
         self._registry.ban_made(ban)
-        await decided(self._bans.put([ban]), "it holds, but not over a restart")
+        await decided(self._bans.put([ban], gone), "it holds, but not over a restart")
         return describe_ban(ban)
 
     async def lift(self, ask: Ask[BanQuery, None]) -> None:
