@@ -170,6 +170,10 @@ class Quality:
 
     def judge(self) -> None:
         """Work out score and grade anew."""
+        usual = self.srtt is None or (self.srtt <= _SLOW[0] and self.rttvar <= _UNSTEADY[0])
+        if usual and not self._missed and not self.overdue:  # as after most pongs
+            self.score, self.grade = 100, Grade.GOOD
+            return
         points = self._loss_points()
         points += _points(self.srtt or 0.0, _SLOW) + _points(self.rttvar, _UNSTEADY)
         score = self.score = max(0, round(100 - points))
