@@ -240,6 +240,8 @@ class GatewayService(LoggedService):
         for warning in (*self.warnings, self._check_keys()):
             if warning is not None:
                 self.log.warn("{warning}", warning=warning)
+        if self._secrets.previous_over(self._reactor.seconds()):
+            self.log.info("the previous key has ended: it is not accepted, and may be removed")
         self._chat_log.start()
         self._dispatcher.start()
         self._registry.start()
@@ -375,7 +377,7 @@ class GatewayService(LoggedService):
         wanted = self._source.load()
         check(wanted)
         settings, report = compare(self._settings, wanted)
-        secrets = load_secrets(self._directory, settings.auth)
+        secrets = load_secrets(self._directory, settings.auth, self._reactor.seconds())
         certificates = self._ports.load_certificates()
         places = (*settings.bots.load, *self._more_bots)
         # The last that can fail, and the first that changes something.

@@ -65,6 +65,10 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return (self.secret_key,)
         return (self.secret_key, previous)
 
+    def previous_over(self, now: float) -> bool:
+        """Whether there is a previous key that is accepted no more."""
+        return bool(self.previous_secret_key) and len(self.accepted_keys(now)) == 1
+
     @property
     def previous_ends(self) -> float:
         """When the previous key is no longer accepted, in seconds since 1970."""
@@ -126,13 +130,16 @@ def state_path(option: str | None, environment: Mapping[str, str]) -> Path:
     return Path(home) / ".local" / "state" / "domaeka"
 
 
-def load_or_create_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
+def load_or_create_secrets(
+    directory: Path, auth: AuthSettings | None = None, now: float = 0.0
+) -> Secrets:
     """
     Read the secrets of a server, after making them if it has none yet.
 
     Processes that start at once agree: the first one's stand.
 
     @param auth: settings that go before what is in the file, where they are not empty.
+    @param now: as for L{load_secrets}.
     @raise ConfigError: as for L{load_secrets}, or they cannot be written.
     """
     path = directory / SECRETS_NAME
@@ -141,29 +148,31 @@ def load_or_create_secrets(directory: Path, auth: AuthSettings | None = None) ->
             _create(path)
     except OSError as error:
         raise ConfigError(f"{path}: {_why(error)}") from None
-    return load_secrets(directory, auth)
+    return load_secrets(directory, auth, now)
 
 
-def load_secrets(directory: Path, auth: AuthSettings | None = None) -> Secrets:
+def load_secrets(directory: Path, auth: AuthSettings | None = None, now: float = 0.0) -> Secrets:
     """
     Read the secrets of a server.
 
     @param auth: settings that go before what is in the file, where they are not empty.
+    @param now: in seconds since 1970: a previous key that has ended by then may be any.
     @raise ConfigError: there are none, others may read them, or they are too weak: one line that
         says which and why, and never the value.
     """
     path = directory / SECRETS_NAME
-    result = read_secrets(path, auth)
+    result = read_secrets(path, auth, now)
     if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
         raise ConfigError(f"{path}: admin_token: must have {MIN_SECRET_KEY_BYTES} bytes or more")
     return result
 
 
-def read_secrets(path: Path, auth: AuthSettings | None = None) -> Secrets:
+def read_secrets(path: Path, auth: AuthSettings | None = None, now: float = 0.0) -> Secrets:
     """
     Read a file of secrets, as far as a phone needs them.
 
     @param auth: settings that go before what is in the file, where they are not empty.
+    @param now: as for L{load_secrets}.
     @raise ConfigError: as for L{load_secrets}.
     """
     found = _read(path)
@@ -175,7 +184,7 @@ def read_secrets(path: Path, auth: AuthSettings | None = None) -> Secrets:
     for name in ("secret_key", "previous_secret_key"):
         key: str = getattr(result, name)
         where = f"auth.{name}" if name in given else f"{path}: {name}"
-        if key or name == "secret_key":
+        if name == "secret_key" or key in result.accepted_keys(now):
             check_key(where, key, settings.accept_published_key)
     if not result.salt:
         raise ConfigError(f"{path}: salt: must not be empty")
@@ -211,7 +220,7 @@ def rotate_secret_key(directory: Path, keep: float, now: float) -> Secrets:
     @return: what is in the file now.
     @raise ConfigError: as for L{load_secrets}, or it cannot be written.
     """
-    old = load_secrets(directory, AuthSettings(accept_published_key=True))
+    old = load_secrets(directory, AuthSettings(accept_published_key=True), now)
     new = msgspec.structs.replace(
         old,
         secret_key=secrets.token_urlsafe(_SECRET_BYTES),

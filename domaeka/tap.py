@@ -90,7 +90,7 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> "Ga
     check(settings)
     observer = observer_for(settings.logging, options.parent or {}, reactor)
     directory = state_directory(options["state-dir"], os.environ)
-    secrets = load_or_create_secrets(directory, settings.auth)
+    secrets = load_or_create_secrets(directory, settings.auth, reactor.seconds())
     # Bots beside the place from which the server is started, as with python -m.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -157,6 +157,17 @@ class SecretsTests(SynchronousTestCase):
         found = state.rotate_secret_key(self.directory, 10.0, 0.0)
         self.assertEqual([found.has_published_key(now) for now in (9.0, 10.0)], [True, False])
 
+    def test_previous_key_that_has_ended(self) -> None:
+        """A weak previous key stops the start while it is accepted, and not once it has ended."""
+        self.write(
+            f'secret_key = "{"k" * 32}"\nsalt = "s"\nadmin_token = "{"t" * 32}"\n'
+            'previous_secret_key = "weak"\nprevious_valid_until = 50.0\n'
+        )
+        error = self.assertRaises(ConfigError, load_secrets, self.directory, None, 49.0)
+        self.assertIn("previous_secret_key", str(error))
+        found = load_secrets(self.directory, None, 50.0)
+        self.assertEqual([found.previous_over(now) for now in (49.0, 50.0)], [False, True])
+
     def test_in_files(self) -> None:
         """A setting may name the file that a secret is in; others must not read that."""
         load_or_create_secrets(self.directory)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from twisted.python.runtime import seconds
 
 from domaeka.config import Settings, SettingsSource, load_settings
 from domaeka.errors import ConfigError
@@ -52,7 +53,7 @@ def init(
         raise ConfigError(f"{file}: there is one already; --force overwrites it") from None
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}") from None
-    secrets = load_or_create_secrets(directory, settings.auth)
+    secrets = load_or_create_secrets(directory, settings.auth, seconds())
     click.echo(f"Settings: {file}")
     click.echo(f"Secrets:  {directory}/secrets.toml")
     # Beside this command, wherever that was installed.

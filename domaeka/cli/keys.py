@@ -80,7 +80,7 @@ def rotate(
         if name in given_secrets(settings.auth):
             raise ConfigError(f"auth.{name}: the settings give it: change it where they do")
     directory = state_path(state_dir, os.environ)
-    old = load_secrets(directory, AuthSettings(accept_published_key=True))
+    old = load_secrets(directory, AuthSettings(accept_published_key=True), seconds())
     if old.previous_secret_key and old.previous_valid_until > seconds() and not force and keep:
         raise ConfigError(
             f"{directory / SECRETS_NAME}: an old key is accepted until {_when(old)}, and phones "

@@ -14,6 +14,7 @@ import click
 import msgspec
 from twisted.internet import task
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.python.runtime import seconds
 
 from domaeka.cli import words
 from domaeka.cli.console import (
@@ -178,7 +179,7 @@ def find_credentials(options: Options) -> Credentials:
         raise ConfigError(
             f"{path}: no secrets. Start the server once, or give --state-dir or --secrets-file"
         )
-    secrets = read_secrets(path, auth)
+    secrets = read_secrets(path, auth, seconds())
     return Credentials(secrets.secret_key, secrets.salt)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import click
 import msgspec
+from twisted.python.runtime import seconds
 
 from domaeka.cli.text import REFUSED, UNREACHABLE, escaped_json, one_line
 from domaeka.config import load_settings
@@ -175,7 +176,7 @@ class Desk:
             )
         directory = state_path(self.state_dir, os.environ)
         try:
-            token = load_secrets(directory, settings.auth).admin_token
+            token = load_secrets(directory, settings.auth, seconds()).admin_token
         except ConfigError as error:
             if os.path.exists(directory / SECRETS_NAME):
                 raise
