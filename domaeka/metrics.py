@@ -67,8 +67,6 @@ REFUSAL_REASONS: Final = (
     CloseReason.BAD_PROXY_HEADER,
     CloseReason.HANDSHAKE_TIMEOUT,
     CloseReason.GAVE_WAY,
-    CloseReason.SHUTDOWN,
-    CloseReason.MIGRATED,
 )
 #: Errors beyond those that phones are told of.
 INTERNAL_ERRORS: Final = ("bot", "duplicate device", "health check", "http", "store")

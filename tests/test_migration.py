@@ -354,6 +354,16 @@ class MigrationTests(GatewayCase):
         self.assertEqual(sum(len(self.notices(client)) for client in clients), told)
         self.assertEqual(self.ended[0].phase, Phase.CALLED_OFF)
 
+    def test_strangers_are_given_back(self) -> None:
+        """Who had no time to prove itself, whatever it is capable of, uses up no attempt."""
+        self.server.client_host = "198.51.100.7"
+        for _ in range(30):
+            peer = self.connect()
+            peer.handshake(capabilities=("ack",))
+            self.begin()
+            self.run_for(1.0)
+            self.assertEqual((peer.refused, peer.lost), (False, True))
+
     def test_closes_by_name(self) -> None:
         """Old phones that are closed for it have that reason."""
         self.ready(OLD)

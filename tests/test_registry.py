@@ -224,6 +224,15 @@ class AddressTests(GatewayCase):
         self.server.client_host = STRANGERS_HOST
         self.assertFalse(any(self.connect().refused for _ in range(30)))
 
+    def test_sent_away_is_given_back(self) -> None:
+        """Nor do those that we close because we stop, before they could prove themselves."""
+        self.server.client_host = STRANGERS_HOST
+        for _ in range(30):
+            self.assertFalse(self.greeted().refused)
+            self.drain.begin("shutdown")
+            self.run_for(0.1)
+            self.drain.call_off()
+
     def test_wrong_signatures(self) -> None:
         """Wrong signatures get an address banned by the sweep: its strangers, not its phones."""
         phone = self.ready(key(1))

@@ -59,6 +59,10 @@ LEAST_AWAY = 1000
 FULL = "the server is full"
 
 
+#: Why connections are closed that have done nothing wrong, and had no time to prove themselves.
+_OUR_OWN = (CloseReason.SHUTDOWN, CloseReason.MIGRATED)
+
+
 class Watcher(Protocol):
     """Who is told of what happens.  Nothing of it may raise."""
 
@@ -301,10 +305,12 @@ class Registry:
 
     def _left(self, session: Session) -> None:
         """One has no place any more; it is for one that claims it, unless it is taken."""
-        self._strangers.pop(session.number, None)
+        stranger = self._strangers.pop(session.number, None)
         if self._guests.pop(session, None) is not None:
             self.parts.limits.give_back(session.address)
             self.refused(CloseReason.SERVER_FULL)
+        elif stranger is not None and session.reason in _OUR_OWN:
+            self.parts.limits.give_back(session.address)
         elif session.device is not None and session.reason is not CloseReason.TAKEN_OVER:
             claimants = [guest for guest in self._guests if guest.key == session.key]
             if claimants:
