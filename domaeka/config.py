@@ -445,8 +445,8 @@ class SettingsSource:
             elif name.startswith(sections):
                 raise ConfigError(f"{name}: there is no such setting")
         for key, text in self._overrides:
-            _put(tree, types, key, text, "--set")
-            places[key] = "--set"
+            _put(tree, types, key, text, "command line")
+            places[key] = "command line"
         self._settings = settings = _convert(tree, "settings", places)
         for key, why in _objections(settings):
             raise ConfigError(f"{places.get(key, path or 'settings')}: {key}: {why}")
@@ -505,7 +505,9 @@ def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, so
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {key}: {_reason(str(error), types[key])}") from None
     except (msgspec.DecodeError, RecursionError):
-        raise ConfigError(f"{source}: {key}: {text!r:.100} is not JSON") from None
+        numeric = isinstance(_info(types[key]), msgspec.inspect.IntType | msgspec.inspect.FloatType)
+        what = "a number" if numeric else "JSON"
+        raise ConfigError(f"{source}: {key}: {text!r:.100} is not {what}") from None
     tree.setdefault(section, {})[name] = value
 
 

@@ -18,6 +18,10 @@ class DeviceKey(NamedTuple):
     bot_name: str
     device_id: str
 
+    def __str__(self) -> str:
+        """As the log has it."""
+        return f"{self.bot_name!r} {self.device_id!r}"
+
 
 class RoomKey(NamedTuple):
     """What a room is known by: the bot in it and the channel id, or else the room's name."""

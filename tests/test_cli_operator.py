@@ -440,14 +440,16 @@ class ReachTests(OperatorCase):
     def test_wrong_token(self) -> None:
         """A token that is not taken, a server that is away: each has its exit status."""
         self.site.token = b"another"
-        self.assertEqual(self.run_command("status").exit_code, 4)
+        result = self.run_command("status")
+        self.assertEqual(result.exit_code, 4)
+        self.assertIn("--token-file names another", result.output)
         self.away = True
         result = self.run_command("status")
         self.assertEqual((result.exit_code, result.output), (3, "Error: cannot reach it\n"))
         (self.directory / "secrets.toml").unlink()
         result = self.run_command("status")
         self.assertEqual(result.exit_code, 1)
-        self.assertIn("give --state-dir or --token-file", result.output)
+        self.assertIn("start the server once, or give --state-dir or --token-file", result.output)
 
 
 class TextTests(SynchronousTestCase):

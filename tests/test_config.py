@@ -258,7 +258,7 @@ class RefusalTests(ConfigTestCase):
         source.load()
         for error, place in (
             ("tls.certificate: c: none", f"{self.path}:5: "),
-            ("storage.url: none", "--set: "),
+            ("storage.url: none", "command line: "),
             ("bots.load: a:bot: none", f"{self.path}:2: "),
             ("bots.load: b:bot: none", ""),  # from somewhere else
             ("server.port: taken", ""),  # the default
@@ -277,12 +277,12 @@ class RefusalTests(ConfigTestCase):
         self.assertEqual(said, f"{self.path}/latin: not UTF-8")
 
     def test_command_line_and_environment(self) -> None:
-        """Without a file it is the option, or the variable, that is named."""
+        """Without a file it is the command line, or the variable, that is named."""
         for key, value, said in (
-            ("server.port", "abc", "server.port: 'abc' is not JSON"),
+            ("server.port", "abc", "server.port: 'abc' is not a number"),
             ("server.port", '"9"', "server.port: Expected `int`, got `str`"),
             ("server.port", "-1", "server.port: Expected `int` >= 0"),
-            ("ping.interval", "NaN", "ping.interval: 'NaN' is not JSON"),
+            ("ping.interval", "NaN", "ping.interval: 'NaN' is not a number"),
             ("ping.interval", "1e999", "ping.interval: "),
             ("auth.mode", "no", "auth.mode: must be one of off, optional, required"),
             ("bots.load", "[" * 5000, "bots.load: '[[["),
@@ -291,7 +291,7 @@ class RefusalTests(ConfigTestCase):
             ("server.port", "\udcff", "server.port: not UTF-8"),
             ("bots.load", '["a"]', "bots.load: 'a' is not MODULE:ATTRIBUTE"),
         ):
-            self.assertTrue(self.refusal("", {key: value}).startswith(f"--set: {said}"), key)
+            self.assertTrue(self.refusal("", {key: value}).startswith(f"command line: {said}"), key)
             variable = "DOMAEKA_" + key.replace(".", "_").upper()
             found = self.refusal("", {}, {variable: value})
             self.assertTrue(found.startswith(f"{variable}: {said}"), found)

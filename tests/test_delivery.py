@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any
 
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.client import CAPABILITIES, Client, Credentials, Fate, Identity, Said, Server
 from domaeka.errors import CloseReason
@@ -257,4 +257,5 @@ class SlowLineTests(GatewayCase):
                 self.device().send(Reply("방", "1", KEY.bot_name, "말"))
                 self.run_for(32.0)
         told = [event for event in events if "waited too long" in event["log_format"]]
+        self.assertTrue(formatEvent(told[0]).startswith(f"{KEY.bot_name!r} {KEY.device_id!r}: "))
         self.assertEqual((len(told), self.registry.budget.expired), (1, 5))

@@ -63,6 +63,10 @@ class NotTrusted(Refused):
 
     exit_code = REFUSED
 
+    def __init__(self, status: int, code: str, text: str) -> None:
+        hint = "is it that of this server? --state-dir or --token-file names another"
+        super().__init__(status, code, f"{text}: {hint}")
+
 
 class Desk:
     """
@@ -180,7 +184,9 @@ class Desk:
         except ConfigError as error:
             if os.path.exists(directory / SECRETS_NAME):
                 raise
-            raise ConfigError(f"{error}: give --state-dir or --token-file") from None
+            raise ConfigError(
+                f"{error}: start the server once, or give --state-dir or --token-file"
+            ) from None
         return self.connect(place, token)
 
     def _refusal(self, status: int, answer: bytes) -> click.ClickException:

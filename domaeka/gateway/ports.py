@@ -3,6 +3,7 @@ The ports of a server: where phones connect.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -261,7 +262,10 @@ def open_port(
         return open_listener(interface, port, options, backlog)
     except OSError as error:
         place = f"{interface or '*'}:{port}"
-        raise ConfigError(f"{key}: cannot listen on {place}: {error.strerror or error}") from None
+        why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why += ": does another server run?"
+        raise ConfigError(f"{key}: cannot listen on {place}: {why}") from None
 
 
 def adopt(reactor: Any, listener: socket.socket, factory: Any) -> Any:

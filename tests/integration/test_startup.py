@@ -78,7 +78,7 @@ class StartTests(SynchronousTestCase):
         self.start("http.port", f"--http-port={port}")
         place = f"tcp:{port}:interface={HOST}"
         (self.directory / "taken.toml").write_text(f'[server]\nendpoints = ["{place}"]\n')
-        why = f"cannot listen on {HOST}:{port}: Address already in use"
+        why = f"cannot listen on {HOST}:{port}: Address already in use: does another server run?"
         self.start(f"taken.toml:2: server.endpoints: {place}: {why}", "--config", "taken.toml")
         self.start(
             "unix:/nowhere/at/all: No such", "--set", 'server.endpoints=["unix:/nowhere/at/all"]'
@@ -86,7 +86,9 @@ class StartTests(SynchronousTestCase):
         self.start("server.max_connections", "--set", "server.max_connections=2000")
         self.start("state directory", f"--state-dir={self.directory}/file")
         self.start("/sys", "--state-dir=/sys")
-        self.start("--set: storage.url: cannot open", "--set", "storage.url=sqlite:////proc/no.db")
+        self.start(
+            "command line: storage.url: cannot open", "--set", "storage.url=sqlite:////proc/no.db"
+        )
         self.check()
 
     def test_settings(self) -> None:
