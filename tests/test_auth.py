@@ -282,6 +282,18 @@ class SignatureTableTests(SynchronousTestCase):
         auth = sample(timestamp=SIGNED_AT * 1000 + number, signature=f"{number:064}", **more)
         return self.table.judge(auth, connection, line or b"line %d" % number)
 
+    def sweep(self) -> int:
+        """Forget what is no longer valid.  @return: in how many turns."""
+        return 1 + sum(1 for _ in self.table.sweep())
+
+    def test_swept_in_steps(self) -> None:
+        """No step forgets more than a few thousand signatures, however many there are."""
+        for number in range(6_000):
+            self.judge(number, device_id=f"{number % 600}")
+        self.clock.advance(400.0)
+        self.assertEqual(self.sweep(), 4)
+        self.assertEqual((len(self.table), self.table._devices), (0, {}))
+
     def test_repeat(self) -> None:
         """The very same line again is a repeat, on the same connection or the next."""
         self.assertEqual(self.judge(), Seen.FRESH)
@@ -320,13 +332,13 @@ class SignatureTableTests(SynchronousTestCase):
         self.judge(0, line=b"same millisecond")
         self.judge(1000)
         self.clock.advance(300.0)
-        self.table.sweep()
+        self.sweep()
         self.assertEqual(self.judge(0), Seen.REPEAT)
         self.clock.advance(0.5)
-        self.table.sweep()
+        self.sweep()
         self.assertEqual(len(self.table), 1)
         self.clock.advance(1.0)
-        self.table.sweep()
+        self.sweep()
         self.assertEqual((len(self.table), self.table._devices), (0, {}))
 
     def test_bounded(self) -> None:
@@ -352,10 +364,10 @@ class SignatureTableTests(SynchronousTestCase):
         for number in (2000, 0, 1000):
             self.judge(number)
         self.clock.advance(301.5)
-        self.table.sweep()
+        self.sweep()
         self.assertEqual(self.judge(1500), Seen.STALE)
         self.clock.advance(1.0)
-        self.table.sweep()
+        self.sweep()
         self.assertEqual(self.table._devices, {})
 
     def test_further_lines_are_bounded(self) -> None:
@@ -368,7 +380,7 @@ class SignatureTableTests(SynchronousTestCase):
         self.assertEqual(self.judge(line=b"9"), Seen.REPEAT)
         self.judge(100_000)
         self.clock.advance(301.0)
-        self.table.sweep()
+        self.sweep()
         self.assertIsNone(device.further)
 
     def test_devices_are_bounded(self) -> None:

@@ -492,7 +492,7 @@ class Registry:
             self._guarded(self._sweep_limits, judged_at)
         if now >= self._forget_due:
             self._forget_due = now + FORGET_SECONDS
-            self._guarded(self.parts.verifier.signatures.sweep)
+            self._in_turns(self.parts.verifier.signatures.sweep())
         self._swept_at = self.parts.seconds()
 
     def _forget(self, away: list[Device], now: float) -> None:
@@ -541,14 +541,22 @@ class Registry:
             liveness = session.liveness
             if session.authenticated and liveness and liveness.last_heard >= judged_at:
                 self.parts.limits.verified(session.address)
-        self._forget_more(self.parts.limits.sweep())
+        self._in_turns(self.parts.limits.sweep(), self._judge)
 
-    def _forget_more(self, steps: Iterator[None]) -> None:
-        """Some in each turn of the reactor, so that phones need not wait; then judge."""
-        for _ in steps:
-            self.call_soon(lambda: self._guarded(self._forget_more, steps))
-            return
-        self._judge()
+    def _in_turns(self, steps: Iterator[None], then: Callable[[], object] = lambda: None) -> None:
+        """
+        Take a step in each turn of the reactor, so that phones need not wait.
+
+        @param then: what comes behind the last one.
+        """
+
+        def step() -> None:
+            for _ in steps:
+                self.call_soon(lambda: self._guarded(step))
+                return
+            then()
+
+        self._guarded(step)
 
     def _judge(self) -> None:
         """Ban those who have earned it: some at once, so that phones need not wait."""

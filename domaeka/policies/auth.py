@@ -6,7 +6,7 @@ docs/protocol.md, "auth".
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, StrEnum
 from hmac import compare_digest
 from math import inf
@@ -268,6 +268,9 @@ _FRESH: Final = Seen.FRESH
 
 #: How many signatures of a device that has too many make room for new ones.
 _FORGOTTEN_AT_ONCE: Final = 64
+#: How many signatures and devices a step of the sweep deals with, or at most as many again as one
+#: device has: 2 to 5 ms.
+_SWEPT_AT_ONCE: Final = 2_048
 #: A signature's connection, below the digest of its first line.
 _OWNER_BITS: Final = 64
 _OWNER_MASK: Final = (1 << _OWNER_BITS) - 1
@@ -362,9 +365,13 @@ class SignatureTable:
             del signed[: 2 * _FORGOTTEN_AT_ONCE]
         return _FRESH
 
-    def sweep(self) -> None:
-        """Forget what is no longer valid anyway.  To be called every minute or so."""
+    def sweep(self) -> Iterator[None]:
+        """
+        Forget what is no longer valid anyway, some of it at each step, for it may be much.  To be
+        begun every minute or so, and gone through to its end.
+        """
         oldest = (self._seconds() - self.window) * 1000
+        looked_at = 0
         for key, device in list(self._devices.items()):
             signed = device.signed
             old = 0
@@ -378,7 +385,11 @@ class SignatureTable:
             if not further:
                 device.further = None
             if not signed and device.forgotten_until < oldest:
-                del self._devices[key]
+                self._devices.pop(key, None)
+            looked_at += 1 + old // 2
+            if looked_at >= _SWEPT_AT_ONCE:
+                looked_at = 0
+                yield
 
     def __len__(self) -> int:
         """How many signatures are remembered."""
