@@ -9,6 +9,7 @@ from domaeka.gateway.registry import LEAST_AWAY, TAKEOVERS_SUSPECT
 from domaeka.interfaces import Approval, DeviceKey
 from domaeka.messages import Reply
 from domaeka.policies.auth import Signer
+from domaeka.policies.limits import Ban
 from tests.gateway_case import KEY, SALT, SECRET, FakeSessions, GatewayCase
 
 NEW = "a newer secret of enough bytes"
@@ -449,6 +450,15 @@ class SweepTests(GatewayCase):
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
         self.assertEqual((peer.lost, other.finished), (True, False))
         self.assertEqual(self.reasons, {"internal error": 1})
+
+    def test_closing_outlives_mistakes(self) -> None:
+        """A mistake of ours with one connection keeps no other from being closed."""
+        peers = [self.ready(key(number)) for number in (1, 2)]
+        next(iter(self.registry))._carrier = None  # type: ignore[assignment]
+        self.registry.ban_made(Ban("192.0.2.0/24", "", 0.0, None))
+        self.run_for(0.0)
+        self.assertTrue(self.flushLoggedErrors(AttributeError))
+        self.assertEqual(peers[1].errors, ["BANNED"])
 
     def test_stops(self) -> None:
         """Stopped, and its connections gone, it leaves nothing to be called."""

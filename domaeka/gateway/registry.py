@@ -207,15 +207,20 @@ class Registry:
 
     def settings_changed(self) -> None:
         """Other settings are in force: for the connections that are open, too."""
-        parts = self.parts
         self._keys_changed()
         for session in self:
-            if parts.limits.denies(session.address):
-                session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is denied")
-                continue
-            session.settings_changed()
-            if session.device is not None and not session.device.approved:
-                self._approve(session)
+            if self.parts.limits.denies(session.address):
+                self._shut_out(session, "this address is denied")
+            else:
+                self.guarded(session, self._apply_settings, session)
+
+    def _apply_settings(self, session: Session) -> None:
+        session.settings_changed()
+        if session.device is not None and not session.device.approved:
+            self._approve(session)
+
+    def _shut_out(self, session: Session, why: str = "this address is banned") -> None:
+        self.guarded(session, session.close, CloseReason.BANNED, ErrorCode.BANNED, why)
 
     def _keys_changed(self) -> None:
         """Who proved itself by a key that is accepted no more has to do so again."""
@@ -224,7 +229,8 @@ class Registry:
         for session in self:
             if session.authenticated and not session.closing and session.key_id not in accepted:
                 text = "the key is accepted no more: prove yourself again"
-                session.close(CloseReason.AUTHENTICATION_FAILED, ErrorCode.AUTH_FAILED, text)
+                reason = CloseReason.AUTHENTICATION_FAILED
+                self.guarded(session, session.close, reason, ErrorCode.AUTH_FAILED, text)
                 count += 1
         if count:
             self.log.info("a key has ended: {count} connections with it are closed", count=count)
@@ -431,7 +437,7 @@ class Registry:
         for session in self:
             with contextlib.suppress(ValueError):  # a local socket has no such address
                 if ip_address(session.address) in network:
-                    session.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
+                    self._shut_out(session)
 
     # Over a stop
 
@@ -572,8 +578,8 @@ class Registry:
         for ban in bans:
             for watcher in self.watchers:
                 watcher.banned(ban)
+        self.parts.store_bans(bans)
         for stranger in list(self._strangers.values()):
             if limits.bars(stranger.address):
-                stranger.close(CloseReason.BANNED, ErrorCode.BANNED, "this address is banned")
-        self.parts.store_bans(bans)
+                self._shut_out(stranger)
         self.call_soon(lambda: self._guarded(self._judge))
