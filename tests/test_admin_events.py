@@ -71,12 +71,12 @@ class EventsTests(ApiCase):
         """Decisions on devices, rooms and bans."""
         client = self.listen()
         self.ask("PATCH", "/devices" + path_of(*KEY), {"status": "blocked"})
-        self.ask("PATCH", "/rooms" + path_of("봇", "방\n"), {"status": "denied"})
+        self.ask("PATCH", "/rooms" + path_of("봇", "방/방"), {"status": "denied"})
         self.ask("POST", "/bans", {"network": "192.0.2.7"})
         self.ask("DELETE", "/bans", network="192.0.2.7")
         device, room, ban, lifted = self.hear(client)
         self.assertEqual((device[1]["kind"], device[1]["status"]), ("device", "blocked"))
-        self.assertEqual((room[1]["kind"], room[1]["name"]), ("room", "방\n"))
+        self.assertEqual((room[1]["kind"], room[1]["name"]), ("room", "방/방"))
         self.assertEqual((ban[0], lifted[0]), ("ban", "lifted"))
         self.assertEqual(ban[1], lifted[1])
 

@@ -257,8 +257,9 @@ class BatchTests(SessionsTestCase):
         """Beyond a bound requests are refused at once."""
         self.thread.stuck = True
         self.sessions.issue(PHONE, NO_KEY).addErrback(lambda failure: None)
+        token = new_token()
         for _ in range(MAX_WAITING_REQUESTS):
-            self.sessions.connection_ended(PHONE, new_token())
+            self.sessions.connection_ended(PHONE, token)
         self.failureResultOf(self.sessions.issue(PHONE, NO_KEY), StoreError)
 
     def test_stop_stores_what_waits(self) -> None:
