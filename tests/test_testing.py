@@ -202,6 +202,16 @@ class FakePhoneTests(SynchronousTestCase):
         self.run_for(0.2)
         self.assertEqual(server.pongs, 1)
 
+    def test_writes_until_it_sees_the_end(self) -> None:
+        """What is said before it reads that the server has ended its side goes out all the same."""
+        server = self.factory.connections[0]
+        self.phone.deafen(1.0)
+        server.transport.loseWriteConnection()
+        self.run_for(0.5)
+        self.phone.say("late")
+        self.run_for(1.0)
+        self.assertEqual((server.texts, self.phone.online), (["late"], False))
+
     def test_pauses_its_transport(self) -> None:
         """On any transport, deafness pauses reading."""
         transport = StringTransport()

@@ -316,7 +316,11 @@ class FakePhone:
         self._run.drop()
 
     def deafen(self, seconds: float) -> None:
-        """Read nothing for some seconds, as in doze."""
+        """
+        Read nothing for some seconds, as in doze.
+
+        What is said meanwhile goes out, behind the end of the server's side too.
+        """
         self._run.script.deafen(seconds)
         self._run.carry()
 
