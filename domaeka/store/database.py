@@ -307,18 +307,17 @@ class Database:
             self._end(StoreClosed("the store was stopped"))
         finished: Deferred[None] = Deferred()
         deadline = self._reactor.callLater(STOP_SECONDS, self._close, finished)
-        left = len(self._lanes)
+        open_ones = list(zip(self._lanes, (self._writes, self._reads), strict=False))
 
-        def closed(_: object) -> None:
-            nonlocal left
-            left -= 1
-            if left <= 0 and deadline.active():
+        def close_next(_: object) -> None:
+            # One after the other: the last connection to SQLite's file takes its log in.
+            if open_ones:
+                lane, engine = open_ones.pop()
+                lane.finish(engine.dispose).addBoth(close_next)
+            elif deadline.active():
                 deadline.reset(0)
 
-        for lane, engine in zip(self._lanes, (self._writes, self._reads), strict=False):
-            lane.finish(engine.dispose).addBoth(closed)
-        if not self._lanes:
-            deadline.reset(0)
+        close_next(None)
         return finished
 
     def _close(self, finished: "Deferred[None]") -> None:
