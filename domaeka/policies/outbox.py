@@ -107,6 +107,8 @@ class Outgoing(msgspec.Struct):
 
 
 _Queue: TypeAlias = deque[Outgoing]
+#: Of each class.  Most outboxes are idle, and an empty deque takes 760 bytes.
+_NO_QUEUES: Final[tuple[_Queue | None, ...]] = (None, None, None, None)
 
 
 class Outbox:
@@ -174,8 +176,7 @@ class Outbox:
         self.acknowledges = False
         self.next_number = 1
         self.away_until = -inf
-        # An empty deque takes 760 bytes, and most outboxes are idle: L{None} stands for one.
-        self._queues: list[_Queue | None] = [None, None, None, None]
+        self._queues = _NO_QUEUES
         self._handed: _Queue | None = None  # by number, on their way to the socket
         self._unacknowledged: _Queue | None = None  # by number, all lower than those handed
         self.messages = 0
@@ -237,7 +238,7 @@ class Outbox:
         item = Outgoing(reply, priority, size, ttl, expires_at, on_fate)
         queue = self._queues[priority]
         if queue is None:
-            queue = self._queues[priority] = deque()
+            queue = self._new_queue(priority)
         queue.append(item)
         self.messages += 1
         self.touched = True
@@ -394,7 +395,7 @@ class Outbox:
                 priority = item.priority
                 back = self._queues[priority]
                 if back is None:
-                    back = self._queues[priority] = deque()
+                    back = self._new_queue(priority)
                 back.appendleft(item)
                 if priority == 1:
                     self.answer_bytes += item.size
@@ -412,7 +413,7 @@ class Outbox:
         """
         if not self.messages:
             if self._handed is not None:
-                self._queues[:] = (None, None, None, None)
+                self._queues = _NO_QUEUES
                 self._handed = self._unacknowledged = None
             self._earliest = inf
             self.touched = False
@@ -424,9 +425,10 @@ class Outbox:
         sent = self._unacknowledged
         if sent is not None:
             self._unacknowledged = self._keep(sent, now, self._release)
-        for priority, queue in enumerate(self._queues):
-            if queue is not None:
-                self._queues[priority] = self._keep(queue, now, self._lapse_waiting)
+        self._queues = tuple(
+            None if queue is None else self._keep(queue, now, self._lapse_waiting)
+            for queue in self._queues
+        )
         for item in self._handed or ():
             self._earliest = min(self._earliest, item.expires_at)
         return self._total.expired - before
@@ -472,7 +474,7 @@ class Outbox:
         now = self._seconds()
         self.next_number = next_number
         waiting = self._queues
-        self._queues = [None, None, None, None]
+        self._queues = _NO_QUEUES
         max_messages, self._max_messages = self._max_messages, _ANY_NUMBER
         # Those with a number go to the heads of their queues, in order.
         for item in sorted(items, key=lambda item: item.number or inf):
@@ -485,10 +487,15 @@ class Outbox:
         self._max_messages = max_messages
         for priority, queue in enumerate(waiting):
             if queue:
-                queue.extendleft(reversed(self._queues[priority] or ()))
-                self._queues[priority] = queue
+                (self._queues[priority] or self._new_queue(priority)).extend(queue)
 
     # Inside
+
+    def _new_queue(self, priority: int) -> _Queue:
+        queue: _Queue = deque()
+        before = self._queues
+        self._queues = (*before[:priority], queue, *before[priority + 1 :])
+        return queue
 
     def _whose_turn(self) -> int:
         """
