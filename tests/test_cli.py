@@ -191,3 +191,13 @@ class PhoneOptionTests(CommandCase):
         self.assertEqual(len(set(found[0])), 3)
         with free_device_ids(self.options("--device-id", "x", "--count", "2")) as device_id:
             self.assertEqual([device_id(), device_id()], ["x-1", "x-2"])
+
+    def test_only_figures(self) -> None:
+        """Of a number of echoes the figures are shown, be it of one phone."""
+        for arguments, only_figures in (
+            ((), False),
+            (("--count", "1"), False),
+            (("--count", "2"), True),
+            (("--messages", "5"), True),
+        ):
+            self.assertEqual(self.options(*arguments).only_figures, only_figures, arguments)

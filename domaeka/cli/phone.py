@@ -78,6 +78,11 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
     secrets_file: Path | None
     config: Path | None
 
+    @property
+    def only_figures(self) -> bool:
+        """Whether what is asked for are figures, not answers."""
+        return self.count > 1 or self.messages is not None
+
 
 @click.command(
     epilog="""\b
@@ -89,7 +94,7 @@ Examples:
   seq 1000 | sed 's/^/# echo /' | domaeka phone --count 10
 
 \b
-Exit status, where standard input is no terminal, or with --count:
+Exit status, where standard input is no terminal, or with --count or --messages:
   0  every line was answered        3  the server cannot be reached
   1  some were not                  4  the server does not want this phone
 """
@@ -115,7 +120,7 @@ Exit status, where standard input is no terminal, or with --count:
 @click.option(
     "--messages",
     type=click.IntRange(1, MAX_LINES),
-    help="With --count: how many echoes each asks for, instead of what is piped in.",
+    help="How many echoes each asks for, instead of what is typed or piped in.",
 )
 @click.option(
     "--interval",
@@ -267,7 +272,7 @@ async def _run(reactor: Any, options: Options, make_client: Callable[..., Client
     phrase = partial(_phrase, options)
     client = partial(make_client, reactor)
     typed = os.isatty(STDIN) and os.isatty(STDOUT)
-    if options.count > 1:
+    if options.only_figures:
         return await _run_load(reactor, options, client, phrase)
     with standard_files() as files:
         if typed:
