@@ -183,7 +183,7 @@ def read_secrets(path: Path, auth: AuthSettings | None = None, now: float = 0.0)
         result = msgspec.structs.replace(result, previous_valid_until=0.0)
     for name in ("secret_key", "previous_secret_key"):
         key: str = getattr(result, name)
-        where = f"auth.{name}" if name in given else f"{path}: {name}"
+        where = _place(settings, name) if name in given else f"{path}: {name}"
         if name == "secret_key" or key in result.accepted_keys(now):
             check_key(where, key, settings.accept_published_key)
     if not result.salt:
@@ -202,13 +202,19 @@ def given_secrets(auth: AuthSettings) -> dict[str, str]:
         value: str = getattr(auth, name)
         file = getattr(auth, f"{name}_file")
         if file:
-            where = f"auth.{name}_file: {file}"
+            where = _place(auth, name)
             value = _read_text(Path(file), where, stat.S_IRWXO).rstrip("\r\n")
             if not value:
                 raise ConfigError(f"{where}: empty")
         if value:
             given[name] = value
     return given
+
+
+def _place(auth: AuthSettings, name: str) -> str:
+    """The setting that gives a secret, with its file."""
+    file = getattr(auth, f"{name}_file")
+    return f"auth.{name}_file: {file}" if file else f"auth.{name}"
 
 
 def rotate_secret_key(directory: Path, keep: float, now: float) -> Secrets:

@@ -181,7 +181,7 @@ class SecretsTests(SynchronousTestCase):
             file.write_text(text)
             file.chmod(mode)
             error = self.assertRaises(ConfigError, load_secrets, self.directory, auth)
-            self.assertIn("auth.secret_key", str(error))
+            self.assertIn(f"auth.secret_key_file: {file}: ", str(error))
             self.assertNotIn("kkk", str(error))
 
     def test_rotated(self) -> None:
