@@ -75,6 +75,13 @@ class AskingTests(ApiCase):
             self.assertEqual((status, error["code"]), (400, "BAD_REQUEST"))
             self.assertTrue(error["message"].startswith(told), error["message"])
 
+    def test_body_that_is_not_looked_at(self) -> None:
+        """Where nothing can be said, nothing is done if something is."""
+        error = self.refusal("POST", "/drain", {"when_idle": True})
+        self.assertEqual(error, (400, "BAD_REQUEST", "the body: must be empty"))
+        self.assertEqual(self.operations.reasons, [])
+        self.assertEqual(self.ask("POST", "/drain", {})[0], 202)
+
     def test_content_types(self) -> None:
         """A body must be JSON; what tools say of whatever they send is believed if it is."""
         body = b'{"network":"10.0.0.1"}'

@@ -163,6 +163,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def _body_of(self, call: Call) -> Any:
         if self.body is None:
+            # A condition that is not known must not become a stop without one.
+            if call.body.strip() not in (b"", b"{}"):
+                raise bad_request("the body: must be empty")
             return None
         given = call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         is_json = given == JSON or given.endswith("+json")
