@@ -185,6 +185,12 @@ class DrainTests(ChangeCase):
         await self.online(other)
         other.say("# echo 말")
         await other.when_replies(1)
+
+        async def much_was_taken() -> bool:
+            _, answer = await Api(server).ask("GET", "/connections")
+            return any(one["messages"]["received"] > 2 for one in answer["connections"])
+
+        await self.until(much_was_taken)
         server.signal("TERM")
         began = reactor.seconds()
         await self.until(lambda: not other.online, 2.0)

@@ -180,9 +180,11 @@ class ReloadTests(ChangeCase):
         elsewhere = socket.create_connection((HOST, server.port), 5.0, ("127.0.0.2", 0))
         self.addCleanup(elsewhere.close)
         elsewhere.sendall(b'{"botName":"b","version":"3.2.1","deviceID":"d"}\n')
+        frames = elsewhere.makefile("rb")
+        await deferToThread(frames.readline)
         self.write_config(limits={"deny": ["127.0.0.2/32"]})
         await self.hang_up(server)
-        lines = await deferToThread(elsewhere.makefile("rb").readlines)
+        lines = await deferToThread(frames.readlines)
         self.assertIn(b"BANNED", lines[-1])
         self.assertTrue(phone.online)
 
