@@ -52,3 +52,15 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(self.read, list("abc"))
         self.later.pop()()
         self.assertEqual((self.read, self.later), (list("abcd"), []))
+
+    def test_mistake(self) -> None:
+        """One that fails keeps nobody waiting."""
+
+        def fail() -> None:
+            raise ValueError
+
+        self.turns.wait(fail)
+        self.turns.wait(partial(self.read.append, "b"))
+        self.assertRaises(ValueError, self.later.pop())
+        self.later.pop()()
+        self.assertEqual(self.read, ["b"])

@@ -66,9 +66,11 @@ class Turns:
         self._called = False
         self._left = STRANGERS_BYTES
         end = self._seconds() + TURN_SECONDS
-        for _ in range(len(self._waiting)):
-            self._waiting.popleft()()
-            if self.used_up or self._seconds() >= end:
-                break
-        if self._waiting:
-            self._come_back()
+        try:
+            for _ in range(len(self._waiting)):
+                self._waiting.popleft()()
+                if self.used_up or self._seconds() >= end:
+                    break
+        finally:  # a mistake with one keeps no other waiting
+            if self._waiting:
+                self._come_back()
