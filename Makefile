@@ -21,17 +21,19 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 CHECKABLE := $(VENV)/.checkable
 
-.PHONY: run test unit lint types rules check bench fuzz clean
+.PHONY: run test unit integration lint types rules check bench fuzz clean
 .DEFAULT_GOAL := test
 
 run: $(INSTALLED)
 	exec $(BIN)/twistd --nodaemon --pidfile= domaeka $(ARGS)
 
-test: $(TESTABLE)
-	$(TRIAL) tests
+test: unit integration
 
 unit: $(TESTABLE)
 	$(TRIAL) $(UNIT)
+
+integration: $(TESTABLE)
+	$(TRIAL) tests.integration
 
 lint: $(CHECKABLE)
 	$(BIN)/ruff check .

@@ -85,7 +85,9 @@ class ApiTests(TestCase):
 
     async def serve(self, *arguments: str) -> tuple[ServerProcess, Api]:
         """A server, and a client of its API."""
-        server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]', *arguments)
+        at_once = ("--set", "ping.initial_delay_min=1", "--set", "ping.initial_delay_max=1")
+        allowed = ("--set", 'limits.allow=["127.0.0.0/8"]')
+        server = ServerProcess(self, *allowed, *at_once, *arguments)
         await server.start()
         return server, Api(server)
 
