@@ -99,6 +99,8 @@ class BalancerTests(GatewayCase):
         protocol, _ = self.arrive()
         protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.counted(self.metrics.attempts), {})
+        self.run_for(10.0)  # over TLS it may never say goodbye
+        self.assertTrue(transport.disconnected)
 
     def test_crowd(self) -> None:
         """Where too many wait, the oldest goes."""

@@ -97,8 +97,7 @@ class _Reception(Protocol):
             return
         address = self._reader.address
         if address is None:  # the balancer only wants to know whether we are there
-            self._hand_over(Protocol(), b"")
-            self.transport.loseConnection()
+            self.transport.loseConnection()  # it waits on: TLS may never come to its end
             return
         kind: Any = IPv6Address if ":" in address else IPv4Address
         self.transport.peer = peer = kind("TCP", address, 0)
