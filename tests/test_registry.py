@@ -225,6 +225,20 @@ class AddressTests(GatewayCase):
         self.server.client_host = STRANGERS_HOST
         self.assertFalse(any(self.connect().refused for _ in range(30)))
 
+    def test_full_for_impostors(self) -> None:
+        """Who is told to prove itself and cannot has used up an attempt, in a full server, too."""
+        self.serve(("server.max_connections", "1"))
+        self.ready(key(1))
+        self.server.client_host = STRANGERS_HOST
+        refused = []
+        for _ in range(12):
+            impostor = self.connect(key(1), secret="another secret of enough bytes")
+            refused.append(impostor.refused)
+            if not impostor.refused:
+                impostor.handshake()
+                impostor.drop()
+        self.assertEqual(refused, [False] * 10 + [True] * 2)
+
     def test_sent_away_is_given_back(self) -> None:
         """Nor do those that we close because we stop, before they could prove themselves."""
         self.server.client_host = STRANGERS_HOST
@@ -450,6 +464,16 @@ class SweepTests(GatewayCase):
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
         self.assertEqual((peer.lost, other.finished), (True, False))
         self.assertEqual(self.reasons, {"internal error": 1})
+
+    def test_turning_away_outlives_mistakes(self) -> None:
+        """Nor does a mistake with one for which there is no place."""
+        self.serve(("server.max_connections", "1"))
+        self.ready(key(1))
+        self.connect()
+        next(iter(self.registry._guests))._carrier = None  # type: ignore[assignment]
+        self.run_for(3.0)
+        self.assertTrue(self.flushLoggedErrors(AttributeError))
+        self.assertIsNone(self.registry.health())
 
     def test_closing_outlives_mistakes(self) -> None:
         """A mistake of ours with one connection keeps no other from being closed."""

@@ -60,7 +60,7 @@ FULL = "the server is full"
 
 
 #: Why connections are closed that have done nothing wrong, and had no time to prove themselves.
-_OUR_OWN = (CloseReason.SHUTDOWN, CloseReason.MIGRATED)
+_OUR_OWN = (CloseReason.SHUTDOWN, CloseReason.MIGRATED, CloseReason.SERVER_FULL)
 
 
 class Watcher(Protocol):
@@ -312,17 +312,19 @@ class Registry:
     def _left(self, session: Session) -> None:
         """One has no place any more; it is for one that claims it, unless it is taken."""
         stranger = self._strangers.pop(session.number, None)
-        if self._guests.pop(session, None) is not None:
-            self.parts.limits.give_back(session.address)
+        guest = session in self._guests
+        if guest:
+            del self._guests[session]
             self.refused(CloseReason.SERVER_FULL)
-        elif stranger is not None and session.reason in _OUR_OWN:
-            self.parts.limits.give_back(session.address)
+        if guest or stranger is not None:
+            if session.reason in _OUR_OWN:
+                self.parts.limits.give_back(session.address)
         elif session.device is not None and session.reason is not CloseReason.TAKEN_OVER:
-            claimants = [guest for guest in self._guests if guest.key == session.key]
+            claimants = [each for each in self._guests if each.key == session.key]
             if claimants:
                 self._seat(claimants.pop())
-            for guest in claimants:
-                self._turn_away(guest)
+            for claimant in claimants:
+                self._turn_away(claimant)
 
     def closing(self, session: Session) -> bool:
         """
@@ -473,7 +475,7 @@ class Registry:
         judging = self.steady.advance(self.parts.seconds())
         now = self.steady.now
         for guest in [guest for guest, until in self._guests.items() if now >= until]:
-            self._turn_away(guest)
+            self.guarded(guest, self._turn_away, guest)
         for session in list(self._sessions.values()):
             if session.due <= now:
                 self.guarded(session, session.attend, now, judging)
