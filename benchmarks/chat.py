@@ -1,15 +1,15 @@
 """
-Chat as it is in group rooms: Korean, short for the most part, many rooms and people.
+Chat like that of group rooms: Korean, mostly short, many rooms and people.
 
-Made up at random from common words, so that it is no easier to compress than what people write:
-nobody repeats a sentence, only words, names and habits come again.
+It is made at random from common words, and is as hard to compress as real chat: sentences are not
+repeated, only words, names and habits are.
 """
 
 from collections.abc import Iterator
 from itertools import accumulate
 from random import Random
 
-from domaeka.phonewire import Said
+from domaeka.wire import Said
 
 _PEOPLE = [
     "김하늘",
@@ -332,15 +332,15 @@ _SHORT = (
     "확인했습니다",
 )
 _TAILS = ("", "", "", "", "~", "!", "!!", "?", " ㅎㅎ", " ㅋㅋ", " ㅠㅠ", "^^", " 😊", " 🙏", "...")
-#: How people's words are spread: the n-th common one comes with 1/n, as in any language.
+#: Weights of the words: the n-th most common comes with 1/n, as in any language (Zipf's law).
 _WEIGHTS = list(accumulate(1 / (rank + 3) for rank in range(len(_STEMS))))
 
 
 class Chat:
-    """What is written in the rooms of one phone."""
+    """Chat in the rooms of one phone."""
 
     def __init__(self, seed: int) -> None:
-        """@param seed: each makes another phone."""
+        """@param seed: each seed makes another phone."""
         self._random = random = Random(seed)
         self._log_id = random.randrange(3 * 10**18, 4 * 10**18)
         self._rooms = [
@@ -351,7 +351,7 @@ class Chat:
         ]
 
     def lines(self) -> Iterator[Said]:
-        """What is said, one after the other, without an end: all of it is to be echoed."""
+        """Messages without end; all of them are commands to echo."""
         random = self._random
         while True:
             room, channel_id = random.choice(self._rooms)
@@ -368,7 +368,7 @@ class Chat:
             )
 
     def text(self) -> str:
-        """Something that somebody may say."""
+        """A text that somebody may write."""
         random = self._random
         if random.random() < 0.12:
             return random.choice(_SHORT)

@@ -1,8 +1,8 @@
 """
-What compression saves on the wire, and what it costs the server.
+Compression: bytes saved on the wire, and its cost at the server.
 
-Usage: C{python -m benchmarks.compression}.  Phones of each kind chat with one server, by turns;
-the bytes are those of their sockets, the CPU time is that of the server's process.
+Usage: C{python -m benchmarks.compression}.  Phones of each kind chat with one server in turn.  The
+bytes are those of their sockets, the CPU time is that of the server's process.
 """
 
 import selectors
@@ -14,25 +14,33 @@ from random import Random
 from typing import Final
 
 from benchmarks.chat import Chat
-from benchmarks.gateway import (
+from benchmarks.load import make_writer
+from benchmarks.servers import (
     Server,
     allow_many_files,
     cpu_seconds,
     gateway,
     resident_bytes,
 )
-from benchmarks.load import make_writer
-from domaeka.messages import Dialect, Media, Reply, encode_reply, timestamp_text
-from domaeka.phonewire import Identity
-from domaeka.policies.compression import Deflater, Inflater, pack_text
-from domaeka.wire import LineDecoder
+from domaeka.wire import (
+    Deflater,
+    Dialect,
+    Identity,
+    Inflater,
+    LineDecoder,
+    Media,
+    Reply,
+    encode_reply,
+    pack_text,
+    timestamp_text,
+)
 
-#: Each kind of phone, and what it asks for.
+#: Kinds of phones, with the capabilities that they ask for.
 KINDS: Final = {"plain": (), "gzip": ("gzip",), "deflate": ("deflate",)}
 CONNECTIONS: Final = 50
 MESSAGES: Final = 100  # of each connection, in each round
 ROUNDS: Final = 3
-#: For what a connection takes: how many more there are, and what each has said by then.
+#: Connections added to measure memory, and messages on each of them.
 MORE_CONNECTIONS: Final = 150
 MORE_MESSAGES: Final = 80
 
@@ -41,11 +49,11 @@ class Talker:
     """
     A phone on a blocking socket.
 
-    @ivar sent: bytes on the wire, behind the handshake; C{received}: behind the greeting.
+    @ivar sent: bytes on the wire after the handshake; C{received}: after the greeting.
     """
 
     def __init__(self, server: Server, kind: str, number: int) -> None:
-        """Connect, shake hands, be greeted."""
+        """Connect, send the handshake, and wait for the greeting."""
         _, port, key, salt = server
         self.sock = socket.create_connection(("127.0.0.1", port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -68,7 +76,7 @@ class Talker:
         self.answers = 0
 
     def say(self, number: int) -> None:
-        """Say so many things at once."""
+        """Send C{number} messages at once."""
         chat = [self._writer.chat(said) for said in islice(self._lines, number)]
         self.said += number
         data = b"".join(chat)
@@ -79,7 +87,7 @@ class Talker:
         self.sock.sendall(data)
 
     def hear(self) -> int:
-        """@return: how many answers have come."""
+        """@return: the number of answers received."""
         data = self.sock.recv(262_144)
         if not data:
             raise ConnectionError("the server closed a connection")
@@ -93,7 +101,7 @@ class Talker:
 
 
 def talk(talkers: list[Talker], outstanding: int, messages: int) -> None:
-    """Have each say C{messages} things, C{outstanding} at a time, and wait for every answer."""
+    """Let each phone send C{messages}, C{outstanding} at a time, and wait for every answer."""
     selector = selectors.DefaultSelector()
     for talker in talkers:
         talker.answers = 0
@@ -117,7 +125,7 @@ def talk(talkers: list[Talker], outstanding: int, messages: int) -> None:
 
 
 def measure(server: Server, outstanding: int) -> tuple[dict[str, float], dict[str, list[Talker]]]:
-    """@return: CPU time of a message, in seconds, at its best, for each kind; and the phones."""
+    """@return: least CPU time of a message, in seconds, for each kind; and the phones."""
     fleets = {kind: [Talker(server, kind, n) for n in range(CONNECTIONS)] for kind in KINDS}
     for talkers in fleets.values():
         talk(talkers, outstanding, 5 * outstanding)  # warm
@@ -132,19 +140,19 @@ def measure(server: Server, outstanding: int) -> tuple[dict[str, float], dict[st
 
 
 def memory(kind: str) -> float:
-    """What the server holds for one more connection on which something was said, in bytes."""
+    """Memory of the server for one more connection that has chatted, in bytes."""
     with gateway("storage.chat_log=false") as server:
         talkers = [Talker(server, kind, number) for number in range(50)]
         talk(talkers, 1, MORE_MESSAGES)
         before = resident_bytes(server[0])
         more = [Talker(server, kind, 50 + number) for number in range(MORE_CONNECTIONS)]
         talk(more, 1, MORE_MESSAGES)
-        time.sleep(2.0)  # the sweep, once a second, lets go of what is no longer needed
+        time.sleep(2.0)  # the sweep frees unused memory once a second
         return (resident_bytes(server[0]) - before) / MORE_CONNECTIONS
 
 
 def line_of(content: str | Media, kind: str) -> int:
-    """How many bytes a reply takes on the wire."""
+    """Length of a reply on the wire, in bytes."""
     pack = pack_text if kind == "gzip" else None
     reply = Reply("공동구매방", "18398338829933617", "가게봇", content)
     line = encode_reply(reply, Dialect.V33, timestamp_text(time.time()), None, pack)

@@ -1,8 +1,8 @@
 """
-How soon dead lines are noticed, and at what price, in virtual time.
+Time until dead lines are noticed, and its cost, in virtual time.
 
-Usage: C{python -m benchmarks.liveness_simulation}.  Lines of several kinds are run under several
-rules, each rule on the very same lines; the same figures come out each time.
+Usage: C{python -m benchmarks.liveness_simulation}.  Several rules run on the same lines of several
+kinds; the figures are the same in each run.
 """
 
 import sys
@@ -15,25 +15,25 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from domaeka.config import PingSettings
-from domaeka.policies.liveness import Liveness, Ping
-from domaeka.policies.patience import Patience
+from domaeka.policies.liveness import FINISH_SECONDS, Liveness, Ping, Responsiveness
 
-#: Lines of each kind, and how long each is watched while it lives, in hours.
+#: Lines of each kind, and the hours for which each is watched while it lives.
 LINES = 60
 HOURS = 6.0
-#: How many more die in their first 20 minutes, and how many later; when, in seconds.
+#: Further lines that die in their first 20 minutes, as many that die later, and the times of
+#: death, in seconds.
 DEATHS = 100
 DEATH_SECONDS = ((60.0, 1200.0), (1200.0, 4800.0))
-#: A phone is back so long after it has seen its connection close, in seconds.
+#: Time after which a phone reconnects once it has noticed the end of its connection, in seconds.
 RETURN_SECONDS = 4.0
 #: Mean pause between two messages from a phone, in seconds.
 CHAT_SECONDS = 180.0
-#: First retransmission, beside the round trip, and longest pause between two, in seconds.
+#: First retransmission timeout, beside the round trip, and longest one, in seconds.
 RETRANSMISSION_SECONDS = (0.2, 120.0)
 
 
 class Profile(NamedTuple):
-    """A kind of line; spans are drawn evenly, pauses between them are exponential."""
+    """A kind of line; durations are uniform, pauses between them are exponential."""
 
     name: str
     round_trip: float  # median, in seconds
@@ -42,8 +42,8 @@ class Profile(NamedTuple):
     outage: tuple[float, float] = (0.0, 0.0)
     freeze_every: float = inf  # the kernel acknowledges, the app does not run
     freeze: tuple[float, float] = (0.0, 0.0)
-    nat: float = inf  # a flow that is idle for longer is forgotten
-    thinks: tuple[float, float] = (0.0, 0.0)  # how long the app takes to answer
+    nat: float = inf  # idle flows are forgotten after this
+    thinks: tuple[float, float] = (0.0, 0.0)  # time until the app answers
 
 
 PROFILES = (
@@ -59,7 +59,7 @@ PROFILES = (
 
 
 class Spans:
-    """The times at which something is the matter with a line."""
+    """Periods of trouble on a line."""
 
     def __init__(self, random: Random, every: float, length: tuple[float, float]) -> None:
         self._random = random
@@ -69,7 +69,7 @@ class Spans:
         self._end = 0.0
 
     def end_of(self, time: float) -> float:
-        """When the span ends that C{time} is in; C{time} itself if it is in none."""
+        """End of the period that contains C{time}; C{time} itself if there is none."""
         while self._end <= time and self._every < inf:
             start = self._end + self._random.expovariate(1 / self._every)
             self._end = start + self._random.uniform(*self._length)
@@ -84,10 +84,10 @@ class Spans:
 
 class Line:
     """
-    One phone and its line: what is sent arrives, late or never.
+    A phone and its line: packets arrive, late or in time, or are lost.
 
-    @ivar dead_at: from then on nothing passes any more.
-    @ivar chat_at: when the phone next says something.
+    @ivar dead_at: the time after which everything is lost.
+    @ivar chat_at: the time of the phone's next message.
     """
 
     def __init__(self, profile: Profile, seed: str) -> None:
@@ -109,7 +109,7 @@ class Line:
         self.unacknowledged_since = inf
 
     def passes(self, time: float) -> bool:
-        """Whether a packet that is sent at C{time} arrives; one that does keeps the flow alive."""
+        """True if a packet sent at C{time} arrives; such a packet keeps the flow alive."""
         if time - self._last_packet > self._profile.nat:
             self.dead_at = min(self.dead_at, self._last_packet + self._profile.nat)
         if time >= self.dead_at or self._outages.end_of(time) > time:
@@ -118,11 +118,11 @@ class Line:
         return True
 
     def usable_at(self, time: float) -> float:
-        """From when on, at C{time} or later, the phone can connect."""
+        """Earliest time, C{time} or later, at which the phone can connect."""
         return self._outages.end_of(self._freezes.end_of(time))
 
     def deliver(self, time: float, up: bool) -> float:
-        """When what TCP is given at C{time} arrives: at once, or with a retransmission."""
+        """Arrival of bytes given to TCP at C{time}: at once, or with a retransmission."""
         pause, longest = RETRANSMISSION_SECONDS
         pause += self._round_trip()
         at = max(time, self._stuck_until[up])
@@ -136,7 +136,7 @@ class Line:
         return at
 
     def ping(self, time: float) -> tuple[float, float]:
-        """@return: when the kernel's acknowledgement of a ping comes back, and when its pong."""
+        """@return: the times at which a ping's TCP acknowledgement and its pong come back."""
         arrived = self.deliver(time, up=False)
         if arrived == inf:
             return inf, inf
@@ -146,13 +146,13 @@ class Line:
         return arrived + trip, self._in_order(self.deliver(answered, up=True) + trip / 2)
 
     def chat(self) -> float:
-        """The phone says something, at L{chat_at}.  @return: when it arrives."""
+        """The phone sends a message at L{chat_at}.  @return: the time of its arrival."""
         said_at = self._freezes.end_of(self.chat_at)
         self.chat_at += self._chat.expovariate(1 / CHAT_SECONDS)
         return self._in_order(self.deliver(said_at, up=True))
 
     def _in_order(self, time: float) -> float:
-        """When that arrives which left behind everything else."""
+        """Arrival of bytes that were sent after all others."""
         self._arrived = max(self._arrived, time)
         return self._arrived
 
@@ -161,22 +161,22 @@ class Line:
 
 
 class Rule(Protocol):
-    """What decides when to ping and when to give up; asked at whole seconds."""
+    """Rule for pings and for giving up; evaluated at whole seconds."""
 
     def heard(self, now: float) -> None:
-        """Bytes came."""
+        """Bytes were received."""
 
     def pong(self, sent_at: float, now: float, round_trip: float) -> None:
-        """The ping of a time was answered."""
+        """The ping sent at C{sent_at} was answered."""
 
     def ping_due(self, now: float) -> bool:
-        """Whether to ping."""
+        """Return True if a ping is due."""
 
     def gives_up(self, now: float, line: Line) -> bool:
-        """Whether to close."""
+        """Return True if the connection is to be closed."""
 
     def due(self, line: Line) -> float:
-        """Before this time, and unless something comes, there is nothing to ask."""
+        """Time before which nothing is due, unless something is received."""
 
     def ended(self) -> None:
         """The connection was closed."""
@@ -190,14 +190,14 @@ class Ours:
         settings: PingSettings,
         random: Random,
         now: float,
-        device: Patience,
+        device: Responsiveness,
         pings_judge: bool = True,
         kernel_seconds: float = inf,
     ) -> None:
         """
-        @param device: what its connections before have shown.
-        @param pings_judge: whether unanswered pings end a connection.
-        @param kernel_seconds: TCP_USER_TIMEOUT, which ends it, too.
+        @param device: record of its earlier connections.
+        @param pings_judge: True if unanswered pings end a connection.
+        @param kernel_seconds: time without an acknowledgement that also ends a connection.
         """
         self.liveness: Liveness = Liveness(settings, now, random)
         self.liveness.is_of(device, now)
@@ -231,8 +231,8 @@ class Ours:
         self.liveness.ended()
 
 
-class Present:
-    """No pings: TCP keep-alive after 30 s, 9 times every 10 s; nothing read for 600 s."""
+class KeepAliveAlone:
+    """No pings: TCP keep-alive after 30 s, 9 times every 10 s; closes after 600 s of silence."""
 
     def __init__(self, now: float) -> None:
         self._heard_at = self._read_at = self._probe_at = now
@@ -260,34 +260,41 @@ class Present:
         pass
 
 
-def make_rule(name: str, random: Random, now: float, device: Patience) -> Rule:
+def make_rule(name: str, random: Random, now: float, device: Responsiveness) -> Rule:
     """The rule of a new connection."""
     if name == "keep-alive alone":
-        return Present(now)
+        return KeepAliveAlone(now)
     return Ours(
         PingSettings(adaptive="adaptive" in name),
         random,
         now,
         device,
-        "alone" not in name,
-        60.0 if "TCP_USER_TIMEOUT" in name else inf,
+        name != "present system",
+        KERNEL_SECONDS.get(name, inf),
     )
 
 
 RULES = (
+    "adaptive, finished",
     "adaptive and TCP_USER_TIMEOUT",
-    "adaptive",
     "fixed 30/90",
-    "TCP_USER_TIMEOUT alone",
     "keep-alive alone",
+    "present system",
 )
+#: Time without an acknowledgement that ends a connection: of a phone of the gateway, of one of its
+#: clients, and where pings have no time-out, so that Linux gives up (tcp_retries2).
+KERNEL_SECONDS = {
+    "adaptive, finished": FINISH_SECONDS,
+    "adaptive and TCP_USER_TIMEOUT": 60.0,
+    "present system": 924.6,
+}
 
 
 class Outcome(msgspec.Struct):
     """
-    What a rule did to the lines of a kind.
+    Results of a rule on the lines of a kind.
 
-    @ivar noticed: seconds from each death to its notice, of those that died early and late.
+    @ivar noticed: seconds from death to notice, for lines that died early and late.
     """
 
     noticed: tuple[list[float], list[float]]
@@ -297,12 +304,12 @@ class Outcome(msgspec.Struct):
 
 
 def watch(line: Line, rule_name: str, seed: str, hours: float, outcome: Outcome) -> None:
-    """Run a line until it has been dead and noticed, or for so many hours."""
+    """Run a line until its death is noticed, or for C{hours}."""
     random = Random(seed)
     now = 0.0
     end = hours * 3600
-    device = Patience()
-    while now < min(end, line.dead_at):  # where it died while it was away nothing is to notice
+    device = Responsiveness()
+    while now < min(end, line.dead_at):  # a death while disconnected cannot be noticed
         rule = make_rule(rule_name, random, now, device)
         line.connect(now)
         pings: list[tuple[float, int]] = []  # when acknowledged
@@ -362,9 +369,10 @@ def simulate(profile: Profile, rule_name: str) -> Outcome:
 
 def cell(outcome: Outcome, pings: bool) -> str:
     """
-    What docs/operations.md, "Dead lines", says of a rule on lines of a kind.
+    Cell of the table in docs/operations.md, "Dead lines", for a rule on lines of a kind.
 
-    @param pings: whether to say how many it sends: the others do as the fixed one, or send none.
+    @param pings: True to add the number of pings: other rules send as many as the fixed one, or
+        none.
     """
     early, late = outcome.noticed
     times = sorted(early + late)

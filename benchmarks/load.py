@@ -1,18 +1,19 @@
 """
-Load for the benchmarks: phones as lean as can be, in one thread, over real sockets.
+Lean phones in one thread, over real sockets, for measurements other than a server's speed.  For
+that one there is benchmarks/native/loadgen.c.
 """
 
 import selectors
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
-from domaeka.phonewire import Asked, Identity, PhoneWriter, Said, read_server_frame
 from domaeka.policies.auth import Signer
+from domaeka.wire import Identity, PhoneWriter, Ping, Said, read_server_frame
 
-#: Texts as people write them: 20 to 60 characters, Hangul for the most part.
+#: Typical texts: 20 to 60 characters, mostly Hangul.
 TEXTS = (
     "# echo 오늘 공동구매 상품 언제 마감되나요? 두 개 주문하고 싶어요",
     "# echo 네 알겠습니다 감사합니다 ㅎㅎ 내일 뵙겠습니다!",
@@ -23,18 +24,17 @@ TEXTS = (
 
 @dataclass
 class Phone:
-    """One connection, with the lines it is going to say."""
+    """A connection, and the lines that it will send."""
 
     sock: socket.socket
     writer: PhoneWriter
     lines: Iterator[bytes]
     answers: int = 0
     rest: bytes = b""
-    sent_at: list[float] = field(default_factory=list)
 
 
 def make_phone(port: int, number: int, key: str, salt: str) -> Phone:
-    """Connect a phone and have it say its handshake."""
+    """Connect a phone, and send its handshake."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     identity = Identity(bot_name=f"봇{number}", device_id=f"{number:016x}")
@@ -43,15 +43,21 @@ def make_phone(port: int, number: int, key: str, salt: str) -> Phone:
     return Phone(sock, writer, iter(()))
 
 
+def hang_up(phones: list[Phone]) -> None:
+    """Close all connections."""
+    for phone in phones:
+        phone.sock.close()
+
+
 def make_writer(identity: Identity, key: str, salt: str) -> PhoneWriter:
-    """What a phone says.  Each line has a time of its own, as those that people write have."""
+    """Writer of a phone.  Each line has a time of its own, as real ones have."""
     signer = Signer([key], salt, 300.0, time.time)
     milliseconds = count(int(time.time() * 1000))
     return PhoneWriter(identity, signer.sign, lambda: next(milliseconds) / 1000)
 
 
 def chat_lines(writer: PhoneWriter, number: int) -> list[bytes]:
-    """As many lines of chat, signed, all different."""
+    """Signed lines of chat, C{number} of them, all different."""
     return [
         writer.chat(
             Said(
@@ -70,10 +76,10 @@ def chat_lines(writer: PhoneWriter, number: int) -> list[bytes]:
 
 def answer_pings(phones: list[Phone], until: float) -> int:
     """
-    Have phones do nothing but answer pings.
+    Let phones only answer pings.
 
     @param until: by L{time.monotonic}.
-    @return: how many pings came.
+    @return: the number of pings.
     """
     pings = 0
     with selectors.DefaultSelector() as selector:
@@ -88,7 +94,7 @@ def answer_pings(phones: list[Phone], until: float) -> int:
                 *lines, phone.rest = (phone.rest + data).split(b"\n")
                 for line in lines:
                     frame = read_server_frame(line)
-                    if isinstance(frame, Asked):
+                    if isinstance(frame, Ping):
                         pings += 1
                         phone.sock.sendall(phone.writer.pong(frame.server_timestamp))
     return pings
@@ -96,9 +102,9 @@ def answer_pings(phones: list[Phone], until: float) -> int:
 
 def exchange(phones: list[Phone], outstanding: int, messages: int, limit: float = 120.0) -> float:
     """
-    Have each phone say C{messages} lines, C{outstanding} at a time, and wait for every answer.
+    Let each phone send C{messages} lines, C{outstanding} at a time, and wait for every answer.
 
-    @return: how long it took, in seconds.
+    @return: the duration, in seconds.
     @raise TimeoutError: after C{limit} seconds.
     """
     selector = selectors.DefaultSelector()
@@ -121,7 +127,7 @@ def exchange(phones: list[Phone], outstanding: int, messages: int, limit: float 
                 raise ConnectionError("the server closed a connection")
             answers = data.count(b"\n")
             if b'"event":"messageResponse"' not in data and b'"messageResponse"' not in data:
-                # Only greetings and pings: a ping is answered, for it may be the first one.
+                # Only greetings and pings; the first ping must be answered.
                 answers = 0
             elif b'"event":"ping"' in data or b'"event":"handshakeComplete"' in data:
                 answers = data.count(b'"messageResponse"')

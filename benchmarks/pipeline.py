@@ -1,9 +1,9 @@
 """
-Where the time of a message goes, without a network: C{python -m benchmarks.pipeline [BATCH…]}.
+Cost of a message without a network: C{python -m benchmarks.pipeline [BATCH…]}.
 
-One authenticated phone says echo commands, C{BATCH} at a time, to a gateway whose transport
-throws away what it is given.  A bare Twisted server does the same by turns with it, so that
-what else the machine does hits both.
+One authenticated phone sends echo commands, C{BATCH} at a time, to a gateway whose transport
+discards its output.  A bare Twisted server does the same in turn with it, so that other load on
+the machine affects both.
 """
 
 import gc
@@ -11,27 +11,22 @@ import sys
 import time
 from collections.abc import Iterator
 from math import inf
-from random import Random
 from typing import Any
 
 from twisted.internet.task import Clock
 
-from benchmarks.bare_echo import BareEcho
+from benchmarks.bare_server import Bare
 from benchmarks.load import chat_lines, make_writer
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.threads import CommandThreads
 from domaeka.config import BreakerSettings, load_settings
-from domaeka.gateway.parts import Parts
-from domaeka.gateway.protocol import GatewayFactory
-from domaeka.gateway.registry import Registry
+from domaeka.gateway.directory import Directory
+from domaeka.gateway.serving import Step
+from domaeka.gateway.transport.connection import GatewayFactory
 from domaeka.metrics import Metrics
-from domaeka.phonewire import Identity, PhoneWriter
-from domaeka.policies.auth import Signer
-from domaeka.policies.limits import AddressLimits
-from domaeka.server import GC_THRESHOLDS
-from domaeka.startup import give_back_memory
-from domaeka.testing import FakeDevices, FakeRooms
-from domaeka.wire import MAX_LINE_BYTES, LineDecoder
+from domaeka.server import GC_THRESHOLDS, give_back_memory
+from domaeka.testing import make_context, transport_context
+from domaeka.wire import MAX_LINE_BYTES, Identity, LineDecoder, PhoneWriter
 
 KEY, SALT = "k" * 32, "salt"
 ROUNDS = 15
@@ -61,54 +56,45 @@ class Sink:
     def getPeer(self) -> Any:
         return None
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Do nothing: there is no delay."""
+
     def pauseProducing(self) -> None:
-        """The phone is not to be read from."""
+        """Do nothing: reading never pauses."""
 
     def resumeProducing(self) -> None:
-        """The phone is to be read from."""
+        """Do nothing: reading never pauses."""
 
 
-def make_gateway(signer: Signer, clock: Any) -> Any:
-    """The protocol of one connection to a gateway without a store."""
+def make_gateway(clock: Any) -> Any:
+    """Protocol of a connection to a gateway without a store."""
     metrics = Metrics()
-    settings = load_settings(None, [("limits.messages_per_second", "0")], {})
     dispatcher = BotDispatcher(
         (),
         clock,
         CommandThreads(clock),
-        settings.bots,
+        load_settings(None, [], {}).bots,
         BreakerSettings(),
         observe=lambda command: metrics.handler.register(command).observe,
         failed=lambda command: None,
         busy=lambda: None,
     )
-    parts = Parts(
-        settings=settings,
-        signer=signer,
-        limits=AddressLimits(settings.limits, time.time),
-        sessions=None,
-        devices=FakeDevices(),
-        rooms=FakeRooms(),
-        chat_log=None,
-        metrics=metrics,
-        seconds=time.time,
-        random=Random(1),
-        server_version="0",
-        node="here",
-    )
-    parts.dispatcher = dispatcher
-    return GatewayFactory(Registry(parts, clock)).buildProtocol(None)
+    unlimited = [("limits.messages_per_second", "0")]
+    context = make_context(clock, time.time, KEY, SALT, unlimited, dispatcher=dispatcher)
+    directory = Directory(context, clock)
+    context.serving.take(Step.OPEN)
+    return GatewayFactory(transport_context(directory)).buildProtocol(None)
 
 
 def reads(writer: PhoneWriter, batch: int) -> Iterator[bytes]:
-    """What comes in a round, C{batch} lines at a time."""
+    """Input of a round, C{batch} lines at a time."""
     lines = chat_lines(writer, MESSAGES)
     for at in range(0, len(lines), batch):
         yield b"".join(lines[at : at + batch])
 
 
 def seconds_a_message(protocol: Any, sink: Sink, data: list[bytes]) -> float:
-    """CPU time of one round, by message."""
+    """CPU time of a round, per message."""
     before = sink.written
     began = time.process_time()
     for piece in data:
@@ -119,17 +105,16 @@ def seconds_a_message(protocol: Any, sink: Sink, data: list[bytes]) -> float:
 
 
 def compare(batch: int) -> tuple[float, float]:
-    """CPU time of a message, in seconds, at its best: the gateway's and bare Twisted's."""
-    signer = Signer([KEY], SALT, 300.0, time.time)
+    """Least CPU time of a message, in seconds: the gateway's and bare Twisted's."""
     writer = make_writer(Identity(bot_name="봇", device_id="d" * 16), KEY, SALT)
     clock = Clock()
     clock.advance(time.time())
-    ours, theirs = make_gateway(signer, clock), BareEcho()
+    ours, theirs = make_gateway(clock), Bare(KEY, SALT, 30.0)
     sinks = Sink(), Sink()
     for protocol, sink in zip((ours, theirs), sinks, strict=True):
         protocol.makeConnection(sink)
     ours.dataReceived(writer.handshake() + chat_lines(writer, 1)[0])
-    clock.advance(0)  # who says more than is read of a stranger waits for a turn
+    clock.advance(0)  # lines beyond the bound before authentication wait for the next turn
     best = [1.0, 1.0]
     for _ in range(ROUNDS):
         data = list(reads(writer, batch))
@@ -139,7 +124,7 @@ def compare(batch: int) -> tuple[float, float]:
 
 
 def seconds_a_line(piece_bytes: int) -> float:
-    """What it takes to cut a line of 1 MB out of pieces of so many bytes, at its best."""
+    """Least time to cut a line of 1 MB out of pieces of C{piece_bytes}, in seconds."""
     line = b"x" * (MAX_LINE_BYTES - 2) + b"\n"
     pieces = [line[at : at + piece_bytes] for at in range(0, len(line), piece_bytes)]
     best = inf
@@ -155,7 +140,7 @@ def seconds_a_line(piece_bytes: int) -> float:
 
 
 def main() -> None:
-    """Print the cost of a message, and of a line that comes in pieces."""
+    """Print the cost of a message, and of a line in pieces."""
     gc.set_threshold(*GC_THRESHOLDS)
     give_back_memory()
     for piece_bytes in (1460, 100, 10):

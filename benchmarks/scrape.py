@@ -1,7 +1,7 @@
 """
-What a scrape of C{/metrics} costs, and how long it holds others up: C{python -m benchmarks.scrape}.
+Cost of a scrape of C{/metrics}, and the delay for others: C{python -m benchmarks.scrape}.
 
-Two hundred phones are connected, and each of the commands that a bot has its series.
+Two hundred phones are connected, and each command of a bot has its series.
 """
 
 import http.client
@@ -9,20 +9,20 @@ import time
 from statistics import median
 from typing import Final
 
-from benchmarks.gateway import allow_many_files, free_port, gateway, hang_up
-from benchmarks.load import Phone, answer_pings, make_phone
-from domaeka.phonewire import Delivered, Said, read_server_frame
+from benchmarks.load import Phone, answer_pings, hang_up, make_phone
+from benchmarks.servers import allow_many_files, free_port, gateway
+from domaeka.wire import Delivered, Said, read_server_frame
 
 PHONES: Final = 200
 SCRAPES: Final = 200
-#: In between, in seconds.
+#: Pause between scrapes, in seconds.
 PAUSE_SECONDS: Final = 0.02
-#: What C{benchmarks/turns.py} says the longest turn to.
+#: Command to which C{benchmarks/lag_bot.py} answers with the longest turn.
 COMMAND: Final = "# turns"
 
 
 def longest_turn(phone: Phone) -> float:
-    """The longest turn of the server's reactor since this was asked last, in seconds."""
+    """The longest turn of the server's reactor since the last call, in seconds."""
     phone.sock.sendall(phone.writer.chat(Said(room="방", sender="김하늘", text=COMMAND)))
     while True:
         *lines, phone.rest = (phone.rest + phone.sock.recv(65536)).split(b"\n")
@@ -33,7 +33,7 @@ def longest_turn(phone: Phone) -> float:
 
 
 def scrape(port: int) -> tuple[list[float], bytes]:
-    """@return: how long each scrape took, in seconds; and the last one."""
+    """@return: the duration of each scrape, in seconds; and the last response."""
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     times = []
     for _ in range(SCRAPES):
@@ -47,10 +47,10 @@ def scrape(port: int) -> tuple[list[float], bytes]:
 
 
 def main() -> None:
-    """Print it."""
+    """Print the figures."""
     allow_many_files()
     http_port = free_port()
-    bots = 'bots.load=["benchmarks.turns:bot"]'
+    bots = 'bots.load=["benchmarks.lag_bot:bot"]'
     with gateway(bots, http_port=http_port) as (_, port, key, salt):
         phones = [make_phone(port, number, key, salt) for number in range(PHONES)]
         answer_pings(phones, time.monotonic() + 3.0)

@@ -1,17 +1,15 @@
-"""
-What a phone that reads nothing costs the server and the others: C{python -m benchmarks.slow}.
-"""
+"""Cost of a phone that reads nothing, for server and others: C{python -m benchmarks.slow}."""
 
 import os
 import socket
 import time
 from itertools import cycle, islice
 
-from benchmarks.gateway import gateway, resident_bytes
-from benchmarks.load import Phone, chat_lines, exchange, make_phone
+from benchmarks.load import Phone, chat_lines, exchange, hang_up, make_phone
+from benchmarks.servers import gateway, resident_bytes
 from domaeka import Bot, Context
 from domaeka.config import QueueSettings
-from domaeka.phonewire import Said
+from domaeka.wire import Said
 
 COMMAND = "# picture"
 PICTURE_BYTES = 9 * 1024 * 1024
@@ -24,12 +22,12 @@ bot = Bot("pictures")
 
 @bot.command(COMMAND)
 async def picture(ctx: Context) -> None:
-    """One picture, unlike any other."""
+    """A picture, different each time."""
     await ctx.reply_media(os.urandom(PICTURE_BYTES), 1)
 
 
 def p99(phones: list[Phone]) -> float:
-    """How long all but a hundredth of the answers take, in seconds; one phone after the other."""
+    """99th percentile of the latency, in seconds; the phones ask one after the other."""
     took = []
     lines = [iter(chat_lines(phone.writer, MESSAGES // len(phones) + 1)) for phone in phones]
     for number, phone in islice(cycle(enumerate(phones)), MESSAGES):
@@ -42,14 +40,14 @@ def p99(phones: list[Phone]) -> float:
 
 
 def ask_for_picture(phone: Phone) -> None:
-    """Have a phone that reads nothing ask for one."""
+    """Let a phone that reads nothing ask for a picture."""
     said = Said(room="방", sender="나", text=COMMAND, channel_id="1")
     phone.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
     phone.sock.sendall(phone.writer.chat(said))
 
 
 def main() -> None:
-    """Print it."""
+    """Print the figures."""
     settings = ("storage.chat_log=false", 'bots.load=["benchmarks.slow:bot"]')
     with gateway(*settings) as (pid, port, key, salt):
         phones = [make_phone(port, number, key, salt) for number in range(PHONES)]
@@ -61,8 +59,7 @@ def main() -> None:
         time.sleep(0.5)
         beside = p99(phones)
         held = resident_bytes(pid) - before
-        for phone in (*phones, slow):
-            phone.sock.close()
+        hang_up([*phones, slow])
     bound = QueueSettings().max_bytes / MIB + 1
     print(f"a phone that reads nothing, for which a picture of {PICTURE_BYTES // MIB} MiB waits")
     print(f"  the server's memory for it: {held / MIB:.1f} MiB (target: {bound:.0f} at most)")

@@ -7,6 +7,7 @@ docs/settings.md and the file that C{domaeka init} writes are made from here.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,12 +17,17 @@ import msgspec
 from msgspec import Meta
 
 from domaeka.errors import ConfigError
-from domaeka.toml import check_private, lines_of, read_toml
+from domaeka.toml import check_private, check_trusted, lines_of, read_toml
+from domaeka.validation import UNKNOWN, fault_of
 
 #: SHA-256 of the key that old bridge scripts were published with.
 PUBLISHED_KEY_SHA256: Final = "e194188066f96ae20abfb60c0e788cb74586dd70a96798f82aa321187d07d6fd"
+#: Name of the file of settings that is read from the working directory, if none is named.
+CONFIG_NAME: Final = "domaeka.toml"
 #: Shortest secret key, in bytes.
 MIN_SECRET_KEY_BYTES: Final = 16
+#: Smallest C{socket.max_segment}, in bytes.  Source: RFC 9293, 3.7.1: what all must take on IPv4.
+MIN_SEGMENT_BYTES: Final = 536
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
 _SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=31_536_000)]
@@ -31,177 +37,172 @@ _CountOrZero: TypeAlias = Annotated[int, Meta(ge=0, le=100_000_000)]
 _Bytes: TypeAlias = Annotated[int, Meta(ge=1024, le=2**40)]
 
 
+def _doc(text: str, ge: int | None = None, le: int | None = None) -> Meta:
+    """The description of a setting, with its bounds if its type has none."""
+    return Meta(description=text, ge=ge, le=le)
+
+
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all sections share: no unknown keys, no changes."""
+    """The base of all sections: no unknown keys, no changes."""
 
 
 class ServerSettings(_Section, frozen=True):
-    """Where phones connect, and what one connection may do."""
+    """The phones' port, and the limits of one connection."""
 
-    port: Annotated[_Port, Meta(description="the phones' TCP port; 0: any free one")] = 9000
-    interface: Annotated[str, Meta(description="address to listen on; empty: all")] = ""
+    port: Annotated[_Port, _doc("the phones' TCP port; 0: any free one")] = 9000
+    interface: Annotated[str, _doc("address to listen on; empty: all")] = ""
     endpoints: Annotated[
         tuple[str, ...],
-        Meta(
-            description="more places to listen, as Twisted endpoint strings "
-            "(`ssl:…`, `haproxy:tcp:…`, `systemd:…`)"
+        _doc(
+            "more places to listen, as Twisted endpoint strings (`ssl:…`, `haproxy:tcp:…`, "
+            "`systemd:…`)"
         ),
     ] = ()
     max_connections: Annotated[
         _Count,
-        Meta(
-            description="when full, the oldest connection that has not authenticated gives way; "
-            "when all have, a new one gets `SERVER_FULL`"
+        _doc(
+            "when full, the oldest connection that has not authenticated gives way; when all "
+            "have, a new one gets `SERVER_FULL`"
         ),
     ] = 100
     max_frame_bytes: Annotated[
         int,
-        Meta(
+        _doc(
+            "longest frame from a phone, newline included; longer: `FRAME_TOO_LARGE`, closed",
             ge=4096,
             le=67_108_864,
-            description="longest frame from a phone, newline included; longer: `FRAME_TOO_LARGE`, "
-            "closed",
         ),
     ] = 1_048_576
     max_text_chars: Annotated[
-        int, Meta(ge=1, le=10_000_000, description="longest chat text, in characters")
+        int, _doc("longest chat text, in characters", ge=1, le=10_000_000)
     ] = 65_000
     handshake_timeout: Annotated[
-        Seconds, Meta(description="from accept to a whole handshake, however slowly it comes")
+        Seconds, _doc("from accept to a whole handshake, however slowly it comes")
     ] = 10.0
     authentication_timeout: Annotated[
-        Seconds, Meta(description="from the handshake to the first valid `auth`")
+        Seconds, _doc("from the handshake to the first valid `auth`")
     ] = 30.0
 
 
 class SocketSettings(_Section, frozen=True):
     """Options of the phones' sockets."""
 
-    nodelay: Annotated[bool, Meta(description="TCP_NODELAY")] = True
+    nodelay: Annotated[bool, _doc("TCP_NODELAY")] = True
     keepalive_idle: Annotated[
-        int, Meta(ge=1, le=32767, description="seconds of silence before the first TCP keep-alive")
+        int, _doc("seconds of silence before the first TCP keep-alive", ge=1, le=32767)
     ] = 30
-    keepalive_interval: Annotated[
-        int, Meta(ge=1, le=32767, description="seconds between keep-alives")
-    ] = 10
-    keepalive_count: Annotated[
-        int, Meta(ge=1, le=127, description="keep-alives unanswered before the end")
-    ] = 9
+    keepalive_interval: Annotated[int, _doc("seconds between keep-alives", ge=1, le=32767)] = 10
+    keepalive_count: Annotated[int, _doc("keep-alives unanswered before the end", ge=1, le=127)] = 9
     buffer_bytes: Annotated[
-        int,
-        Meta(
-            ge=0, le=16_777_216, description="SO_RCVBUF and SO_SNDBUF; 0 leaves them to the kernel"
-        ),
+        int, _doc("SO_RCVBUF and SO_SNDBUF; 0 leaves them to the kernel", ge=0, le=16_777_216)
     ] = 65_536
     user_timeout_ms: Annotated[
         int,
-        Meta(
-            ge=0, le=86_400_000, description="TCP_USER_TIMEOUT, where the platform has it; 0: off"
+        _doc(
+            "TCP_USER_TIMEOUT of clients with capabilities, where the platform has it; a phone "
+            "that acknowledges nothing for so long is shown as away; 0: off",
+            ge=0,
+            le=86_400_000,
         ),
     ] = 60_000
+    max_segment: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=32_767,
+            description="TCP_MAXSEG, 536 or more, in bytes: packets of 1,280 bytes pass every "
+            "network, larger ones vanish in some; 0: as large as the network says",
+        ),
+    ] = 1220
     linger_seconds: Annotated[
-        Seconds,
-        Meta(description="how long a closing connection may take to hand over what is written"),
+        Seconds, _doc("how long a closing connection may take to hand over what is written")
     ] = 5.0
-    reuse_address: Annotated[bool, Meta(description="SO_REUSEADDR")] = True
-    reuse_port: Annotated[bool, Meta(description="SO_REUSEPORT")] = False
+    reuse_address: Annotated[bool, _doc("SO_REUSEADDR")] = True
+    reuse_port: Annotated[bool, _doc("SO_REUSEPORT")] = False
 
 
 class PingSettings(_Section, frozen=True):
-    """When phones are asked for a sign of life."""
+    """Pings to phones."""
 
-    interval: Annotated[Seconds, Meta(description="seconds between two pings of a connection")] = (
-        30.0
-    )
-    initial_delay_min: Annotated[
-        _SecondsOrZero, Meta(description="earliest first ping, in seconds")
-    ] = 1.0
-    initial_delay_max: Annotated[
-        _SecondsOrZero, Meta(description="latest first ping, in seconds")
-    ] = 59.0
+    interval: Annotated[Seconds, _doc("seconds between two pings of a connection")] = 30.0
+    initial_delay_min: Annotated[_SecondsOrZero, _doc("earliest first ping, in seconds")] = 1.0
+    initial_delay_max: Annotated[_SecondsOrZero, _doc("latest first ping, in seconds")] = 59.0
     timeout: Annotated[
         Seconds,
-        Meta(
-            description="a ping that has been out this long with nothing heard since ends the "
-            "connection"
-        ),
+        _doc("a ping that has been out this long with nothing heard since ends the connection"),
     ] = 90.0
     adaptive: Annotated[
-        bool, Meta(description="ping lines that get worse more often, give up quick phones sooner")
+        bool, _doc("ping lines that get worse more often, give up quick phones sooner")
     ] = True
-    interval_min: Annotated[
-        Seconds, Meta(description="shortest interval that `adaptive` may choose")
-    ] = 10.0
+    interval_min: Annotated[Seconds, _doc("shortest interval that `adaptive` may choose")] = 10.0
 
 
 class QueueSettings(_Section, frozen=True):
-    """What waits for phones, connected or not."""
+    """The queues of messages for phones, connected or not."""
 
-    message_ttl: Annotated[
-        Seconds, Meta(description="how long a message waits, where none is said")
-    ] = 30.0
-    max_messages: Annotated[_Count, Meta(description="most messages that wait for one device")] = (
-        1000
-    )
-    max_bytes: Annotated[_Bytes, Meta(description="most bytes that wait for one device")] = (
-        16_777_216
-    )
-    total_bytes: Annotated[_Bytes, Meta(description="most bytes that wait for all together")] = (
-        268_435_456
-    )
+    message_ttl: Annotated[Seconds, _doc("how long a message waits, where none is said")] = 30.0
+    max_messages: Annotated[_Count, _doc("most messages that wait for one device")] = 1000
+    max_bytes: Annotated[_Bytes, _doc("most bytes that wait for one device")] = 16_777_216
+    total_bytes: Annotated[_Bytes, _doc("most bytes that wait for all together")] = 268_435_456
 
 
 class CompressionSettings(_Section, frozen=True):
     """Compression, for clients that ask for it."""
 
-    enabled: Annotated[bool, Meta(description="offer `gzip` and `deflate`")] = True
-    threshold_bytes: Annotated[
-        _CountOrZero, Meta(description="`gzip`: smallest tail that is tried")
-    ] = 10_240
+    enabled: Annotated[bool, _doc("offer `gzip` and `deflate`")] = True
+    threshold_bytes: Annotated[_CountOrZero, _doc("`gzip`: smallest tail that is tried")] = 10_240
     min_saving: Annotated[
-        float, Meta(ge=0, lt=1, description="`gzip`: least part of the line that must be saved")
+        float, Meta(ge=0, lt=1), _doc("`gzip`: least part of the line that must be saved")
     ] = 0.10
 
 
 class BreakerSettings(_Section, frozen=True):
     """The circuit breaker of each command and each outside service."""
 
-    failure_threshold: Annotated[_Count, Meta(description="failures in a row that open it")] = 5
-    recovery_timeout: Annotated[Seconds, Meta(description="how long it stays open")] = 60.0
+    failure_threshold: Annotated[_Count, _doc("failures in a row that open it")] = 5
+    recovery_timeout: Annotated[Seconds, _doc("how long it stays open")] = 60.0
 
 
 class LimitsSettings(_Section, frozen=True):
-    """Rates, and the bans of those who ignore them."""
+    """Rate limits, and bans for those who ignore them."""
 
     connections_per_minute: Annotated[
         _Count,
-        Meta(
-            description="attempts of one address (IPv6: one /64); one that authenticates is given "
-            "back"
+        _doc(
+            "attempts of one address (IPv6: one /64), to which one is added for each device last "
+            "seen there within 30 days; one that authenticates is given back"
         ),
     ] = 10
     ban_after: Annotated[
-        _Count, Meta(description="attempts over the rate and wrong signatures in a minute")
+        _Count, _doc("attempts over the rate and wrong signatures in a minute")
     ] = 5
-    ban_seconds: Annotated[Seconds, Meta(description="the first ban; it doubles for repeaters")] = (
-        3600.0
-    )
+    ban_seconds: Annotated[
+        Seconds,
+        _doc(
+            "the first ban; it doubles for repeaters, as does that for wrong signatures alone, "
+            "which begins with 60 s"
+        ),
+    ] = 3600.0
     allow: Annotated[
-        tuple[str, ...], Meta(description="networks (CIDR) that are never limited")
+        tuple[str, ...],
+        _doc(
+            "networks (CIDR) that are never limited nor banned, as that of a balancer without the "
+            "PROXY protocol"
+        ),
     ] = ()
-    deny: Annotated[tuple[str, ...], Meta(description="networks (CIDR) that are never let in")] = ()
+    deny: Annotated[tuple[str, ...], _doc("networks (CIDR) that are never let in")] = ()
     max_tracked_addresses: Annotated[
-        _Count, Meta(description="the tables of limits and bans never grow past it")
+        _Count, _doc("the tables of limits and bans never grow past it")
     ] = 65_536
     messages_per_second: Annotated[
         float,
-        Meta(
+        _doc(
+            "chat messages of one connection; over it reading pauses; 0: no limit",
             ge=0,
             le=1_000_000,
-            description="chat messages of one connection; over it reading pauses; 0: no limit",
         ),
     ] = 200.0
-    messages_burst: Annotated[_Count, Meta(description="messages that may come at once")] = 1000
+    messages_burst: Annotated[_Count, _doc("messages that may come at once")] = 1000
 
 
 class AuthSettings(_Section, frozen=True):
@@ -209,90 +210,78 @@ class AuthSettings(_Section, frozen=True):
 
     mode: Annotated[
         Literal["required", "optional", "off"],
-        Meta(
-            description="`required`; `optional`: bad is refused, missing is let through; `off`: "
-            "nobody is checked"
+        _doc(
+            "`required`; `optional`: bad is refused, missing is let through; `off`: nobody is "
+            "checked"
         ),
     ] = "required"
     secret_key: Annotated[
-        str,
-        Meta(description="the shared secret, 16 bytes or more; empty: that of `secrets.toml`"),
+        str, _doc("the shared secret, 16 bytes or more; empty: that of `secrets.toml`")
     ] = ""
     secret_key_file: Annotated[
-        str, Meta(description="a file that holds `auth.secret_key`, and that not all may read")
+        str, _doc("a file that holds `auth.secret_key`, and that not all may read")
     ] = ""
-    salt: Annotated[str, Meta(description="the salt; empty: that of `secrets.toml`")] = ""
-    salt_file: Annotated[str, Meta(description="likewise for `auth.salt`")] = ""
-    clock_skew: Annotated[
-        Seconds, Meta(description="how far a phone's clock may be off, either way")
-    ] = 300.0
-    previous_secret_key: Annotated[
-        str, Meta(description="accepted too, while keys are being changed")
-    ] = ""
-    previous_secret_key_file: Annotated[
-        str, Meta(description="likewise for `auth.previous_secret_key`")
-    ] = ""
+    salt: Annotated[str, _doc("the salt; empty: that of `secrets.toml`")] = ""
+    salt_file: Annotated[str, _doc("likewise for `auth.salt`")] = ""
+    clock_skew: Annotated[Seconds, _doc("how far a phone's clock may be off, either way")] = 300.0
+    previous_secret_key: Annotated[str, _doc("accepted too, while keys are being changed")] = ""
+    previous_secret_key_file: Annotated[str, _doc("likewise for `auth.previous_secret_key`")] = ""
     accept_published_key: Annotated[
-        bool, Meta(description="accept the key that old scripts were published with")
+        bool, _doc("accept the key that old scripts were published with")
     ] = False
 
     def __repr__(self) -> str:
-        """Without the secrets: it may stand in a traceback."""
+        """Without the secrets: it may be in a traceback."""
         return f"AuthSettings(mode={self.mode!r}, …)"
 
 
 class SessionSettings(_Section, frozen=True):
     """Session tokens."""
 
-    lifetime: Annotated[
-        Seconds, Meta(description="from the end of the connection that holds the token")
-    ] = 3600.0
+    lifetime: Annotated[Seconds, _doc("from the end of the connection that holds the token")] = (
+        3600.0
+    )
 
 
 class DevicesSettings(_Section, frozen=True):
-    """Who may use the server."""
+    """Approval of devices."""
 
     approval: Annotated[
         Literal["signed", "manual"],
-        Meta(description="`signed`: a valid signature approves; `manual`: an operator does"),
+        _doc("`signed`: a valid signature approves; `manual`: an operator does"),
     ] = "signed"
 
 
 class RoomsSettings(_Section, frozen=True):
-    """Where bots answer."""
+    """Approval of rooms."""
 
     approval: Annotated[
         Literal["auto", "manual"],
-        Meta(description="`auto`: every room; `manual`: those that an operator approved"),
+        _doc("`auto`: every room; `manual`: those that an operator approved"),
     ] = "auto"
 
 
 class BotsSettings(_Section, frozen=True):
     """The bots that answer."""
 
-    load: Annotated[tuple[str, ...], Meta(description="bots to load, each `MODULE:ATTRIBUTE`")] = ()
-    bot_concurrency: Annotated[
-        _Count, Meta(description="messages of one bot that are worked on at once")
-    ] = 30
-    room_concurrency: Annotated[_Count, Meta(description="the same for one room")] = 3
-    timeout: Annotated[Seconds, Meta(description="longest time a command may take")] = 300.0
+    load: Annotated[tuple[str, ...], _doc("bots to load, each `MODULE:ATTRIBUTE`")] = ()
+    bot_concurrency: Annotated[_Count, _doc("messages of one bot that are worked on at once")] = 30
+    room_concurrency: Annotated[_Count, _doc("the same for one room")] = 3
+    timeout: Annotated[Seconds, _doc("longest time a command may take")] = 300.0
     operators: Annotated[
-        tuple[str, ...],
-        Meta(description="people who may use operators' commands, as `CHANNEL_ID/USER_HASH`"),
+        tuple[str, ...], _doc("people who may use operators' commands, as `CHANNEL_ID/USER_HASH`")
     ] = ()
 
 
 class ShutdownSettings(_Section, frozen=True):
     """A stop."""
 
-    drain_timeout: Annotated[
-        Seconds, Meta(description="longest time to answer what was accepted")
-    ] = 30.0
+    drain_timeout: Annotated[Seconds, _doc("longest time to answer what was accepted")] = 30.0
     reconnect_after: Annotated[
         Seconds,
-        Meta(
-            description="when clients are told to come back, at least (twice it at most); 5 suits "
-            "a quick restart"
+        _doc(
+            "when clients are told to come back, at least (twice it at most); 5 suits a quick "
+            "restart"
         ),
     ] = 60.0
 
@@ -301,61 +290,65 @@ class MigrationSettings(_Section, frozen=True):
     """A move to another server."""
 
     migrate_after: Annotated[
-        Seconds, Meta(description="when clients are told to move, at least (twice it at most)")
+        Seconds, _doc("when clients are told to move, at least (twice it at most)")
     ] = 30.0
-    spread: Annotated[Seconds, Meta(description="over how long the notices go out")] = 30.0
+    spread: Annotated[Seconds, _doc("over how long the notices go out")] = 30.0
 
 
 class TlsSettings(_Section, frozen=True):
     """TLS for phones, beside the plain port; files are read again when they change."""
 
     certificate: Annotated[
-        str,
-        Meta(description="PEM file, with its chain; empty: no TLS (but see `server.endpoints`)"),
+        str, _doc("PEM file, with its chain; empty: no TLS (but see `server.endpoints`)")
     ] = ""
-    key: Annotated[str, Meta(description="PEM file; empty: the key is in the other file")] = ""
-    port: Annotated[_Port, Meta(description="the phones' TLS port; 0: any free one")] = 9443
+    key: Annotated[str, _doc("PEM file; empty: the key is in the other file")] = ""
+    port: Annotated[_Port, _doc("the phones' TLS port; 0: any free one")] = 9443
     client_authority: Annotated[
-        str, Meta(description="PEM file: clients may show a certificate signed by one of these")
+        str, _doc("PEM file: clients may show a certificate signed by one of these")
     ] = ""
     require_client: Annotated[
-        bool, Meta(description="clients must show a certificate of `client_authority`")
+        bool, _doc("clients must show a certificate of `client_authority`")
     ] = False
 
 
 class HttpSettings(_Section, frozen=True):
     """Health, metrics and the admin API."""
 
-    port: Annotated[_Port, Meta(description="the HTTP port; 0: any free one")] = 8080
+    port: Annotated[_Port, _doc("the HTTP port; 0: any free one")] = 8080
     interface: Annotated[
-        str,
-        Meta(
-            description="address to listen on; other machines need the admin token for all but "
-            "`/health`"
-        ),
+        str, _doc("address to listen on; other machines need the admin token for all but `/health`")
     ] = "127.0.0.1"
+
+    @property
+    def local_url(self) -> str:
+        """Its address on this machine."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+            self.interface, self.interface
+        )
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class StorageSettings(_Section, frozen=True):
     """The store."""
 
-    url: Annotated[
-        str,
-        Meta(description="SQLAlchemy address; empty: SQLite in the state directory"),
-    ] = ""
-    chat_log: Annotated[bool, Meta(description="write chat to the store")] = True
-    chat_log_days: Annotated[_Count, Meta(description="older lines are removed")] = 30
+    url: Annotated[str, _doc("SQLAlchemy address; empty: SQLite in the state directory")] = ""
+    chat_log: Annotated[bool, _doc("write chat to the store")] = True
+    chat_log_days: Annotated[_Count, _doc("older lines are removed")] = 30
+    durable: Annotated[
+        Literal["off", "ack"],
+        _doc(
+            "`ack`: what is acknowledged to a client, and its numbered answers, survive `kill -9`; "
+            "`off`: an orderly stop only"
+        ),
+    ] = "off"
 
 
 class LoggingSettings(_Section, frozen=True):
     """The log."""
 
-    format: Annotated[Literal["text", "json"], Meta(description="`json`: one object a line")] = (
-        "text"
-    )
+    format: Annotated[Literal["text", "json"], _doc("`json`: one object a line")] = "text"
     level: Annotated[
-        Literal["debug", "info", "warn", "error", "critical"],
-        Meta(description="the least that is logged"),
+        Literal["debug", "info", "warn", "error", "critical"], _doc("the least that is logged")
     ] = "info"
 
 
@@ -398,7 +391,10 @@ def setting_types() -> Mapping[str, Any]:
 
 class SettingsSource:
     """
-    Where settings come from: defaults, then a file, then the environment, then C{overrides}.
+    The sources of settings: defaults, then a file, then the environment, then C{overrides}.
+
+    @ivar path: the file; L{None}: there is none.
+    @ivar found: true if nobody named it.
     """
 
     def __init__(
@@ -406,17 +402,20 @@ class SettingsSource:
         path: Path | None = None,
         overrides: Sequence[tuple[str, str]] = (),
         environment: Mapping[str, str] | None = None,
+        *,
+        found: bool = False,
     ) -> None:
         """
-        @param path: a TOML file, or L{None}.
         @param overrides: pairs of C{section.key} and a value as text: as it stands for text keys,
             else JSON.
         @param environment: C{DOMAEKA_SECTION_KEY} to text; by default that of the process.
+        @param found: true if nobody named the file: then nobody else may have written it.
         """
-        self._path = path
+        self.path = path
+        self.found = found
         self._overrides = overrides
         self._environment = os.environ if environment is None else environment
-        self._places: dict[str, str] = {}  # where each key was set
+        self._sources: dict[str, str] = {}  # where each key was set
         self._settings = Settings()
 
     def load(self) -> Settings:
@@ -425,43 +424,65 @@ class SettingsSource:
 
         @raise ConfigError: one line that says which key is wrong, and why.
         """
-        path = self._path
+        path = self.path
         tree: dict[str, Any] = {}
-        places: dict[str, str] = {}
-        self._places = places
+        sources: dict[str, str] = {}
+        self._sources = sources
         if path is not None:
-            tree = read_toml(path)
-            places.update((key, f"{path}:{line}") for key, line in lines_of(path).items())
-            _convert(tree, str(path), places)
+            tree = self._read(path)
+            sources.update((key, f"{path}:{line}") for key, line in lines_of(path).items())
+            _convert(tree, str(path), sources)
             for key in _secrets_in(tree):
-                check_private(path.stat(), path, f"{places.get(key, path)}: {key}")
+                check_private(path.stat(), path, f"{sources.get(key, path)}: {key}")
         types = setting_types()
         names = {"DOMAEKA_" + key.replace(".", "_").upper(): key for key in types}
         sections = tuple({f"DOMAEKA_{key.partition('.')[0].upper()}_" for key in types})
         for name, text in self._environment.items():
             if name in names:
                 _put(tree, types, names[name], text, name)
-                places[names[name]] = name
+                sources[names[name]] = name
             elif name.startswith(sections):
                 raise ConfigError(f"{name}: there is no such setting")
         for key, text in self._overrides:
             _put(tree, types, key, text, "command line")
-            places[key] = "command line"
-        self._settings = settings = _convert(tree, "settings", places)
+            sources[key] = "command line"
+        self._settings = settings = _convert(tree, "settings", sources)
         for key, why in _objections(settings):
-            raise ConfigError(f"{places.get(key, path or 'settings')}: {key}: {why}")
+            raise ConfigError(f"{sources.get(key, path or 'settings')}: {key}: {why}")
         return settings
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not self.found:
+            return read_toml(path)
+        # The link first: it may lead to a pipe, which must not even be opened.
+        with suppress(OSError):
+            check_trusted(path.lstat(), path)
+            check_trusted(path.stat(), path)
+        return read_toml(path, lambda status: check_trusted(status, path))
+
     def locate(self, error: str) -> str:
-        """An error that begins with a key, found once they were read: with the place of that."""
+        """An error that begins with a key, with the place where that key was set."""
         key = error.partition(":")[0]
-        if key not in self._places or key not in setting_types():
+        if key not in self._sources or key not in setting_types():
             return error
         section, _, name = key.partition(".")
         value = getattr(getattr(self._settings, section), name)
         if isinstance(value, tuple) and not any(f": {each}: " in error for each in value):
-            return error  # it is about what was given elsewhere
-        return f"{self._places[key]}: {error}"
+            return error  # about something else
+        return f"{self._sources[key]}: {error}"
+
+
+def settings_here(
+    path: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> SettingsSource:
+    """
+    The settings of a server that is started here: from C{path}, or if that is L{None} from
+    L{CONFIG_NAME} in the working directory, if there is one.
+    """
+    if path is not None or not os.path.lexists(CONFIG_NAME):
+        return SettingsSource(path, overrides)
+    # Absolute: it is read again at each reload, in whatever directory the process is by then.
+    return SettingsSource(Path(CONFIG_NAME).absolute(), overrides, found=True)
 
 
 def load_settings(
@@ -474,7 +495,7 @@ def load_settings(
 
 
 def is_secret(key: str, value: object) -> bool:
-    """Whether nobody may see the value of a setting; the address of a store may have a password."""
+    """True if the value of a setting must not be shown; a store's address may have a password."""
     url = str(value) if key == "storage.url" else ""
     return key in SECRET_KEYS or re.search("//[^/]*:[^/]*@", url) is not None
 
@@ -500,10 +521,11 @@ def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, so
         if not _is_text(types[key]):
             value = msgspec.json.decode(raw)
         msgspec.convert(value, types[key])
-    except UnicodeEncodeError:  # what the command line and the environment hold is bytes
+    except UnicodeEncodeError:  # the command line and the environment hold bytes
         raise ConfigError(f"{source}: {key}: not UTF-8") from None
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {key}: {_reason(str(error), types[key])}") from None
+        reason = _reason(fault_of(error).text, types[key])
+        raise ConfigError(f"{source}: {key}: {reason}") from None
     except (msgspec.DecodeError, RecursionError):
         numeric = isinstance(_info(types[key]), msgspec.inspect.IntType | msgspec.inspect.FloatType)
         what = "a number" if numeric else "JSON"
@@ -530,14 +552,12 @@ def _convert(tree: dict[str, Any], source: str, sources: Mapping[str, str]) -> S
     try:
         return msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
-        text = str(error)
-        place = ""
-        if match := re.search(r" - at `\$\.([\w.]+)", text):
-            place = match[1]
-        if match := re.search(r"unknown field `(.*?)`(?: - at|$)", text, re.DOTALL):
-            place = f"{place}.{match[1]}" if place else match[1]
+        place, text = fault_of(error)
+        if text == UNKNOWN:
             text = "there is no such setting"
-        text = _reason(text, setting_types().get(place))
+        else:
+            place = place.partition("[")[0]  # of a list, the key
+            text = _reason(text, setting_types().get(place))
         where = sources.get(place, source)
         # A key in quotes may hold anything.
         name = place if place.isprintable() else repr(place)
@@ -547,19 +567,15 @@ def _convert(tree: dict[str, Any], source: str, sources: Mapping[str, str]) -> S
 
 
 def _reason(text: str, kind: Any) -> str:
-    """What msgspec says of a value of type C{kind}, without the place."""
+    """The error for a value of type C{kind}."""
     info = _info(kind)
-    if text.startswith("Invalid enum value") and isinstance(info, msgspec.inspect.LiteralType):
+    if isinstance(info, msgspec.inspect.LiteralType):
         return f"must be one of {', '.join(map(str, info.values))}"
-    return text.split(" - at ")[0]
-
-
-def _not_a_network(text: str) -> str:
-    return f"{text!r:.100} is no network in CIDR form, such as 192.0.2.0/24"
+    return text
 
 
 def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Keys, and why: what is contradictory, or could not work."""
+    """Keys with reasons: settings that contradict each other, or cannot work."""
     if settings.ping.initial_delay_min > settings.ping.initial_delay_max:
         yield "ping.initial_delay_min", "must not be above ping.initial_delay_max"
     tls = settings.tls
@@ -567,6 +583,8 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "tls.require_client", "needs tls.client_authority"
     if (tls.key or tls.client_authority) and not tls.certificate:
         yield "tls.certificate", "must be given with the rest of the section"
+    if 0 < settings.socket.max_segment < MIN_SEGMENT_BYTES:
+        yield "socket.max_segment", f"must be 0, or {MIN_SEGMENT_BYTES} or more"
     if settings.queue.max_bytes > settings.queue.total_bytes:
         yield "queue.max_bytes", "must not be above queue.total_bytes"
     for key, networks in (
@@ -577,7 +595,7 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
             try:
                 ip_network(network)
             except ValueError:
-                yield key, _not_a_network(network)
+                yield key, f"{network!r:.100} is no network in CIDR form, such as 192.0.2.0/24"
     for operator in settings.bots.operators:
         channel, _, user = operator.partition("/")
         if not channel or not user:

@@ -1,13 +1,10 @@
-"""
-The exception tree, the error codes of the wire, and the reasons for which
-connections end.
-"""
+"""The exceptions, the wire's error codes, and the reasons for which connections end."""
 
 from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """What an C{error} frame says went wrong.  Source: docs/protocol.md, "Errors"."""
+    """The codes of C{error} frames.  Source: docs/protocol.md, "Errors"."""
 
     BAD_FRAME = "BAD_FRAME"
     FRAME_TOO_LARGE = "FRAME_TOO_LARGE"
@@ -35,6 +32,7 @@ class CloseReason(StrEnum):
     AUTHENTICATION_FAILED = "authentication failed"
     PING_TIMEOUT = "ping timeout"
     TOO_SLOW = "too slow"
+    UNACKNOWLEDGED = "unacknowledged"  # a phone's kernel acknowledged nothing of what was sent
     BAD_HANDSHAKE = "bad handshake"
     OTHER_DEVICE = "other device"  # a second handshake named another device
     FRAME_TOO_LARGE = "frame too large"
@@ -75,21 +73,38 @@ class StoreError(DomaekaError):
     """The store could not do what was asked of it."""
 
 
+class BotError(DomaekaError):
+    """
+    A bot's code asked for something that cannot be done.
+
+    The text is in the log at info, where chat must never be: it holds words of ours, numbers and
+    the names of types, and nothing that a bot handed in.  All other errors of bots are logged
+    without their texts.
+    """
+
+
+class BotTypeError(BotError, TypeError):
+    """A bot handed in something of a wrong type."""
+
+
+class BotValueError(BotError, ValueError):
+    """A bot handed in something that is too much, too little, or out of range."""
+
+
 class WireError(DomaekaError):
     """
-    The peer said something that it may not say.
+    The peer sent something that it may not send.
 
     The text is safe to send back: it quotes nothing that the peer sent.
     """
 
     def __init__(self, code: ErrorCode, text: str, fatal: bool = False) -> None:
         """
-        @param code: what the peer is told.
-        @param text: one line, for people.
-        @param fatal: whether the connection ends with it though others of its code do not end it.
+        @param code: sent to the peer.
+        @param fatal: true if the connection ends, though not at other errors with this code.
         """
         super().__init__(text)
         self.code = code
         self.text = text
-        #: Whether the connection ends with this error.
+        #: True if the connection ends with this error.
         self.fatal = fatal or code in _FATAL

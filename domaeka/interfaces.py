@@ -1,19 +1,33 @@
-"""What the parts ask of each other."""
+"""Interfaces between the packages, and the data that they exchange."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
 
-from domaeka.messages import Chat, Reply
-from domaeka.policies.outbox import FateListener as FateListener
+from domaeka.errors import DomaekaError
+from domaeka.policies.limits import Ban as Ban
 from domaeka.policies.outbox import Priority as Priority
+from domaeka.policies.outbox import StatusListener as StatusListener
+from domaeka.schema import Approval as Approval
+from domaeka.schema import (
+    ClosedConnections,
+    ClosedQuery,
+    Connection,
+    Connections,
+    ConnectionsQuery,
+    Message,
+    Queue,
+)
+from domaeka.wire import Chat, Media, Reply
+
+_T = TypeVar("_T")
 
 
 class DeviceKey(NamedTuple):
-    """What a phone is known by."""
+    """Key of a phone: its bot and its device id."""
 
     bot_name: str
     device_id: str
@@ -22,26 +36,21 @@ class DeviceKey(NamedTuple):
         """As the log has it."""
         return f"{self.bot_name!r} {self.device_id!r}"
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """As the fields of a log line have it."""
+        return {"bot": self.bot_name, "device": self.device_id}
+
 
 class RoomKey(NamedTuple):
-    """What a room is known by: the bot in it and the channel id, or else the room's name."""
+    """Key of a room: the bot in it, and its channel id or else its name."""
 
     bot_name: str
     room_id: str
 
 
-class Approval(StrEnum):
-    """Whether a device or a room is served: only if C{APPROVED}."""
-
-    PENDING = "pending"
-    APPROVED = "approved"
-    DENIED = "denied"
-    REVOKED = "revoked"
-    BLOCKED = "blocked"
-
-
 class DeviceFacts(msgspec.Struct, frozen=True):
-    """What a handshake, or a first signed message, said of a phone."""
+    """Facts of a phone, from its handshake or its first signed message."""
 
     version: str
     client_type: str = "MessengerBotR"
@@ -51,59 +60,67 @@ class DeviceFacts(msgspec.Struct, frozen=True):
 
 
 class Devices(Protocol):
-    """Which devices may use the server.  Everything but changes is answered from memory."""
+    """Devices that may use the server.  Everything but changes is answered from memory."""
 
     def approval(self, key: DeviceKey) -> Approval | None:
         """L{None}: never seen, or the store has not said yet."""
 
     def enter(self, key: DeviceKey, facts: DeviceFacts) -> Approval | None:
         """
-        A device's signature held.  A new one is entered, a known one's facts are renewed; the
-        store is written later.
+        Enter a device whose signature held, or renew its facts; the store is written later.
 
-        @return: what it is now; L{None} where nobody can say (the store is not known yet: fail
-            closed) or there is no room for one more that is pending.
+        @return: its approval; L{None} where the store is not loaded yet (fail closed), or has no
+            room for one more that is pending.
+        """
+
+    def heard(self, key: DeviceKey, ended: float | None = None) -> None:
+        """
+        Note that a device was heard.
+
+        @param ended: where its connection has ended: when it was last heard, in seconds since 1970.
         """
 
     def set_approval(self, key: DeviceKey, approval: Approval) -> "Deferred[None]":
-        """An operator's decision.  Fires once it is in the store and in force."""
+        """Take an operator's decision.  Fires once it is in the store and in force."""
 
 
 class Rooms(Protocol):
-    """In which rooms bots answer.  Everything but changes is answered from memory."""
+    """Rooms in which bots answer.  Everything but changes is answered from memory."""
 
     def enter(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
         """
-        Chat was heard in a room.
+        Note that C{device} heard chat in a room.
 
-        @param device: the phone that heard it.
         @return: whether it is to be answered.
         """
 
+    def reported(self, key: RoomKey, device: DeviceKey, ok: bool) -> None:
+        """Note that the chat app of C{device} took a message for a room, or cannot answer there."""
+
     def set_approval(self, key: RoomKey, approval: Approval) -> "Deferred[None]":
-        """An operator's decision.  Fires once it is in the store and in force."""
+        """Take an operator's decision.  Fires once it is in the store and in force."""
 
 
 class Resumption(Protocol):
-    """What a session token was worth."""
+    """Result of resuming a session."""
 
     @property
     def token(self) -> str | None:
-        """The fresh one; L{None}: the one shown is not valid."""
+        """A fresh token; L{None}: the one shown is not valid."""
 
     @property
     def key_id(self) -> str:
-        """The id of the key by which it was gained."""
+        """The id of the key behind the token that was shown."""
 
 
 class Sessions(Protocol):
-    """Session tokens.  What they give fails with L{StoreError}, within seconds."""
+    """Session tokens.  Deferreds fail with L{StoreError}, within seconds."""
 
     def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
         """
-        A device proved itself by a signature.
+        Issue a token to a device that proved itself by a signature.
 
-        @param key_id: of the key that it was made with: the token dies with that key.
+        @param key_id: of the key that signed: the token dies with that key.
         @return: its token, once it is stored.
         """
 
@@ -111,7 +128,7 @@ class Sessions(Protocol):
         self, token: object, key: DeviceKey, key_id: str | None = None
     ) -> "Deferred[Resumption]":
         """
-        A device showed a token, of whatever type.
+        Judge a token, of whatever type, that a device showed.
 
         @param key_id: of the key of a signature beside it; L{None}: there was none.
         """
@@ -121,7 +138,7 @@ class Sessions(Protocol):
 
 
 class ChatLine(NamedTuple):
-    """One line of the chat log."""
+    """A line of the chat log."""
 
     time: float  # seconds since 1970, by the server's clock
     direction: str  # "in" or "out"
@@ -136,38 +153,38 @@ class ChatLine(NamedTuple):
 
 
 class ChatLog(Protocol):
-    """Where chat is written."""
+    """The chat log."""
 
     def append(self, line: ChatLine) -> None:
-        """Never blocks and never raises: what finds no room is counted and dropped."""
+        """Write a line.  Never blocks, never raises: a line without room is counted and dropped."""
 
 
 class Origin(Protocol):
-    """The phone that a message came from, seen by the bots."""
+    """The phone that a message came from, as bots see it."""
 
     @property
     def key(self) -> DeviceKey:
-        """Who it is."""
+        """Key of the phone."""
 
     def send(
-        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+        self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
     ) -> None:
         """
         Send something, in its own dialect, now or when it is back.
 
         @param ttl: how long it may wait, in seconds; L{None}: C{queue.message_ttl}.
-        @param on_fate: told what becomes of it, perhaps before this returns.
+        @param on_status: called at each change of its status, perhaps before this returns.
         """
 
     def message_done(self, chat: Chat) -> None:
-        """A message that was submitted owes no answer any more."""
+        """Note that the work on a submitted message is done."""
 
     def describe(self) -> Mapping[str, str]:
-        """What an operator may be told of it: names to values, both for people."""
+        """Facts that an operator may see: names to values, both for people."""
 
 
 class Dispatcher(Protocol):
-    """What brings messages to bots."""
+    """The way of messages to bots."""
 
     def submit(self, chat: Chat, origin: Origin) -> None:
         """
@@ -180,3 +197,158 @@ class Dispatcher(Protocol):
 ApprovalListener: TypeAlias = Callable[[DeviceKey, Approval], None]
 #: A check of C{/health}: L{None} when well, else what is wrong.
 HealthCheck: TypeAlias = Callable[[], str | None]
+
+
+# Asked by the admin API
+
+
+class Records(Protocol):
+    """Records of devices or of rooms, for operators: to see, to decide, to forget."""
+
+    def record(self, key: Any) -> Any:
+        """The record of C{key}; L{None}: nothing is known of it."""
+
+    def page(self, after: Any, limit: int, approval: Approval | None) -> Sequence[Any]:
+        """At most C{limit} records behind C{after}, in the order of keys, all or in one state."""
+
+    def set_approval(self, key: Any, approval: Approval) -> "Deferred[None]":
+        """Take an operator's decision.  Fires once it is in force; fails with L{StoreError}."""
+
+    def forget(self, key: Any) -> "Deferred[None]":
+        """Delete the record of C{key}; fails with L{StoreError}."""
+
+
+class KnownRoom(Protocol):
+    """The record of a room."""
+
+    @property
+    def key(self) -> RoomKey:
+        """Key of the room."""
+
+    @property
+    def name(self) -> str:
+        """Its name; empty: not known."""
+
+    @property
+    def approval(self) -> Approval:
+        """The operators' decision: only approved rooms are answered."""
+
+    @property
+    def device(self) -> DeviceKey | None:
+        """The phone on which it was last heard."""
+
+
+class RoomIndex(Protocol):
+    """Index of rooms, and of the phones on which they were heard."""
+
+    def record(self, key: RoomKey) -> KnownRoom | None:
+        """The record of C{key}; L{None}: nothing is known of it."""
+
+    def named(self, bot_name: str, name: str) -> Sequence[KnownRoom]:
+        """The rooms of a bot that bear C{name}, the one heard last first."""
+
+    def forget_device(self, device: DeviceKey) -> None:
+        """Forget that C{device} heard any room."""
+
+
+class Presence(NamedTuple):
+    """
+    Presence of a device.
+
+    @ivar heard_at: when it was last heard, in seconds since 1970; L{None}: it is not connected, or
+        its connection has not signed.
+    @ivar app_started_at: since when its app has run, in seconds since 1970; L{None}: it is not
+        connected, or does not report on the delivery of messages.
+    """
+
+    is_connected: bool
+    heard_at: float | None
+    queue: Queue
+    app_started_at: float | None = None
+
+
+class Destination(NamedTuple):
+    """
+    Destination of a message, as its sender says it: C{room}, C{channel_id} or both.
+
+    @ivar device_id: L{None}: the phone on which the room was last heard.
+    """
+
+    bot_name: str
+    device_id: str | None
+    room: str | None
+    channel_id: str | None
+
+
+class NotSent(StrEnum):
+    """Reason for which a message is not taken: the codes of the API."""
+
+    NO_PHONE = "NO_PHONE"  # none is known for the room
+    NO_ROOM = "NO_ROOM"  # its name is not known
+    NOT_APPROVED = "NOT_APPROVED"  # the phone, or the room, is known and not approved
+    QUEUE_FULL = "QUEUE_FULL"  # there is no room for it to wait
+    SHUTTING_DOWN = "SHUTTING_DOWN"  # the server takes no new work
+
+
+class MessageRefused(DomaekaError):
+    """
+    A message is not taken; the text is for people.
+
+    @ivar why: the same for programs.
+    """
+
+    def __init__(self, why: NotSent, text: str) -> None:
+        super().__init__(text)
+        self.why = why
+
+
+#: An answer that may have to come from another server.
+Eventual: TypeAlias = _T | Deferred[_T]
+
+
+class Directory(Protocol):
+    """Connections and messages: answers are awaited, for another server may have them."""
+
+    def connections(self, query: ConnectionsQuery) -> Eventual[Connections]:
+        """
+        A page of open connections that have named their device.
+
+        @raise BadCursor: C{after} is none of this order.
+        """
+
+    def connection(self, key: DeviceKey) -> Eventual[Connection | None]:
+        """The connection of a device; one that has proven its name comes first."""
+
+    def closed(self, query: ClosedQuery) -> Eventual[ClosedConnections]:
+        """
+        A page of connections that had authenticated and have ended.
+
+        @raise BadCursor: C{after} is none of these pages.
+        """
+
+    def presence(self, keys: Sequence[DeviceKey]) -> Eventual[list[Presence]]:
+        """Presence of each of these devices."""
+
+    def send(
+        self,
+        destination: Destination,
+        contents: Sequence[str | Media],
+        ttl: float | None,
+        priority: Priority,
+    ) -> Eventual[str]:
+        """
+        Have a message wait for its phone, a frame for each of C{contents}.
+
+        @param ttl: how long it may wait, in seconds; L{None}: C{queue.message_ttl}.
+        @return: its id.
+        @raise MessageRefused: it is not taken.
+        """
+
+    def message(self, message_id: str) -> Eventual[Message | None]:
+        """A message and its delivery status; L{None}: not known, or not any more."""
+
+    def forget(self, key: DeviceKey) -> Eventual[None]:
+        """Drop what waits for a device, unless it is connected, and the rooms heard on it."""
+
+    def ban_made(self, ban: Ban) -> Eventual[None]:
+        """End the connections of a network that an operator has banned."""

@@ -33,33 +33,46 @@ from prometheus_client.registry import Collector
 from domaeka import __version__
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.policies.auth import AuthFault
+from domaeka.schema import Stats
 
 #: Most values that one label may have by L{Family.register}.  Source: a series costs 12 µs of
 #: every scrape.
 MAX_REGISTERED_VALUES: Final = 256
-#: What a value outside its label's set is counted as.
+#: The label of values outside the label's set.
 OTHER: Final = "other"
 
-#: Over how long L{Metrics.stats} works out rates, and how often it needs a L{Metrics.sample}, in
-#: seconds.
+#: The span over which L{Metrics.stats} averages rates, and how often it needs a L{Metrics.sample},
+#: in seconds.
 RATE_WINDOW_SECONDS: Final = 60
 SAMPLE_SECONDS: Final = 5
 
-#: What frames from phones are; C{message} is chat in either dialect, C{bad} cannot be read.
-RECEIVED_EVENTS: Final = ("handshake", "message", "pong", "ack", "migrated", "bad")
-#: What frames to phones are; C{message} is whatever shows in a room.
+#: Kinds of frames from phones; C{message} is chat in either dialect, C{bad} cannot be read.
+RECEIVED_EVENTS: Final = (
+    "handshake",
+    "message",
+    "pong",
+    "ack",
+    "delivery",
+    "probe",
+    "migrated",
+    "bad",
+)
+#: Results in delivery reports of clients.
+DELIVERY_RESULTS: Final = ("delivered", "refused_by_app")
+#: Kinds of frames to phones; C{message} is all that shows in a room.
 SENT_EVENTS: Final = (
     "handshakeComplete",
     "message",
     "ping",
+    "probe",
     "ack",
     "error",
     "serverShutdown",
     "serverMigration",
 )
-#: How the attempts to connect ended: let in, or turned away for a reason of C{refusals_total}.
+#: Results of attempts to connect: accepted, or refused for a reason of C{refusals_total}.
 CONNECTION_RESULTS: Final = ("accepted", "refused")
-#: Why somebody was turned away.
+#: Reasons for refusals.
 REFUSAL_REASONS: Final = (
     CloseReason.SERVER_FULL,
     CloseReason.RATE_LIMITED,
@@ -68,18 +81,19 @@ REFUSAL_REASONS: Final = (
     CloseReason.HANDSHAKE_TIMEOUT,
     CloseReason.GAVE_WAY,
 )
-#: Errors beyond those that phones are told of.
+#: Errors beyond those that are sent to phones.
 INTERNAL_ERRORS: Final = ("bot", "duplicate device", "health check", "http", "store")
 
 # Upper bounds of the histograms' buckets, in seconds.
 _RTT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0)
 _HANDLER_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WRITE_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+_BATCH_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 _LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
 class Counter:
-    """What only grows.  On a hot path C{counter.value += n} does the same without the call."""
+    """A number that only grows.  On a hot path C{counter.value += n} saves the call."""
 
     __slots__ = ("value",)
 
@@ -91,12 +105,12 @@ class Counter:
         self.value += n
 
     def exposed(self) -> tuple[float]:
-        """What C{add_metric} takes."""
+        """The arguments of C{add_metric}."""
         return (self.value,)
 
 
 class Gauge:
-    """What goes up and down: set, or else read at the scrape."""
+    """A number that goes up and down: set, or else read at the scrape."""
 
     __slots__ = ("_read", "_value")
 
@@ -106,24 +120,24 @@ class Gauge:
 
     @property
     def value(self) -> float:
-        """What it is now."""
+        """The value now."""
         return self._value if self._read is None else self._read()
 
     def set(self, value: float) -> None:
-        """Say what it is from now on."""
+        """Set the value."""
         self._value = value
 
     def watch(self, read: Callable[[], float]) -> None:
-        """Ask C{read}, at each scrape, what it is.  It must be cheap and must not raise."""
+        """Read the value by C{read} at each scrape.  It must be cheap and must not raise."""
         self._read = read
 
     def exposed(self) -> tuple[float]:
-        """What C{add_metric} takes."""
+        """The arguments of C{add_metric}."""
         return (self.value,)
 
 
 class Histogram:
-    """How large things are: counts in buckets, and their sum."""
+    """A distribution of values: counts in buckets, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "sum")
 
@@ -140,11 +154,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many were observed."""
+        """The number of values observed."""
         return sum(self._counts)
 
     def buckets(self) -> list[tuple[str, int]]:
-        """Each bound, as text, with how many were not above it."""
+        """Each bound, as text, with the number of values not above it."""
         total = 0
         pairs = []
         for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
@@ -153,7 +167,7 @@ class Histogram:
         return pairs
 
     def exposed(self) -> tuple[list[tuple[str, int]], float]:
-        """What C{add_metric} takes."""
+        """The arguments of C{add_metric}."""
         return self.buckets(), self.sum
 
 
@@ -164,21 +178,15 @@ class Family(Generic[_Instrument]):
     """The instruments of one metric, one for each value of its label."""
 
     def __init__(self, make: Callable[[], _Instrument], values: Iterable[str] = ()) -> None:
-        """
-        @param make: makes an instrument.
-        @param values: the label's values that are known from the start.
-        """
+        """@param values: the label's values that are known from the start."""
         self._make = make
         self._children = {str(value): make() for value in values}
         self._closed = len(self._children)
-        #: Called before each scrape, where what is to be registered may change at any time.
+        #: Called before each scrape, for values that may be registered at any time.
         self.refresh: Callable[[], object] = lambda: None
 
     def labels(self, value: str) -> _Instrument:
-        """
-        The instrument of a value; that of L{OTHER} for one that is not known.  Bind it once where
-        it is used often.
-        """
+        """A value's instrument; L{OTHER}'s if it is not known.  Bind it once on a hot path."""
         child = self._children.get(value)
         return self._other() if child is None else child
 
@@ -197,7 +205,7 @@ class Family(Generic[_Instrument]):
         return child
 
     def keep(self, values: Container[str]) -> None:
-        """Forget what was registered and is not among C{values}: its series ends."""
+        """Forget registered values that are not in C{values}: their series end."""
         for value in list(self._children)[self._closed :]:
             if value != OTHER and value not in values:
                 del self._children[value]
@@ -250,6 +258,10 @@ class Metrics(Collector):
         self.closes = self._counters("closes", "Connections that ended", "reason", CloseReason)
         self.auth_failures = self._counters(
             "auth_failures", "Signatures that were missing or not accepted", "reason", AuthFault
+        )
+        self.clock_offset = self._gauge(
+            "clock_offset_seconds",
+            "Offset of the server's clock from that of most phones, above 0: ahead; 0: it is right",
         )
         self.errors = self._counters(
             "errors", "What went wrong", "kind", (*ErrorCode, *INTERNAL_ERRORS)
@@ -304,6 +316,12 @@ class Metrics(Collector):
             "Messages to phones that acknowledge nothing that had left for the socket, behind the "
             "last ping that was answered, when the connection ended: at most these were lost",
         )
+        self.delivery_reports = self._counters(
+            "delivery_reports",
+            "Messages of which a phone reported what its chat app did",
+            "result",
+            DELIVERY_RESULTS,
+        )
         self.bad_acks = self._counter("bad_acks", "Acknowledgements of what was never sent")
 
         # Bots.
@@ -324,16 +342,25 @@ class Metrics(Collector):
         self.store_write = self._histogram(
             "store_write_seconds", "How long writes to the store took", _WRITE_BOUNDS
         )
+        self.durable_commit = self._histogram(
+            "durable_commit_seconds", "How long commits of durable delivery took", _WRITE_BOUNDS
+        )
+        self.durable_commit_messages = self._histogram(
+            "durable_commit_messages", "Messages and answers in a commit", _BATCH_BOUNDS
+        )
+        self.durable_held = self._gauge(
+            "durable_held", "Connections that wait for durable delivery's store"
+        )
         self.store_queue = self._gauge("store_queue", "What waits to be written to the store")
         self.chat_lines_dropped = self._counter(
-            "chat_lines_dropped", "Lines of the chat log that found no room"
+            "chat_lines_dropped", "Lines of the chat log that found no room, or were refused"
         )
         self.reactor_lag = self._histogram(
             "reactor_lag_seconds", "How late the reactor's timers are", _LAG_BOUNDS
         )
 
         self.http_refused = self._counter(
-            "http_refused", "HTTP connections that were closed at once: too many, or banned"
+            "http_refused", "HTTP connections that were closed at once: too many, denied or banned"
         )
 
         self.registry = CollectorRegistry()
@@ -344,11 +371,11 @@ class Metrics(Collector):
     # prometheus_client's Collector
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: what is asked here is whether names clash, and ours all begin alike."""
+        """Nothing: this is called to find names that clash, and ours all begin alike."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Each metric as it is when it is asked for."""
+        """Each metric with its value now."""
         for declared in self._declared:
             yield declared()
 
@@ -362,33 +389,25 @@ class Metrics(Collector):
         """
         self._samples.append(self._figures(now))
 
-    def stats(self, now: float, started: float) -> dict[str, Any]:
-        """
-        What C{/stats} shows.  C{message_rate} is messages a second, both ways; C{throughput} is
-        bytes a second; both over the last L{RATE_WINDOW_SECONDS}, or since the start where that
-        is less.
-
-        @param now: the time.
-        @param started: when the server started.
-        """
+    def stats(self, now: float, started: float) -> Stats:
+        """C{/stats}: rates are over L{RATE_WINDOW_SECONDS}, or since the start if that is less."""
         latest = self._figures(now)
         first = self._samples[0] if self._samples else _Sample(started, 0, 0, 0)
         elapsed = now - first.time
 
         def rate(field: int) -> float:
-            # Wall time may step back.
             return round((latest[field] - first[field]) / elapsed, 3) if elapsed > 0 else 0.0
 
-        return {
-            "uptime": round(max(0.0, now - started), 3),
-            "total_connections": self.attempts.labels("accepted").value,
-            "active_connections": self.connections.value,
-            "messages_sent": self.messages_sent.value,
-            "messages_received": self.messages_received.value,
-            "message_rate": rate(1),
-            "throughput": {"sent": rate(2), "received": rate(3)},
-            "errors": {kind: child.value for kind, child in self.errors.items() if child.value},
-        }
+        return Stats(
+            round(now - started, 3),
+            self.attempts.labels("accepted").value,
+            self.connections.value,
+            self.messages_sent.value,
+            self.messages_received.value,
+            rate(1),
+            {"sent": rate(2), "received": rate(3)},
+            {kind: child.value for kind, child in self.errors.items() if child.value},
+        )
 
     def _figures(self, now: float) -> _Sample:
         return _Sample(

@@ -1,6 +1,4 @@
-"""
-What reading the settings again may change in a server that runs.
-"""
+"""Reload: which settings may change in a server that runs."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -8,8 +6,9 @@ from typing import Final
 import msgspec
 
 from domaeka.config import Settings, setting_types
+from domaeka.schema import Reloaded
 
-#: What cannot change while the server runs: whole sections, and single keys.
+#: Settings that cannot change while the server runs: whole sections, and single keys.
 _FIXED: Final = frozenset({"http", "tls"})
 _FIXED_KEYS: Final = frozenset(
     {
@@ -22,32 +21,20 @@ _FIXED_KEYS: Final = frozenset(
         "queue.total_bytes",
         "storage.url",
         "storage.chat_log",
+        "storage.durable",
     }
 ) - {"socket.linger_seconds"}
 
 
-class ReloadReport(msgspec.Struct):
+def compare(old: Settings, wanted: Settings) -> tuple[Settings, Reloaded]:
     """
-    What reading the settings again came to.
+    Compare the settings in force with new ones.
 
-    @ivar changed: keys that have other values now; C{secrets}, C{certificates} or C{bots} where
-        those are not as they were.
-    @ivar restart: keys that will have, once the server is started again.
-    """
-
-    changed: list[str]
-    restart: list[str]
-
-
-def compare(old: Settings, wanted: Settings) -> tuple[Settings, ReloadReport]:
-    """
-    Find what is other than it was.
-
-    @return: C{wanted}, but for what cannot change while the server runs; and what differs.
+    @return: C{wanted}, without what cannot change while the server runs; and what differs.
     """
     changed = {key for key in setting_types() if _setting(wanted, key) != _setting(old, key)}
     fixed = {key for key in changed if key in _FIXED_KEYS or key.partition(".")[0] in _FIXED}
-    return _kept(wanted, old, fixed), ReloadReport(sorted(changed - fixed), sorted(fixed))
+    return _kept(wanted, old, fixed), Reloaded(sorted(changed - fixed), sorted(fixed))
 
 
 def _setting(settings: Settings, key: str) -> object:

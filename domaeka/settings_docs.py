@@ -1,13 +1,15 @@
 """
-What people read about the settings, made from L{domaeka.config}: docs/settings.md, and the
-commented file that C{domaeka init} writes.
+Documentation of the settings, made from L{domaeka.config}: docs/settings.md, and the commented
+file that C{domaeka init} writes.
 
 C{python -m domaeka.settings_docs} writes both anew, in a checkout.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
+from types import MappingProxyType
 from typing import Any, Final, get_args
 
 import msgspec
@@ -28,7 +30,8 @@ Every setting, its default and what it may be. Made from `domaeka/config.py` by
 A setting is looked for in four places; a later one stands before an earlier:
 
 1. its default;
-2. the file named by `--config`, TOML: `[section]`, then `key = value`;
+2. the file named by `--config`, else `domaeka.toml` in the directory from which the server is
+   started, TOML: `[section]`, then `key = value`;
 3. the environment: `DOMAEKA_SECTION_KEY`, so `DOMAEKA_SERVER_MAX_CONNECTIONS=500`;
 4. the command line: `--set section.key=VALUE`, so `--set server.max_connections=500`; `--port` and
    `--http-port` are short for two of them.
@@ -36,8 +39,12 @@ A setting is looked for in four places; a later one stands before an earlier:
 In the environment and on the command line a text is given as it stands, anything else as JSON:
 `--set 'limits.allow=["10.0.0.0/8"]'`, `--set socket.nodelay=false`. A key that does not exist, or a
 value that it may not have, stops the start with one line that says which and why;
-`domaeka check-config FILE` says the same beforehand. `domaeka init` writes a file with all keys
+`domaeka check-config` says the same beforehand. `domaeka init` writes a file with all keys
 in it, commented out.
+
+A file that nobody has named must be the server's own, or root's, and others must not be able to
+write to it: else the start ends with one line, as do the commands, which look for it in the same
+way. One that is named by `--config` is taken as it is.
 
 Sizes are in bytes and times in seconds where nothing else is said.
 
@@ -59,7 +66,7 @@ def settings_page() -> str:
 
 
 def settings_table() -> str:
-    """All settings, in Markdown: for each section a heading, what it is for, and a table."""
+    """All settings, in Markdown: for each section a heading, its purpose, and a table."""
     parts = []
     for section in msgspec.structs.fields(Settings):
         rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
@@ -78,15 +85,21 @@ def settings_table() -> str:
     return "\n".join(parts)
 
 
-def commented_config() -> str:
-    """A file of settings in TOML with every key in it, commented out."""
+def commented_config(given: Mapping[str, object] = MappingProxyType({})) -> str:
+    """
+    A file of settings in TOML with every key, commented out if it is not given.
+
+    @param given: values by C{section.key}.
+    """
     lines = _comment(_HEAD)
     for section in msgspec.structs.fields(Settings):
         doc = " ".join((section.type.__doc__ or "").split())
         lines += ["", *_comment(doc), f"[{section.name}]"]
         for field in msgspec.structs.fields(section.type):
             about = f"{_meaning(field.type)} ({_allowed(field.type)})".replace("`", "")
-            lines += ["", *_comment(about), f"#{field.name} = {_toml(field.default)}"]
+            value = given.get(f"{section.name}.{field.name}", field.default)
+            mark = "" if value != field.default else "#"
+            lines += ["", *_comment(about), f"{mark}{field.name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +108,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """A default as TOML has it."""
+    """A default in TOML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float) and value.is_integer():
@@ -113,7 +126,7 @@ def _is_span(kind: Any) -> bool:
 
 
 def _allowed(kind: Any) -> str:
-    """What a value may be, for people."""
+    """The values that a setting may have, for people."""
     info = msgspec.inspect.type_info(kind)
     while isinstance(info, msgspec.inspect.Metadata):
         info = info.type

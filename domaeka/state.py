@@ -1,120 +1,154 @@
-"""
-The state directory, and the secrets in it.
-
-No secret is ever in an error, a log line or a C{repr} from here.
-"""
+"""The state directory, and the files in it that only the server's user may read."""
 
 import contextlib
 import errno
-import hashlib
-import json
+import fcntl
 import os
 import secrets
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
-from math import inf
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-import msgspec
-
-from domaeka.config import MIN_SECRET_KEY_BYTES, PUBLISHED_KEY_SHA256, AuthSettings
 from domaeka.errors import ConfigError
-from domaeka.toml import check_private, parse_toml
+from domaeka.toml import check_private
 
-#: Where in the state directory the secrets are.
+#: Name of the file of secrets in the state directory.
 SECRETS_NAME: Final = "secrets.toml"
-#: Where in the state directory the name of the server is, and how long it may be, in characters.
+#: Name of the file with the server's name in it, and the longest name, in characters.
 NODE_NAME: Final = "node"
 _MAX_NODE_CHARS: Final = 128
-#: A new secret, in bytes: 256 bits.
-_SECRET_BYTES: Final = 32
-#: Largest file of secrets that is read, in bytes: five texts, and comments.
+#: Name of the file on which the running server has a lock.
+LOCK_NAME: Final = "server.lock"
+#: Name of our own directory in the root of a volume.
+_OWN_NAME: Final = "domaeka"
+#: Bits of a mode by which others than the owner may write, and may do anything.
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+#: The mode that Kubernetes makes of 0700 in a volume with an fsGroup, at each start of a pod.
+_FS_GROUP_MODE: Final = stat.S_ISGID | stat.S_IRWXU | stat.S_IRWXG
+#: Largest private file that is read, in bytes: five secrets, and comments.
 _MAX_FILE_BYTES: Final = 65_536
 
 
-class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """
-    What only the server, its operator and its phones know.
-
-    @ivar admin_token: opens the HTTP API; not needed by phones.
-    @ivar previous_secret_key: accepted too, while keys are being changed; empty: none.
-    @ivar previous_valid_until: when that ends, in seconds since 1970; 0: not by itself.
-    """
-
-    secret_key: str
-    salt: str
-    admin_token: str = ""
-    previous_secret_key: str = ""
-    previous_valid_until: float = 0.0
-
-    def __repr__(self) -> str:
-        """Nothing of what is secret."""
-        return "<Secrets>"
-
-    def accepted_keys(self, now: float) -> tuple[str, ...]:
-        """
-        The keys that phones may sign with, the one in force first.
-
-        @param now: the time now, in seconds since 1970.
-        """
-        previous = self.previous_secret_key
-        if not previous or 0 < self.previous_valid_until <= now:
-            return (self.secret_key,)
-        return (self.secret_key, previous)
-
-    def previous_over(self, now: float) -> bool:
-        """Whether there is a previous key that is accepted no more."""
-        return bool(self.previous_secret_key) and len(self.accepted_keys(now)) == 1
-
-    @property
-    def previous_ends(self) -> float:
-        """When the previous key is no longer accepted, in seconds since 1970."""
-        return self.previous_valid_until or inf
-
-    def has_published_key(self, now: float) -> bool:
-        """Whether one of the keys that are accepted is known to everybody."""
-        return any(map(is_published, self.accepted_keys(now)))
+class DirectoryInUse(ConfigError):
+    """A server uses the state directory."""
 
 
-def state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
+def make_state_directory(option: str | None, environment: Mapping[str, str]) -> Path:
     """
     Find the state directory, and make it if it is not there.
 
-    A new or an empty one gets mode 0700; one that others may write to is refused.
+    A new or an empty one gets mode 0700, as does one of ours that Kubernetes has opened for a
+    group; any other that others may write to is refused.
 
     @raise ConfigError: it cannot be used: one line that says why.
     """
     path = state_path(option, environment)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:
-            # A directory with other things in it is not ours to close.
-            with os.scandir(path) as entries:
-                if next(entries, None) is None:
-                    path.chmod(0o700)
-                    status = path.stat()
-    except FileExistsError:
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _close_to_others(number)
+            status = os.fstat(number)
+        finally:
+            os.close(number)
+        parent = path.resolve().parent.stat()
+    except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"state directory {path}: there is a file of that name") from None
+    except PermissionError as error:
+        raise ConfigError(f"state directory {path}: {_reason_of(error)} {_owner_hint()}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"state directory {path}: {_why(error)}") from None
-    if status.st_mode & 0o022:
-        raise ConfigError(f"state directory {path}: others may write to it; try: chmod 700 {path}")
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(f"state directory {path}: not writable")
+        raise ConfigError(f"state directory {path}: {_reason_of(error)}") from None
+    theirs = status.st_uid not in (0, os.geteuid())
+    if theirs and (status.st_mode | parent.st_mode) & _OTHERS_WRITE:
+        # Anybody who may write beside it may have put it there.
+        raise ConfigError(
+            f"state directory {path}: it belongs to another user (uid {status.st_uid}), and "
+            "others may write there: give a directory of your own, below it or elsewhere"
+        )
+    if status.st_mode & _OTHERS_WRITE:
+        raise ConfigError(
+            f"state directory {path}: others may write to it; try: chmod 700 {path}, or give a "
+            "directory below it"
+        )
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise ConfigError(f"state directory {path}: its file system is read-only")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective):
+        raise ConfigError(f"state directory {path}: not writable {_owner_hint()}")
     return path
+
+
+def _close_to_others(number: int) -> None:
+    """
+    Give a directory of ours mode 0700 if it is not in use yet, or if only an fsGroup has opened
+    it; then close its files, too.
+    """
+    status = os.fstat(number)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid() or mode == stat.S_IRWXU:
+        return
+    names = os.listdir(number)
+    # A directory with other things in it is not ours to close.
+    if names and (mode != _FS_GROUP_MODE or SECRETS_NAME not in names):
+        return
+    os.fchmod(number, stat.S_IRWXU)
+    for name in names:
+        found = os.stat(name, dir_fd=number, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == status.st_uid:
+            os.chmod(name, stat.S_IMODE(found.st_mode) & ~OTHERS, dir_fd=number)
+
+
+def _owner_hint() -> str:
+    """The end of an error: whose the directory has to be."""
+    uid = os.geteuid()
+    return f"for uid {uid}; give --state-dir one of its own: install -d -o {uid} -m 700 DIR"
 
 
 def state_path(option: str | None, environment: Mapping[str, str]) -> Path:
     """
-    Where the state directory is, or would be: C{option}, else the first of C{$STATE_DIRECTORY},
-    else C{$XDG_STATE_HOME/domaeka}, else C{~/.local/state/domaeka}.
+    The path of the state directory, which need not exist: C{option}, else the first of
+    C{$STATE_DIRECTORY}, else C{$XDG_STATE_HOME/domaeka}, else C{~/.local/state/domaeka}.
 
-    @raise ConfigError: there is no home directory.
+    If that is the root of a volume in a container (root owns it and others may write to it), the
+    path is C{domaeka} below it.
+
+    @raise ConfigError: there is no home directory, or somebody else has put a symbolic link there.
     """
+    path = _named_path(option, environment)
+    if _is_volume(path):
+        path /= _OWN_NAME
+    for part in (path, *path.parents):
+        try:
+            status = part.lstat()
+        except (OSError, ValueError):
+            continue  # made, or refused, later
+        if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+            raise ConfigError(
+                f"state directory {path}: {part} is a symbolic link of another user (uid "
+                f"{status.st_uid}): give the directory itself"
+            )
+    return path
+
+
+def _is_volume(path: Path) -> bool:
+    """True if the state directory is to be one of our own below C{path}."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return False
+    if not stat.S_ISDIR(status.st_mode) or not status.st_mode & _OTHERS_WRITE:
+        return False
+    # Root, too, must find the files that a server has put there.
+    used = os.path.lexists(path / _OWN_NAME / SECRETS_NAME)
+    return used or (status.st_uid == 0 and os.geteuid() != 0)
+
+
+def _named_path(option: str | None, environment: Mapping[str, str]) -> Path:
+    """The path that L{state_path} is given."""
     if option:
         return Path(os.path.abspath(os.path.expanduser(option)))
     # systemd separates several by colons.
@@ -130,199 +164,78 @@ def state_path(option: str | None, environment: Mapping[str, str]) -> Path:
     return Path(home) / ".local" / "state" / "domaeka"
 
 
-def load_or_create_secrets(
-    directory: Path, auth: AuthSettings | None = None, now: float = 0.0
-) -> Secrets:
+def lock_directory(directory: Path) -> IO[bytes] | None:
     """
-    Read the secrets of a server, after making them if it has none yet.
+    Keep other servers out of a state directory.
 
-    Processes that start at once agree: the first one's stand.
-
-    @param auth: settings that go before what is in the file, where they are not empty.
-    @param now: as for L{load_secrets}.
-    @raise ConfigError: as for L{load_secrets}, or they cannot be written.
+    @return: a lock, held until it is closed or the process has ended, in any way; L{None} where
+        the file system has no locks.
+    @raise DirectoryInUse: another server is there.
+    @raise ConfigError: it cannot be written.
     """
-    path = directory / SECRETS_NAME
+    path = directory / LOCK_NAME
+    lock = os.fdopen(_open_private(path, str(path)), "r+b")
     try:
-        if not os.path.lexists(path):
-            _create(path)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigError(f"{path}: {_why(error)}") from None
-    return load_secrets(directory, auth, now)
+        lock.close()
+        if error.errno != errno.EWOULDBLOCK:
+            return None
+        raise DirectoryInUse(
+            f"state directory {directory}: another server uses it, or has not ended yet; give each "
+            "its own with --state-dir"
+        ) from None
+    return lock
 
 
-def load_secrets(directory: Path, auth: AuthSettings | None = None, now: float = 0.0) -> Secrets:
+def make_private_file(path: Path, where: str = "") -> None:
     """
-    Read the secrets of a server.
+    Make a file that nobody else may read, or close one that exists to others; its group keeps the
+    rights that it has.
 
-    @param auth: settings that go before what is in the file, where they are not empty.
-    @param now: in seconds since 1970: a previous key that has ended by then may be any.
-    @raise ConfigError: there are none, others may read them, or they are too weak: one line that
-        says which and why, and never the value.
+    @param where: the beginning of errors; by default the path.
+    @raise ConfigError: it cannot be made, or not be written: one line that says why.
     """
-    path = directory / SECRETS_NAME
-    result = read_secrets(path, auth, now)
-    if len(result.admin_token.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{path}: admin_token: must have {MIN_SECRET_KEY_BYTES} bytes or more")
-    return result
+    os.close(_open_private(path, where or str(path)))
 
 
-def read_secrets(path: Path, auth: AuthSettings | None = None, now: float = 0.0) -> Secrets:
-    """
-    Read a file of secrets, as far as a phone needs them.
-
-    @param auth: settings that go before what is in the file, where they are not empty.
-    @param now: as for L{load_secrets}.
-    @raise ConfigError: as for L{load_secrets}.
-    """
-    found = _read(path)
-    settings = auth or AuthSettings()
-    given = given_secrets(settings)
-    result = msgspec.structs.replace(found, **given)
-    if "previous_secret_key" in given:
-        result = msgspec.structs.replace(result, previous_valid_until=0.0)
-    for name in ("secret_key", "previous_secret_key"):
-        key: str = getattr(result, name)
-        where = _place(settings, name) if name in given else f"{path}: {name}"
-        if name == "secret_key" or key in result.accepted_keys(now):
-            check_key(where, key, settings.accept_published_key)
-    if not result.salt:
-        raise ConfigError(f"{path}: salt: must not be empty")
-    return result
-
-
-def given_secrets(auth: AuthSettings) -> dict[str, str]:
-    """
-    What settings give of L{Secrets}, by its name there: as it is, or in a file.
-
-    @raise ConfigError: a file cannot be read, is empty, or all may read it.
-    """
-    given = {}
-    for name in ("secret_key", "salt", "previous_secret_key"):
-        value: str = getattr(auth, name)
-        file = getattr(auth, f"{name}_file")
-        if file:
-            where = _place(auth, name)
-            value = _read_text(Path(file), where, stat.S_IRWXO).rstrip("\r\n")
-            if not value:
-                raise ConfigError(f"{where}: empty")
-        if value:
-            given[name] = value
-    return given
-
-
-def _place(auth: AuthSettings, name: str) -> str:
-    """The setting that gives a secret, with its file."""
-    file = getattr(auth, f"{name}_file")
-    return f"auth.{name}_file: {file}" if file else f"auth.{name}"
-
-
-def rotate_secret_key(directory: Path, keep: float, now: float) -> Secrets:
-    """
-    Put a new key in the place of that in C{secrets.toml}.
-
-    @param keep: how long the old one is still accepted, in seconds; 0: not at all.
-    @param now: in seconds since 1970.
-    @return: what is in the file now.
-    @raise ConfigError: as for L{load_secrets}, or it cannot be written.
-    """
-    old = load_secrets(directory, AuthSettings(accept_published_key=True), now)
-    new = msgspec.structs.replace(
-        old,
-        secret_key=secrets.token_urlsafe(_SECRET_BYTES),
-        previous_secret_key=old.secret_key if keep else "",
-        previous_valid_until=float(int(now + keep)) if keep else 0.0,
-    )
-    path = directory / SECRETS_NAME
+def _open_private(path: Path, where: str) -> int:
+    with located_errors(where):
+        number = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
     try:
-        _write(path, new, os.replace)
-    except OSError as error:
-        raise ConfigError(f"{path}: {_why(error)}") from None
-    return new
-
-
-def is_published(key: str) -> bool:
-    """Whether a key is the one that old scripts were published with."""
-    return hashlib.sha256(key.encode()).hexdigest() == PUBLISHED_KEY_SHA256
-
-
-def check_key(name: str, key: str, accept_published: bool) -> None:
-    """
-    Refuse a key that is too weak.
-
-    @param name: what it is called, and where it stands.
-    @raise ConfigError: too short, or known to everybody: one line without the key.
-    """
-    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ConfigError(f"{name}: must have {MIN_SECRET_KEY_BYTES} bytes or more")
-    if not accept_published and is_published(key):
-        raise ConfigError(
-            f"{name}: the key that old scripts were published with, which everybody knows; for "
-            "the days of a move set auth.accept_published_key"
-        )
-
-
-def private_file(path: Path) -> Path:
-    """
-    A file of the state directory that nobody else may read: the one that is there, or a new one.
-
-    @raise ConfigError: it cannot be made: one line that says why.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise ConfigError(f"{path}: {_why(error)}") from None
-    return path
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{where}: not a file")
+        if status.st_mode & stat.S_IRWXO:
+            with contextlib.suppress(PermissionError):  # another user's
+                os.fchmod(number, 0o600)
+            check_private(os.fstat(number), path, where)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
 
 
 def node_name(directory: Path) -> str:
     """
-    What a server is called among others: made once, whatever its machine is called later.
+    The name of a server among others: made once, and kept if its machine is renamed.
 
     @raise ConfigError: it cannot be read or written: one line that says why.
     """
     path = directory / NODE_NAME
-    try:
-        name = path.read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        name = ""
-    except OSError as error:
-        raise ConfigError(f"{path}: {_why(error)}") from None
+    name = read_private(path, str(path), 0).strip() if os.path.lexists(path) else ""
     if not name:
         name = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
-        private_file(path).write_text(name + "\n", encoding="utf-8")
+        with located_errors(str(path)):
+            write_private(path, f"{name}\n".encode())
     return name[:_MAX_NODE_CHARS]
-
-
-def _create(path: Path) -> None:
-    """Write new secrets, unless another process has done so meanwhile."""
-    new = Secrets(
-        secret_key=secrets.token_urlsafe(_SECRET_BYTES),
-        salt=secrets.token_urlsafe(_SECRET_BYTES),
-        admin_token=secrets.token_urlsafe(_SECRET_BYTES),
-    )
-    # A link, unlike a rename, replaces nothing.
-    with contextlib.suppress(FileExistsError):
-        _write(path, new, os.link)
-
-
-def _write(path: Path, content: Secrets, put: Callable[[str, Path], None]) -> None:
-    """Write secrets as a whole or not at all, for nobody else to read."""
-    values = msgspec.structs.asdict(content).items()
-    # JSON's texts and numbers are TOML's, but for one character.
-    lines = (
-        f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values if value
-    )
-    text = "# The secrets of this server.  Whoever reads them can speak for every phone.\n"
-    text += "".join(lines).replace("\x7f", "\\u007f")
-    write_private(path, text.encode(), put)
 
 
 def write_private(path: Path, data: bytes, put: Callable[[str, Path], None] = os.replace) -> None:
     """
-    Have C{data}, all of it or nothing, in a file that nobody else may read.
+    Write C{data}, all of it or nothing, to a file that nobody else may read.
 
-    @param put: brings a temporary file to its place.
+    @param put: moves a temporary file to its place.
     """
     number, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)  # mode 0600
     try:
@@ -331,7 +244,7 @@ def write_private(path: Path, data: bytes, put: Callable[[str, Path], None] = os
             file.flush()
             os.fsync(file.fileno())
             with contextlib.suppress(FileNotFoundError):
-                # It stays the server's own, though an administrator writes it.
+                # It stays the server's own if an administrator writes it.
                 before = path.stat()
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
         put(temporary, path)
@@ -345,31 +258,20 @@ def write_private(path: Path, data: bytes, put: Callable[[str, Path], None] = os
             os.unlink(temporary)
 
 
-def _read(path: Path) -> Secrets:
-    text = _read_text(path, str(path), stat.S_IRWXG | stat.S_IRWXO)
-    try:
-        return msgspec.convert(parse_toml(text, path, secret=True), Secrets)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _read_text(path: Path, where: str, forbidden: int) -> str:
+def read_private(path: Path, where: str, forbidden: int) -> str:
     """
-    What is in a file with a secret.
+    The text of a file with a secret.
 
-    @param where: what errors begin with.
+    @param where: the beginning of errors.
     @param forbidden: bits that its mode must not have.
     """
-    try:
-        # O_NONBLOCK: a pipe in the file's place must not hold us up.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{where}: not a file")
-            check_private(status, path, where, forbidden)
-            raw = file.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}: {_why(error)}") from None
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in the place must not block us
+    with located_errors(where), open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{where}: not a file")
+        check_private(status, path, where, forbidden)
+        raw = file.read(_MAX_FILE_BYTES + 1)
     if len(raw) > _MAX_FILE_BYTES:
         raise ConfigError(f"{where}: more than {_MAX_FILE_BYTES} bytes")
     try:
@@ -378,8 +280,17 @@ def _read_text(path: Path, where: str, forbidden: int) -> str:
         raise ConfigError(f"{where}: not UTF-8") from None
 
 
-def _why(error: OSError | ValueError) -> str:
-    """One plain reason."""
+@contextlib.contextmanager
+def located_errors(where: str) -> Iterator[None]:
+    """Turn errors of files into a L{ConfigError} that begins with C{where}."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {_reason_of(error)}") from None
+
+
+def _reason_of(error: OSError | ValueError) -> str:
+    """The reason, for people."""
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT:
             return "there is no such file or directory"

@@ -1,25 +1,33 @@
-"""
-C{twistd domaeka}: options, and all the wiring.
-"""
+"""C{twistd domaeka}: its options, and the server that they ask for."""
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from twisted.python import usage
+from twisted.python.runtime import seconds as wall
 
 from domaeka import __version__
-from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.loading import load_bots
 from domaeka.bots.threads import CommandThreads
-from domaeka.config import SettingsSource, is_secret
+from domaeka.clock import keep_going, monotonic
+from domaeka.config import SettingsSource, is_secret, settings_here
 from domaeka.errors import DomaekaError
+from domaeka.gateway.transport.ports import Sockets
 from domaeka.logs import observer_for
-from domaeka.metrics import Metrics
-from domaeka.server import EXIT_CANNOT_START, GatewayService
-from domaeka.startup import check
-from domaeka.state import load_or_create_secrets, state_directory
+from domaeka.server import (
+    EXIT_CANNOT_START,
+    GatewayService,
+    Platform,
+    acting_as,
+    assemble,
+    check,
+    check_pidfile,
+    open_state,
+)
+from domaeka.store.threads import ThreadWorker
 
 
 class Options(usage.Options):
@@ -28,12 +36,13 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = (
         "A gateway for chat-bot phones. Every setting of docs/settings.md can be given in the "
-        "file named by --config, as DOMAEKA_SECTION_KEY in the environment, or by --set."
+        "file named by --config (else domaeka.toml in the working directory), as "
+        "DOMAEKA_SECTION_KEY in the environment, or by --set."
     )
     optParameters = (
         ("port", None, None, "The phones' TCP port [default: 9000]"),
         ("http-port", None, None, "The HTTP port: health, metrics, API [default: 8080]"),
-        ("config", None, None, "A TOML file of settings"),
+        ("config", None, None, "A TOML file of settings [default: ./domaeka.toml, if it is there]"),
         ("state-dir", None, None, "Where the database and the secrets are kept"),
     )
 
@@ -60,23 +69,21 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def source(self) -> SettingsSource:
-        """What these options, the environment and the file make together."""
+        """The settings: these options, then the environment, then the file."""
         overrides = list(self["set"])
         for option, key in (("port", "server.port"), ("http-port", "http.port")):
             if self[option] is not None:
                 overrides.append((key, self[option]))
         path = Path(self["config"]) if self["config"] is not None else None
-        return SettingsSource(path, overrides)
+        return settings_here(path, overrides)
 
 
-def makeService(options: Options) -> "GatewayService":
-    """
-    Wire a server.  What cannot work ends the process, with one line.
-
-    @param options: parsed by twistd.
-    """
+def makeService(options: Options) -> GatewayService:
+    """Make a server.  An error of the configuration ends the process, with one line."""
     from twisted.internet import reactor
 
+    # Before anything of ours is scheduled, or reads a time.
+    keep_going(reactor)
     source = options.source()
     try:
         return _make_service(options, source, reactor)
@@ -85,39 +92,31 @@ def makeService(options: Options) -> "GatewayService":
         raise SystemExit(EXIT_CANNOT_START) from None
 
 
-def _make_service(options: Options, source: SettingsSource, reactor: Any) -> "GatewayService":
+def _make_service(options: Options, source: SettingsSource, reactor: Any) -> GatewayService:
     settings = source.load()
     check(settings)
-    observer = observer_for(settings.logging, options.parent or {}, reactor)
-    directory = state_directory(options["state-dir"], os.environ)
-    secrets = load_or_create_secrets(directory, settings.auth, reactor.seconds())
+    twistd: Mapping[str, Any] = options.parent or {}
+    check_pidfile(twistd)
+    observer = observer_for(settings.logging, twistd, reactor)
+    observer.lead_standard_logging()
     # Bots beside the place from which the server is started, as with python -m.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    bots = load_bots((*settings.bots.load, *options["bots"]))
-    metrics = Metrics()
-    dispatcher = BotDispatcher(
-        bots,
-        reactor,
-        CommandThreads(reactor),
-        settings.bots,
-        settings.breaker,
-        observe=lambda command: metrics.handler.register(command).observe,
-        failed=lambda command: metrics.handler_failures.labels(command).inc(),
-        busy=metrics.refused_messages.inc,
+    with acting_as(twistd.get("uid"), twistd.get("gid")):
+        state = open_state(options["state-dir"], os.environ, settings, wall())
+        with observer.while_importing():
+            bots = load_bots((*settings.bots.load, *options["bots"]))
+    platform = Platform(
+        reactor, monotonic, wall, Sockets(reactor), CommandThreads(reactor), ThreadWorker
     )
-    service = GatewayService(
-        reactor,
-        settings,
-        secrets,
-        directory,
-        metrics,
-        dispatcher,
-        observer,
-        source,
-        options["bots"],
-    )
-    for key, value in options["set"]:
-        if is_secret(key, value):
-            service.warnings.append(f"--set {key}: others can read it in the list of processes")
-    return service
+    parts = assemble(platform, settings, source, state, bots, observer, options["bots"])
+    warnings = [
+        f"--set {key}: others can read it in the list of processes"
+        for key, value in options["set"]
+        if is_secret(key, value)
+    ]
+    if state.lock is None:
+        warnings.insert(
+            0, f"{state.directory}: its file system has no locks: see that no other server uses it"
+        )
+    return GatewayService(parts, state.lock, warnings)

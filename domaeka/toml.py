@@ -1,25 +1,28 @@
-"""
-Files in TOML: where in them something stands, and who may read them.
-"""
+"""TOML files: read, with the line of each error and key, and checked for who may read them."""
 
 import os
 import re
 import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from domaeka.errors import ConfigError
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, check: Callable[[os.stat_result], None] | None = None) -> dict[str, Any]:
     """
     Read a TOML file.
 
-    @raise ConfigError: one line that says what is wrong with it, and where.
+    @param check: refuses a file by its status, before it is read.
+    @raise ConfigError: one line: what is wrong with it, and where.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            if check is not None:
+                check(os.fstat(file.fileno()))
+            text = file.read()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -31,8 +34,7 @@ def parse_toml(text: str, path: Path, secret: bool = False) -> dict[str, Any]:
     """
     Read TOML.
 
-    @param path: where it is from.
-    @param secret: whether an error may quote nothing of it.
+    @param secret: true if an error must quote nothing of it.
     @raise ConfigError: as of L{read_toml}.
     """
     try:
@@ -52,8 +54,7 @@ def check_private(
     """
     Refuse a file with a secret that others may read.
 
-    @param status: of the file.
-    @param where: what the error begins with.
+    @param where: the beginning of the error.
     @param forbidden: bits that its mode must not have; a group may read it by default.
     @raise ConfigError: it has one of them.
     """
@@ -62,8 +63,28 @@ def check_private(
         raise ConfigError(f"{where}: mode {mode:04o}: others may read it; try: chmod 600 {path}")
 
 
+def check_trusted(status: os.stat_result, path: Path) -> None:
+    """
+    Refuse a file, found and not named by anybody, that others have written or may write.
+
+    @param status: of the file, or of the link that leads to it.
+    @raise ConfigError: one line that says whose it is, and what to do.
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path}: belongs to another user, so it is not taken unasked: name it by --config, "
+            "or start from another directory"
+        )
+    if not stat.S_ISLNK(status.st_mode) and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"{path}: mode {mode:04o}: others may write to it, so it is not taken unasked: name it "
+            f"by --config, or try: chmod go-w {path}"
+        )
+
+
 def lines_of(path: Path) -> dict[str, int]:
-    """Where each key stands in a TOML file of plain C{[section]} tables."""
+    """The line of each key in a TOML file of plain C{[section]} tables."""
     lines: dict[str, int] = {}
     section = ""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -3,9 +3,9 @@ An example bot.
 
 Start a server with it, from the directory that it is in::
 
-    twistd -n domaeka --bots example_bot:bot
+    domaeka serve --bots example_bot:bot
 
-then talk to it with C{domaeka phone}.  docs/bots.md says all that there is to know.
+then talk to it with C{domaeka phone}.  docs/bots.md is the guide for authors.
 """
 
 import shutil
@@ -30,7 +30,7 @@ async def hello(ctx: Context) -> str:
     return f"{ctx.sender.name}님, 안녕하세요!"
 
 
-# So does what gives a Deferred.  Several answers may be sent, at any time.
+# A function that returns a Deferred runs there, too.  Several answers may be sent, at any time.
 @bot.command("# timer")
 @inlineCallbacks
 def timer(ctx: Context) -> Any:
@@ -62,7 +62,7 @@ async def picture(ctx: Context) -> None:
     await ctx.reply_media([square(*colour) for colour in colours], wait_ms=5000)
 
 
-# What asks somebody else's server should have a breaker: once that server has failed too often,
+# A request to another server should have a circuit breaker: once that server has failed too often,
 # it is left alone for a while, and rooms are told so once.
 @breaker("example.org")
 def ask_site() -> int:

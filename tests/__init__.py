@@ -1,13 +1,20 @@
 """
 All tests.
 
-Damaged input in quantity is for C{tests.integration.test_fuzz}; here few of each kind will do.
+Damaged input in quantity is for C{tests.proofs.test_fuzz}; here few of each kind will do.
 """
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from twisted.trial.unittest import SynchronousTestCase
 
-settings.register_profile("domaeka", max_examples=50, deadline=None, database=None)
+# None of them judges time: a machine may be busy with something else.
+settings.register_profile(
+    "domaeka",
+    max_examples=50,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("domaeka")
 
 

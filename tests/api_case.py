@@ -16,24 +16,30 @@ from domaeka.bots.api import Bot
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import ConfigError
-from domaeka.gateway.drain import DrainReport
-from domaeka.gateway.migration import MigrationPlan, MigrationRefused, MigrationReport, Phase
-from domaeka.interfaces import DeviceKey
-from domaeka.messages import Reply
-from domaeka.phonewire import Delivered
+from domaeka.gateway.lifecycle.drain import DrainReport
+from domaeka.gateway.lifecycle.migration import (
+    MigrationPlan,
+    MigrationRefused,
+    MigrationReport,
+)
+from domaeka.interfaces import DeviceKey, Directory
+from domaeka.schema import Phase, Reloaded
+from domaeka.secrets import Secrets
 from domaeka.store.bans import StoredBans
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.rooms import StoredRooms
 from domaeka.web.admin import AdminApi
 from domaeka.web.api.endpoints import PREFIX
-from domaeka.web.server import Channel, make_site
+from domaeka.web.server import Channel, Site
+from domaeka.wire import Delivered, Reply
 from tests.bots_fakes import FakeReactor, FakeThreads
 from tests.gateway_case import GatewayCase, Peer
 from tests.storing import FakeThread, fill
 
 TOKEN = "correct horse"
 ROOM_ID = "18398338829933617"
+SECRETS = Secrets(secret_key="k" * 32, salt="소금")
 
 
 class Client:
@@ -74,14 +80,12 @@ class FakeOperations:
         self.refusal: str | None = None
         self.drain_report = DrainReport()
         self.migration_report: MigrationReport | None = None
-        self.changed = ["ping.interval"]
-        self.restart = ["http.port"]
 
-    def reload(self) -> "FakeOperations":
+    def reload(self) -> Reloaded:
         """Read the settings again."""
         if self.refusal is not None:
             raise ConfigError(self.refusal)
-        return self
+        return Reloaded(["ping.interval"], ["http.port"])
 
     def drain(self, reason: str) -> None:
         """Empty the server."""
@@ -137,31 +141,51 @@ class ApiCase(GatewayCase):
         self.database = Database(
             "sqlite://", self.clock, make_worker=lambda name, reactor: self.thread
         )
-        parts = self.parts
+        parts = self.context
         self.stored_devices = parts.devices = StoredDevices(
-            self.database, self.clock, parts.settings.devices.approval
+            self.database, self.clock, parts.settings.devices.approval, wall=self.wall
         )
         self.stored_rooms = parts.rooms = StoredRooms(
-            self.database, self.clock, parts.settings.rooms.approval
+            self.database, self.clock, parts.settings.rooms.approval, wall=self.wall
         )
-        self.stored_devices.add_listener(self.registry.approval_changed)
+        self.stored_devices.add_listener(self.directory.decisions.approval_changed)
+        self.forgotten_chat: list[tuple[str, str | None, str | None]] = []
         self.stored_bans = StoredBans(self.database)
         fill(self.database)
         self.successResultOf(self.database.start())
         self.dispatcher = self.make_dispatcher()
         self.operations = FakeOperations()
         self.api = AdminApi(
-            self.registry,
+            self.make_directory(),
             self.stored_devices,
             self.stored_rooms,
             self.stored_bans,
             self.dispatcher,
             self.operations,
+            limits=parts.limits,
+            metrics=self.metrics,
+            settings=lambda: parts.settings,
+            secrets=lambda: SECRETS,
+            forget_chat=self.forget_chat,
+            watchers=parts.events.watchers,
+            wall=self.wall,
         )
-        self.site = make_site(self.api.routes(), self.clock, self.metrics, TOKEN)
+        self.site = Site(self.api.routes(), self.clock, self.metrics, lambda: TOKEN, wall=self.wall)
+        self.stored_devices.add_listener(self.api.events.device_decided)
         if ApiCase.document is None:
             ApiCase.document = self.decoded(self.ask_raw("GET", "/openapi.json")[2])
         self.addCleanup(self.close_clients)
+
+    def make_directory(self) -> Directory:
+        """What the API asks who is connected."""
+        return self.directory.for_api(self.stored_rooms)
+
+    def forget_chat(
+        self, bot_name: str, device_id: str | None, room_id: str | None
+    ) -> "Deferred[None]":
+        """What was said there is to go from the chat log."""
+        self.forgotten_chat.append((bot_name, device_id, room_id))
+        return succeed(None)
 
     def close_clients(self) -> None:
         """End what is open."""
@@ -243,8 +267,13 @@ class ApiCase(GatewayCase):
         return status, body["error"]["code"], body["error"]["message"]
 
     def decoded(self, body: bytes) -> Any:
-        """What a body says."""
-        return json.loads(body) if body else None
+        """What a body says: in JSON, or else a text."""
+        if not body:
+            return None
+        try:
+            return json.loads(body)
+        except ValueError:
+            return body.decode()
 
     # The description
 

@@ -11,8 +11,8 @@ from domaeka.bots.api import Bot
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey
-from domaeka.messages import Chat, Dialect, Reply
-from domaeka.policies.outbox import FateListener
+from domaeka.policies.outbox import StatusListener
+from domaeka.wire import Chat, Dialect, Reply
 
 _T = TypeVar("_T")
 
@@ -57,7 +57,7 @@ class FakeOrigin:
     def __init__(self, bot_name: str = "봇", device_id: str = "d1") -> None:
         self.key = DeviceKey(bot_name, device_id)
         self.replies: list[Reply] = []
-        self.terms: list[tuple[float | None, FateListener | None]] = []
+        self.terms: list[tuple[float | None, StatusListener | None]] = []
         self.done: list[Chat] = []
 
     @property
@@ -66,10 +66,10 @@ class FakeOrigin:
         return [reply.content for reply in self.replies]
 
     def send(
-        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+        self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
     ) -> None:
         self.replies.append(reply)
-        self.terms.append((ttl, on_fate))
+        self.terms.append((ttl, on_status))
 
     def message_done(self, chat: Chat) -> None:
         self.done.append(chat)

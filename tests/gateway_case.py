@@ -1,7 +1,5 @@
 """What the tests of the gateway share: a gateway in virtual time, and peers that say anything."""
 
-from collections.abc import Callable
-from random import Random
 from typing import Any, Literal
 
 import msgspec
@@ -13,55 +11,54 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from domaeka.config import load_settings
 from domaeka.gateway.device import Device
-from domaeka.gateway.drain import Drain
-from domaeka.gateway.parts import Parts
-from domaeka.gateway.protocol import GatewayFactory
-from domaeka.gateway.registry import Registry
-from domaeka.gateway.sender import Sender
-from domaeka.gateway.session import Session
+from domaeka.gateway.directory import Directory
+from domaeka.gateway.flow.writer import Writer
+from domaeka.gateway.journal import Journal
+from domaeka.gateway.lifecycle.drain import Drain
+from domaeka.gateway.serving import Step
+from domaeka.gateway.transport.connection import GatewayFactory
 from domaeka.interfaces import DeviceKey, Dispatcher
-from domaeka.messages import Chat, Dialect, Media, encode_frame
-from domaeka.metrics import Counter, Family, Metrics
-from domaeka.phonewire import (
-    Asked,
-    Complaint,
-    Delivered,
-    Greeting,
-    Identity,
-    PhoneWriter,
-    Said,
-    ServerFrame,
-    Taken,
-    read_server_frame,
-)
+from domaeka.metrics import Counter, Family
 from domaeka.policies.auth import NO_KEY, Signer
-from domaeka.policies.limits import AddressLimits
 from domaeka.testing import (
     FakeChatLog,
     FakeDevices,
     FakeDispatcher,
     FakePhone,
+    FakeResumption,
     FakeRooms,
     VirtualServer,
+    make_context,
     run_clock,
+    transport_context,
 )
-from domaeka.wire import LineDecoder
+from domaeka.wire import (
+    Chat,
+    Delivered,
+    Dialect,
+    ErrorFrame,
+    Greeting,
+    Identity,
+    LineDecoder,
+    Media,
+    PhoneWriter,
+    Ping,
+    Said,
+    ServerAck,
+    encode_frame,
+    read_server_frame,
+)
+from domaeka.wire.phone import ServerFrame
 from tests import forget_after
+from tests.clocks import WallClock
 
+#: What the wall clock shows at the beginning, in seconds since 1970.
 NOW = 1_790_000_000.0
 SECRET = "a secret of enough bytes"
 SALT = "salt"
 KEY = DeviceKey("봇", "d" * 16)
 PICTURE = b"\x89PNG"
-
-
-class FakeResumption(msgspec.Struct):
-    """What a token was worth."""
-
-    token: str | None
-    key_id: str
 
 
 class FakeSessions:
@@ -103,13 +100,13 @@ class FakeSessions:
         return waits
 
 
-class BrokenSender(Sender):
+class BrokenWriter(Writer):
     """One of which nobody can tell whether it owes anything: a mistake of ours."""
 
     __slots__ = ()
 
     @property
-    def owes_nothing(self) -> bool:
+    def is_idle(self) -> bool:
         raise ZeroDivisionError
 
 
@@ -129,7 +126,9 @@ class Peer(Protocol):
 
     transport: Any
 
-    def __init__(self, clock: Clock, identity: Identity, dialect: Dialect, secret: str) -> None:
+    def __init__(
+        self, clock: Clock, wall: WallClock, identity: Identity, dialect: Dialect, secret: str
+    ) -> None:
         self.frames: list[ServerFrame] = []
         self.finished = False
         self.lost = False
@@ -139,10 +138,10 @@ class Peer(Protocol):
         self.clock_offset = 0.0
         self.writer = PhoneWriter(
             identity,
-            Signer([secret], SALT, 0.0, clock.seconds).sign,
-            lambda: clock.seconds() + self.clock_offset,
+            Signer([secret], SALT, 0.0, wall).sign,
+            lambda: wall() + self.clock_offset,
         )
-        self.unsigned = PhoneWriter(identity, None, clock.seconds)
+        self.unsigned = PhoneWriter(identity, None, wall)
         self._clock = clock
         self._lines = LineDecoder(2**28)
         self._said = 0
@@ -203,7 +202,7 @@ class Peer(Protocol):
 
     def pong(self, event: Literal["ping", "pong"] = "pong", number: int = -1) -> None:
         """Answer a ping, the last one if no other is named."""
-        asked = [frame for frame in self.frames if isinstance(frame, Asked)]
+        asked = [frame for frame in self.frames if isinstance(frame, Ping)]
         stamp = msgspec.json.decode(asked[number].server_timestamp) if asked else "?"
         self.write(self.writer.pong(stamp, event=event))
 
@@ -254,7 +253,7 @@ class Peer(Protocol):
     @property
     def errors(self) -> list[str]:
         """The codes of the errors."""
-        return [frame.code for frame in self.frames if isinstance(frame, Complaint)]
+        return [frame.code for frame in self.frames if isinstance(frame, ErrorFrame)]
 
     @property
     def greetings(self) -> list[Greeting]:
@@ -264,12 +263,12 @@ class Peer(Protocol):
     @property
     def pings(self) -> int:
         """How many pings there were."""
-        return sum(isinstance(frame, Asked) for frame in self.frames)
+        return sum(isinstance(frame, Ping) for frame in self.frames)
 
     @property
     def taken(self) -> list[str]:
         """Which of its messages have been acknowledged."""
-        return [frame.client_id for frame in self.frames if isinstance(frame, Taken)]
+        return [frame.client_id for frame in self.frames if isinstance(frame, ServerAck)]
 
 
 class _PeerFactory(Factory):
@@ -291,48 +290,13 @@ def content_of(chat: Chat) -> str | Media | None:
     return None if chat.text == "nothing" else chat.text
 
 
-def make_parts(
-    seconds: Callable[[], float],
-    *settings: tuple[str, str],
-    dispatcher: Dispatcher,
-    devices: FakeDevices | None = None,
-    rooms: FakeRooms | None = None,
-    chat_log: FakeChatLog | None = None,
-    sessions: FakeSessions | None = None,
-) -> Parts:
-    """
-    What all connections use, with stand-ins.
-
-    @param settings: keys and values that are not the defaults.
-    """
-    # Attempts from where the peers are do not count.
-    allow = ("limits.allow", '["192.0.2.0/24", "127.0.0.0/8"]')
-    loaded = load_settings(None, [allow, *settings], {})
-    parts = Parts(
-        settings=loaded,
-        signer=Signer([SECRET], SALT, 300.0, seconds),
-        limits=AddressLimits(loaded.limits, seconds),
-        sessions=sessions,
-        devices=devices or FakeDevices(),
-        rooms=rooms or FakeRooms(),
-        chat_log=chat_log,
-        metrics=Metrics(),
-        seconds=seconds,
-        random=Random(1),
-        server_version="0",
-        node="here",
-    )
-    parts.dispatcher = dispatcher
-    return parts
-
-
 class GatewayCase(SynchronousTestCase):
     """A gateway on a virtual network, in virtual time, with a stand-in for each of its parts."""
 
     def setUp(self) -> None:
         forget_after(self)
         self.clock: Any = Clock()
-        self.clock.advance(NOW)
+        self.wall = WallClock(self.clock, NOW)
         self.serve()
 
     def serve(
@@ -340,6 +304,7 @@ class GatewayCase(SynchronousTestCase):
         *settings: tuple[str, str],
         sessions: FakeSessions | None = None,
         dispatcher: Dispatcher | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """
         Start a gateway, in the place of the one before.
@@ -347,28 +312,35 @@ class GatewayCase(SynchronousTestCase):
         @param settings: keys and values that are not the defaults.
         """
         self.devices = FakeDevices(
-            listener=lambda key, approval: self.registry.approval_changed(key, approval)
+            listener=lambda key, approval: self.directory.decisions.approval_changed(key, approval)
         )
         self.rooms = FakeRooms()
         self.chat_log = FakeChatLog()
         self.bots = FakeDispatcher(content_of)
-        self.parts = make_parts(
-            self.clock.seconds,
-            *settings,
+        self.context = make_context(
+            self.clock,
+            self.wall,
+            SECRET,
+            SALT,
+            settings,
             devices=self.devices,
             rooms=self.rooms,
             chat_log=self.chat_log,
             sessions=sessions,
             dispatcher=dispatcher or self.bots,
+            journal=journal,
         )
-        self.metrics = self.parts.metrics
+        self.metrics = self.context.metrics
         if hasattr(self, "factory"):
-            self.registry.stop()
-        self.registry: Registry = Registry(self.parts, self.clock)
-        self.registry.start()
-        self.factory = GatewayFactory(self.registry)
+            self.directory.sweep.stop()
+        self.directory: Directory = Directory(self.context, self.clock)
+        self.registry = self.directory.registry
+        self.directory.sweep.start()
+        self.context.serving.take(Step.OPEN)
+        self.shared = transport_context(self.directory)
+        self.factory = GatewayFactory(self.shared)
         self.server = VirtualServer(self.clock, self.factory)
-        self.drain = Drain(self.registry, self.clock)
+        self.drain = Drain(self.directory, self.clock)
 
     def run_for(self, seconds: float) -> None:
         """Let time pass."""
@@ -383,11 +355,16 @@ class GatewayCase(SynchronousTestCase):
         dialect: Dialect = Dialect.V33,
         secret: str = SECRET,
         version: str | None = None,
+        client_type: str = "MessengerBotR",
     ) -> Peer:
         """Somebody connects."""
-        version = version or ("3.2.1" if dialect is Dialect.V32 else "3.3.3")
-        identity = Identity(bot_name=key.bot_name, device_id=key.device_id, version=version)
-        peer = Peer(self.clock, identity, dialect, secret)
+        identity = Identity(
+            bot_name=key.bot_name,
+            device_id=key.device_id,
+            version=version or ("3.2.1" if dialect is Dialect.V32 else "3.3.3"),
+            client_type=client_type,
+        )
+        peer = Peer(self.clock, self.wall, identity, dialect, secret)
         self.run_for(0.01)  # no two connections sign in the same millisecond
         self.server.connect(_PeerFactory(peer)).addErrback(lambda _: peer.refuse())
         self.run_for(0.0)
@@ -414,16 +391,22 @@ class GatewayCase(SynchronousTestCase):
 
     def phone(self, **more: Any) -> FakePhone:
         """A phone in the field, started."""
-        phone = FakePhone(self.clock, [self.server], SECRET, SALT, **more)
+        phone = FakePhone(
+            self.clock, [self.server], SECRET, SALT, clock_offset=self.wall.ahead, **more
+        )
         phone.start()
         self.run_for(0.0)
         return phone
 
     # What became of it
 
-    def session(self) -> Session:
+    def conversations(self) -> list[Any]:
+        """Those of all connections, the oldest first; tests look inside."""
+        return list(self.registry)
+
+    def conversation(self) -> Any:
         """The newest connection's."""
-        return list(self.registry)[-1]
+        return self.conversations()[-1]
 
     def device(self, key: DeviceKey = KEY) -> Device:
         """A device that is known."""

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import ErrorCode, WireError
-from domaeka.messages import Chat, FrameReader, Handshake, Inbound
+from domaeka.wire import Chat, FrameReader, Handshake, Inbound
 
 VECTORS = [
     json.loads(line)

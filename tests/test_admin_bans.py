@@ -16,10 +16,19 @@ class BansTests(ApiCase):
         self.assertEqual((status, ban["network"]), (201, "192.0.2.7/32"))
         self.assertEqual((ban["reason"], ban["made_by"]), ("소란", "operator"))
         self.assertEqual(ban["expires"], "2026-09-21T15:13:20.000Z")  # limits.ban_seconds
-        self.assertEqual(len(self.parts.limits.bans()), 1)
+        self.assertEqual(len(self.context.limits.bans()), 1)
         self.assertEqual(self.get("/bans"), {"bans": [ban], "next": None, "total": 1})
         (stored,) = self.successResultOf(self.stored_bans.load())
         self.assertEqual(stored.network, "192.0.2.7/32")
+
+    def test_for_whom(self) -> None:
+        """A ban for wrong signatures says who they claimed to be of, also in the store."""
+        for _ in range(5):
+            self.context.limits.failed_signature("198.51.100.7", ("가게봇", "a1b2"))
+        self.run_for(15.0)
+        [ban] = self.get("/bans")["bans"]
+        self.assertEqual((ban["claimed_bot"], ban["claimed_device"]), ("가게봇", "a1b2"))
+        self.assertEqual((ban["made_by"], "wrong signatures" in ban["reason"]), ("", True))
 
     def test_how_long(self) -> None:
         """For so many seconds, or until it is lifted."""
@@ -30,7 +39,7 @@ class BansTests(ApiCase):
     def test_closes_connections(self) -> None:
         """Those that are connected from there are told, and closed."""
         peer = self.ready()
-        self.ask("POST", "/bans", {"network": self.session().address})
+        self.ask("POST", "/bans", {"network": self.conversation().peer.address})
         self.run_for(0.0)
         self.assertEqual(peer.errors, ["BANNED"])
         self.assertEqual(self.reasons, {"banned": 1})
@@ -39,7 +48,7 @@ class BansTests(ApiCase):
         """A ban that is lifted is gone, also from the store."""
         self.ask("POST", "/bans", {"network": "192.0.2.0/24"})
         self.assertEqual(self.ask("DELETE", "/bans", network="192.0.2.0/24"), (204, None))
-        self.assertEqual(self.parts.limits.bans(), [])
+        self.assertEqual(self.context.limits.bans(), [])
         self.assertEqual(self.successResultOf(self.stored_bans.load()), [])
         self.assertEqual(self.refusal("DELETE", "/bans", network="192.0.2.0/24")[0], 404)
 
@@ -93,4 +102,4 @@ class BansTests(ApiCase):
         status, code, text = self.refusal("POST", "/bans", {"network": "192.0.2.7"})
         self.assertEqual((status, code), (503, "STORE"))
         self.assertIn("it holds", text)
-        self.assertEqual(len(self.parts.limits.bans()), 1)
+        self.assertEqual(len(self.context.limits.bans()), 1)

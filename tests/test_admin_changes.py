@@ -1,6 +1,6 @@
 """Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
 
-from domaeka.gateway.migration import MigrationPlan
+from domaeka.gateway.lifecycle.migration import MigrationPlan
 from tests.api_case import ApiCase
 
 

@@ -1,14 +1,10 @@
-"""Tests for L{domaeka.web.api.connections} and L{domaeka.web.api.paging}."""
+"""Tests for L{domaeka.web.api.connections}."""
 
-from typing import Any
-
-from hypothesis import given
-from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
+from typing import Any, get_args
 
 from domaeka.interfaces import DeviceKey
-from domaeka.web.api.connections import _ORDERS
-from domaeka.web.api.paging import Place, cursor, page_of, read_cursor
+from domaeka.policies.cursors import cursor
+from domaeka.schema import ConnectionOrder
 from tests.api_case import ApiCase, path_of
 from tests.gateway_case import KEY
 
@@ -48,6 +44,18 @@ class OpenConnectionsTests(ApiCase):
         self.assertEqual(shown["age_seconds"], 0.75)
         self.assertIsInstance(shown["total_memory"], float)
 
+    def test_silence(self) -> None:
+        """Nobody has been silent for longer than connected, whenever between two sweeps it came."""
+        self.run_for(0.7)  # since the last sweep
+        self.ready()
+        self.run_for(0.1)
+        found = self.get("/connections" + path_of(*KEY))
+        self.assertGreater(found["age_seconds"], 0.0)
+        self.assertLessEqual(found["silent_seconds"], found["age_seconds"])
+        self.run_for(5.0)
+        found = self.get("/connections" + path_of(*KEY))
+        self.assertGreater(found["silent_seconds"], 4.0)
+
     def test_strangers(self) -> None:
         """Who has said no name is not shown; who has proven none is shown as such."""
         self.connect()
@@ -59,7 +67,7 @@ class OpenConnectionsTests(ApiCase):
     def test_the_proven_one_counts(self) -> None:
         """A stranger who says a device's name does not hide it."""
         self.ready()
-        number = str(self.session().number)
+        number = str(self.conversation().peer.number)
         self.greeted()
         self.assertEqual(self.get("/connections" + path_of(*KEY))["id"], number)
 
@@ -78,7 +86,7 @@ class OpenConnectionsTests(ApiCase):
     def test_pages(self) -> None:
         """Pages follow each other, in every order, without gaps or repeats."""
         self.connect_some(7)
-        for sort in _ORDERS:
+        for sort in get_args(ConnectionOrder):
             for order in ("asc", "desc"):
                 whole = self.page(sort=sort, order=order)
                 self.assertEqual(sorted(whole), [f"d{number}" for number in range(7)])
@@ -105,7 +113,7 @@ class OpenConnectionsTests(ApiCase):
         """By bot, address and grade."""
         self.connect_some(3)
         self.assertEqual(self.page(bot="봇1"), ["d1"])
-        self.assertEqual(len(self.page(address=self.session().address)), 3)
+        self.assertEqual(len(self.page(address=self.conversation().peer.address)), 3)
         self.assertEqual(self.page(address="192.0.2.99"), [])
         self.assertEqual(len(self.page(grade="good")), 3)
         self.assertEqual(self.page(grade="failing"), [])
@@ -184,22 +192,4 @@ class ClosedConnectionsTests(ApiCase):
         self.ready()
         (found,) = self.get("/connections")["connections"]
         self.assertEqual(found["ended_last_hour"], 3)
-
-
-class PagingTests(SynchronousTestCase):
-    """Tests for L{page_of} and cursors."""
-
-    @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3))), st.integers(1, 4), st.booleans())
-    def test_pages(self, values: list[tuple[bool, int]], limit: int, descending: bool) -> None:
-        """Pages put together are all items in order, each once."""
-        items = [Place(*value, number) for number, value in enumerate(values)]
-        found: list[Place] = []
-        after = None
-        while True:
-            page, after, total = page_of(items, lambda item: item, after, limit, descending)
-            self.assertEqual(total, len(items))
-            found += page
-            if after is None:
-                break
-            after = Place(*read_cursor(cursor(after), tuple[bool, int, int]))
-        self.assertEqual(found, sorted(items, reverse=descending))
+        self.assertEqual(self.get(path_of("connections", *KEY))["ended_last_hour"], 3)

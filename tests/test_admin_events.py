@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 from domaeka.interfaces import DeviceKey
+from domaeka.schema import EVENT_TYPES
 from domaeka.web.api.endpoints import PREFIX
-from domaeka.web.api.events import EVENT_TYPES, MAX_STREAMS
-from tests.api_case import TOKEN, ApiCase, Client, path_of
+from domaeka.web.api.events import MAX_STREAMS
+from domaeka.wire import timestamp_text
+from tests.api_case import ROOM_ID, TOKEN, ApiCase, Client, path_of
 from tests.gateway_case import KEY
 
 
@@ -36,12 +38,15 @@ class EventsTests(ApiCase):
         return heard
 
     def test_headers(self) -> None:
-        """The answer begins at once, and goes on."""
-        status, headers, _ = self.listen().answer()
+        """The answer begins at once, and goes on; a proxy in between keeps nothing back."""
+        status, headers, body = self.listen().answer()
         self.assertEqual(status, 200)
         self.assertEqual(headers["Content-Type"], "text/event-stream")
         self.assertEqual(headers["Transfer-Encoding"], "chunked")
         self.assertNotIn("Content-Length", headers)
+        self.assertEqual(headers["X-Accel-Buffering"], "no")
+        self.assertNotEqual(body, b"")
+        self.assertNotIn("X-Accel-Buffering", self.ask_raw("GET", "/connections")[1])
 
     def test_connections(self) -> None:
         """A phone comes and goes; strangers are not told of until they end."""
@@ -50,6 +55,7 @@ class EventsTests(ApiCase):
         self.ready().drop()
         (first, connected), (second, closed) = self.hear(client)
         self.assertEqual((first, second), ("connected", "closed"))
+        self.assertEqual(connected["at"][:16], timestamp_text(self.wall())[:16])
         self.assertEqual((connected["bot"], connected["device"]), KEY)
         self.assertEqual((closed["id"], closed["reason"]), (connected["id"], "connection lost"))
 
@@ -79,6 +85,17 @@ class EventsTests(ApiCase):
         self.assertEqual((room[1]["kind"], room[1]["name"]), ("room", "방/방"))
         self.assertEqual((ban[0], lifted[0]), ("ban", "lifted"))
         self.assertEqual(ban[1], lifted[1])
+
+    def test_forgotten(self) -> None:
+        """A device, and a room, of which nothing is known any more."""
+        self.heard(KEY).drop()
+        client = self.listen()
+        self.ask("DELETE", "/devices" + path_of(*KEY))
+        self.ask("DELETE", "/rooms" + path_of(KEY.bot_name, ROOM_ID))
+        heard = [(name, data["kind"], data["name"]) for name, data in self.hear(client)]
+        self.assertEqual(
+            heard, [("forgotten", "device", KEY.device_id), ("forgotten", "room", ROOM_ID)]
+        )
 
     def test_drain(self) -> None:
         """A stop, from its beginning to its end."""

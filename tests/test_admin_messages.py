@@ -3,8 +3,9 @@
 import base64
 from typing import Any
 
+from domaeka.gateway.serving import Step
 from domaeka.interfaces import DeviceKey
-from domaeka.messages import Dialect, Media
+from domaeka.wire import DeliveryReport, Dialect, Media, encode_frame, timestamp_text
 from tests.api_case import ROOM_ID, ApiCase, path_of, replies
 from tests.gateway_case import KEY, PICTURE
 
@@ -36,6 +37,7 @@ class SendingTests(ApiCase):
         peer = self.heard(KEY)
         message = self.get("/messages/" + self.send(text="안녕 {}\n"))
         self.assertEqual((message["state"], message["device"]), ("sent", KEY.device_id))
+        self.assertEqual(message["accepted"][:16], timestamp_text(self.wall())[:16])
         (reply,) = replies(peer)
         self.assertEqual((reply.content, reply.room), ("안녕 {}\n", "방"))
         self.assertEqual(reply.channel_id, ROOM_ID)
@@ -63,6 +65,17 @@ class SendingTests(ApiCase):
         kinds = [type(reply.content.pieces[0]) for reply in replies(peer)]  # type: ignore[union-attr]
         self.assertEqual(kinds, [bytes, str])
         self.assertEqual(self.state(message), "sent")
+
+    def test_what_is_no_picture(self) -> None:
+        """It does not go out as one, whether the type is left out or is wrong."""
+        peer = self.heard(KEY)
+        pdf = {"base64": base64.b64encode(b"%PDF-1.7\n\0").decode()}
+        self.send(media=[pdf, {"url": "https://a.example/film.mp4"}])
+        kinds = [reply.content.kind for reply in replies(peer)]  # type: ignore[union-attr]
+        self.assertEqual(kinds, ["document", "video"])
+        status, body = self.ask("POST", "/messages", to_room(media=[pdf], message_type="image"))
+        self.assertEqual(status, 400)
+        self.assertIn("pdf is no picture", body["error"]["message"])
 
     def test_phone_on_which_the_room_was_heard_last(self) -> None:
         """Without a device the last phone that heard the room sends; with one, that one does."""
@@ -128,6 +141,27 @@ class SendingTests(ApiCase):
         peer.ack(peer.numbers[0] or 0)
         self.assertEqual(self.state(message), "acknowledged")
 
+    def test_reported(self) -> None:
+        """A client that reports on delivery says what the chat app did, and why not."""
+        peer = self.client("ack", "delivery")
+        peer.chat("nothing", room="방")
+        peer.take()
+        taken, refused, unsaid = (self.send(text=text) for text in ("one", "two", "three"))
+        for number, ok, reason in ((1, True, ""), (2, False, "no notification")):
+            peer.write(encode_frame("delivery", DeliveryReport(number, ok, reason)))
+        peer.write(encode_frame("delivery", DeliveryReport(2, True)))  # the first word counts
+        peer.ack(3)
+        self.assertEqual(
+            [self.state(message) for message in (taken, refused, unsaid)],
+            ["delivered", "refused_by_app", "acknowledged"],
+        )
+        self.assertEqual(self.get("/messages/" + refused)["reason"], "no notification")
+        self.assertIsNone(self.get("/messages/" + taken)["reason"])
+        reports = self.metrics.delivery_reports
+        self.assertEqual(
+            [reports.labels(result).value for result in ("delivered", "refused_by_app")], [1, 1]
+        )
+
     def test_dropped(self) -> None:
         """What gives way to others is said to be dropped; what finds no room is refused."""
         self.serve_api(("queue.max_messages", "2"))
@@ -188,7 +222,7 @@ class RefusalTests(ApiCase):
     def test_while_draining(self) -> None:
         """A server that stops takes no new work."""
         self.heard(KEY)
-        self.registry.draining = True
+        self.context.serving.take(Step.DRAIN)
         self.assertEqual(self.refused(to_room(text="one")), (503, "SHUTTING_DOWN"))
 
     def test_wrong_fields(self) -> None:

@@ -1,5 +1,6 @@
 """Tests for L{domaeka.bots.api}."""
 
+import io
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
-from domaeka.messages import Media
+from domaeka.wire import Media
 from tests.bots_fakes import Served, make_chat
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
@@ -126,6 +127,23 @@ class ContextTests(SynchronousTestCase):
         )
         for one in sent:
             self.successResultOf(one)
+
+    def test_open_files(self) -> None:
+        """A file that may block is read in a thread, what is in memory at once."""
+        path = Path(self.mktemp())
+        path.write_bytes(PNG)
+        ctx = self.context()
+        self.successResultOf(ctx.reply_media(io.BytesIO(PNG)))
+        self.assertEqual(self.origin.texts, [Media((PNG,), "image", "png")])
+        with path.open("rb") as file:
+            sent = ctx.reply_media([file, PNG])
+            self.assertEqual(len(self.origin.texts), 1)
+            self.served.threads.work()
+            self.assertFalse(file.closed)
+        self.successResultOf(sent)
+        self.assertEqual(self.origin.texts[1:], [Media((PNG, PNG), "image", "png")])
+        with path.open() as text:
+            self.assertRaises(TypeError, ctx.reply_media, text)
 
     def test_file_that_cannot_be_read(self) -> None:
         """The author hears of it, and what was to follow is sent."""

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.messages import Auth
 from domaeka.policies import auth as auth_module
 from domaeka.policies.auth import (
     MAX_REMEMBERED,
@@ -21,6 +20,7 @@ from domaeka.policies.auth import (
     Signer,
     sign,
 )
+from domaeka.wire import Auth
 
 VECTORS = [
     json.loads(line)

@@ -5,7 +5,7 @@ from domaeka.policies.limits import Ban
 from domaeka.store.bans import StoredBans
 from tests.storing import StoreTestCase
 
-ADDRESS = Ban("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep")
+ADDRESS = Ban("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep", "가게봇", "a1b2")
 NETWORK = Ban("2001:db8::/64", "운영자", 20.5, None, 1, "operator")
 
 

@@ -3,9 +3,8 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot
-from domaeka.bots.builtin import ECHO_USAGE
-from domaeka.bots.dispatch import OPERATORS_TEXT
 from domaeka.config import BotsSettings
+from domaeka.texts_ko import ECHO_USAGE, OPERATORS_TEXT
 from tests.bots_fakes import Served
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,14 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.bots.commands import Command, CommandTable, runs_on_reactor
+from domaeka import Bot, breaker
+from domaeka.bots.commands import (
+    MAX_COMMAND_CHARS,
+    BadHandler,
+    Command,
+    CommandTable,
+    runs_on_reactor,
+)
 from domaeka.errors import ConfigError
 
 
@@ -62,6 +69,19 @@ class CommandTableTests(SynchronousTestCase):
         self.assertEqual(found(self.table, "# echo on it"), ("# echo on", "it"))
         self.assertEqual(found(self.table, "# echo once"), ("# echo", "once"))
 
+    def test_refuses_what_is_no_name(self) -> None:
+        """A decorator without a name says how it is written; a bot is not called a command."""
+        bot = Bot("shop")
+        command: Any = bot.command
+        self.assertIn(
+            '@bot.command("NAME")', str(self.assertRaises(ValueError, command, lambda ctx: None))
+        )
+        self.assertIn("not int", str(self.assertRaises(ValueError, command, 5)))
+        for name in ("", " a", "a ", "a\nb", "a" * (MAX_COMMAND_CHARS + 1)):
+            self.assertIn("a command", str(self.assertRaises(ValueError, command, name)))
+            self.assertIn("a bot", str(self.assertRaises(ValueError, Bot, name)))
+        self.assertIn("a bot", str(self.assertRaises(ValueError, Bot, None)))
+
     def test_refuses_a_name_that_is_taken(self) -> None:
         """Two bots with the same command: both are named."""
         commands = [make_command("# a", bot_name="one"), make_command("# b", "# a", bot_name="two")]
@@ -69,6 +89,13 @@ class CommandTableTests(SynchronousTestCase):
         self.assertEqual(
             str(error), "bots.load: the command '# a' is both in the bot 'one' and in the bot 'two'"
         )
+
+    def test_says_where_names_clash(self) -> None:
+        """Where their author wrote them is named."""
+        commands = [Command("# a", (), plain, name, "", False, False) for name in ("one", "two")]
+        error = str(self.assertRaises(ConfigError, CommandTable, commands))
+        place = f"test_bots_commands.py:{plain.__code__.co_firstlineno}, in plain)"
+        self.assertEqual(error.count(place), 2, error)
 
     @given(
         st.lists(st.text("ab ", min_size=1, max_size=5).map(str.strip).filter(bool), unique=True),
@@ -135,6 +162,98 @@ class Object:
     @inlineCallbacks
     def inline(self, ctx: object) -> Generator[Any, Any, None]:
         yield None
+
+
+def injected(function: Callable[..., object]) -> Callable[..., object]:
+    """Give a function one more argument."""
+
+    @functools.wraps(function)
+    def call(ctx: object) -> object:
+        return function(ctx, "more")
+
+    return call
+
+
+def generous(*args: object, **named: object) -> None: ...
+
+
+def spoilt(ctx: object, more: object) -> None: ...
+
+
+@inlineCallbacks
+def inline_spoilt(ctx: object, more: object) -> Generator[Any, Any, None]:
+    yield None
+
+
+async def keyword(ctx: object, *, more: object) -> None: ...
+
+
+class Taker:
+    """Made of a context."""
+
+    def __init__(self, ctx: object) -> None: ...
+
+    def method(self) -> None: ...
+
+    @inlineCallbacks
+    def inline(self) -> Generator[Any, Any, None]:
+        yield None
+
+    @classmethod
+    def kind(cls, ctx: object) -> None: ...
+
+    @staticmethod
+    def still() -> None: ...
+
+
+class Nothing:
+    """Made of nothing."""
+
+
+class CallTests(SynchronousTestCase):
+    """What can be called with a context, and nothing else."""
+
+    def test_takes(self) -> None:
+        """Whatever can take the call is taken, wrapped or not."""
+        functions: list[Callable[..., object]] = [
+            generous,
+            injected(spoilt),
+            functools.partial(spoilt, more=1),
+            functools.partial(spoilt, 1),
+            lambda ctx, more=1, *rest, last=2: None,
+            breaker("call tests")(plain),
+            Taker,
+            Taker.kind,
+            len,
+            functools.cache(plain),
+        ]
+        for function in functions:
+            runs_on_reactor(function)
+
+    def test_refuses(self) -> None:
+        """What cannot is refused, with the file, the line and the name of what its author wrote."""
+        taker = Taker(None)
+        functions: list[tuple[Callable[..., object], str]] = [
+            (lambda: None, "<lambda>"),
+            (spoilt, "in spoilt"),
+            (inline_spoilt, "in inline_spoilt"),
+            (breaker("call tests")(spoilt), "in spoilt"),
+            (breaker("call tests")(inline_spoilt), "in inline_spoilt"),
+            (keyword, "in keyword"),
+            (functools.partial(plain, 1), "in plain"),
+            (functools.partial(cast(Any, plain), nothing=1), "in plain"),
+            (taker.method, "in Taker.method"),
+            (taker.inline, "in Taker.inline"),
+            (Taker.still, "in Taker.still"),
+            (Object.plain, "in Object.plain"),
+            (Nothing, ""),
+            (functools.cache(spoilt), "in spoilt"),
+        ]
+        for function, name in functions:
+            error = self.assertRaises(BadHandler, runs_on_reactor, function)
+            self.assertIn(name, error.place)
+            if name:
+                self.assertIn("test_bots_commands.py:", error.place)
 
 
 class RunsOnReactorTests(SynchronousTestCase):

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.bots.loading import load_bots
 from domaeka.config import BotsSettings
-from domaeka.messages import Media
+from domaeka.wire import Media
 from tests.bots_fakes import Served
 
 ETC = str(Path(__file__).parent.parent / "etc")

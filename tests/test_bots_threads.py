@@ -3,16 +3,18 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.threads import JOIN_SECONDS, MAX_CALLS, CommandThreads, ThreadsBusy
 from domaeka.config import BotsSettings, BreakerSettings
+from domaeka.logs import text_line
 from tests.bots_fakes import FakeOrigin, make_chat
 
 #: How long a test waits for a thread before it gives up, in seconds; none takes so long.
@@ -63,6 +65,34 @@ class CommandThreadsTests(SynchronousTestCase):
         self.failureResultOf(result, CancelledError)
         self.release.set()
         self.reactor.run_one()
+
+    def test_failure_after_it_was_given_up(self) -> None:
+        """It is in the log with its traceback, and with what the log says of a command's run."""
+        events: list[Any] = []
+        observer = cast(ILogObserver, events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+        class Run:
+            """What is given to a command."""
+
+            log_fields: ClassVar = {"command": "!late", "bot": "bot"}
+
+        def late(run: Run) -> None:
+            started.set()
+            self.release.wait(PATIENCE)
+            raise ValueError("s3cret")
+
+        started = threading.Event()
+        result = self.threads.call(late, Run())
+        self.assertTrue(started.wait(PATIENCE))
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
+        self.release.set()
+        self.reactor.run_one()
+        (line,) = (text_line(event) for event in events if event["log_level"] is LogLevel.error)
+        self.assertIn("failed after it was given up: ValueError (command '!late', bot 'bot'", line)
+        self.assertIn("in late", line.splitlines()[2])
 
     def test_is_bounded(self) -> None:
         """So many calls may wait; then, and after the end, there is no thread free."""

@@ -1,4 +1,4 @@
-"""Tests for L{domaeka.gateway.certificates}; handshakes are in the integration tests."""
+"""Tests for L{domaeka.gateway.transport.certificates}; handshakes are in the integration tests."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.config import TlsSettings
 from domaeka.errors import ConfigError
-from domaeka.gateway.certificates import Certificates, files_of
+from domaeka.gateway.transport.certificates import Certificates, files_of
 from tests.integration.test_tls import Authority
 
 
@@ -61,8 +61,8 @@ class CertificatesTests(SynchronousTestCase):
         certificates = Certificates(files_of(TlsSettings(certificate=str(self.file))))
         before = certificates._context
         Path("something").write_text("new in the working directory")
-        certificates.look()
+        certificates.reload_if_changed()
         self.assertIs(certificates._context, before)
         Authority(self.directory, "authority").issue(self.file)
-        certificates.look()
+        certificates.reload_if_changed()
         self.assertIsNot(certificates._context, before)

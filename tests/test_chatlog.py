@@ -1,6 +1,7 @@
 """Tests for L{domaeka.store.chatlog}."""
 
 from sys import getsizeof
+from types import SimpleNamespace
 
 from domaeka.interfaces import ChatLine
 from domaeka.store import chatlog as module
@@ -24,12 +25,19 @@ class StoredChatLogTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.clock.advance(100 * DAY)
-        self.log = StoredChatLog(self.database, self.clock, days=30)
+        self.dropped: list[int] = []
+        self.log = StoredChatLog(
+            self.database,
+            self.clock,
+            days=30,
+            wall=self.wall,
+            observe_dropped=self.dropped.append,
+        )
         self.start()
 
     def line(self, text: str = "안녕", age: float = 0.0) -> ChatLine:
         """Something that somebody said."""
-        time = self.clock.seconds() - age
+        time = self.wall() - age
         return ChatLine(time, "in", "bot", "a1", "100", "방", "사람", None, "7", text)
 
     def texts(self) -> list[str]:
@@ -55,7 +63,7 @@ class StoredChatLogTests(StoreTestCase):
         self.thread.stuck = True
         for size in (module.BATCH_CHARS, 5, module.BATCH_CHARS - 6):
             self.log.append(self.line("글" * size))
-        self.assertEqual(len(self.log._take()), 1)
+        self.assertEqual(len(self.log._take().lines), 1)
         self.thread.go_on()
         self.clock.pump([WRITE_SECONDS] * 3)
         self.assertEqual(sorted(map(len, self.texts())), [5, 999_994, 1_000_000])
@@ -66,6 +74,7 @@ class StoredChatLogTests(StoreTestCase):
         for _ in range(MAX_WAITING_LINES + 7):
             self.log.append(self.line())
         self.assertEqual((self.log.waiting, self.log.dropped), (MAX_WAITING_LINES, 7))
+        self.assertEqual(sum(self.dropped), 7)
         self.thread.go_on()
         self.clock.pump([0.0] * (MAX_WAITING_LINES // BATCH_ROWS))
         self.assertEqual((self.log.waiting, self.log._bytes), (0, 0))
@@ -86,8 +95,47 @@ class StoredChatLogTests(StoreTestCase):
         self.log.append(self.line("b"))
         self.assertEqual(self.log.health(), "chat log: 2 lines wait, 0 dropped")
         self.break_store(False)
-        self.clock.advance(RETRY_SECONDS)
+        self.clock.pump([RETRY_SECONDS, WRITE_SECONDS])
         self.assertEqual(self.texts(), ["a", "b"])
+        self.assertIsNone(self.log.health())
+
+    def test_stored_once(self) -> None:
+        """A batch that was stored, and whose COMMIT was not answered, is not stored again."""
+        for number in range(3):
+            self.log.append(self.line(str(number)))
+        self.thread.answers = False
+        self.clock.advance(WRITE_SECONDS)
+        self.log.append(self.line("3"))
+        self.assertEqual(self.log.waiting, 4)
+        self.thread.answers = True
+        self.clock.pump([RETRY_SECONDS, WRITE_SECONDS])
+        self.assertEqual(self.texts(), ["0", "1", "2", "3"])
+        self.log.append(self.line("4"))
+        self.clock.advance(WRITE_SECONDS)
+        self.assertEqual(self.texts()[-1], "4")
+
+    def test_said(self) -> None:
+        """The log says when lines begin to be dropped, and how many were once all is well."""
+        self.patch(module, "MAX_WAITING_LINES", 4)
+        said: list[str] = []
+        self.patch(
+            StoredChatLog,
+            "_log",
+            SimpleNamespace(
+                warn=lambda text, **fields: said.append(text.format(**fields)),
+                info=lambda *a, **k: 0,
+            ),
+        )
+        self.thread.stuck = True
+        for _ in range(9):
+            self.log.append(self.line())
+        self.assertIn("4 lines wait for the store: those that come now are dropped", said[0])
+        self.assertEqual(self.log.health(), "chat log: 4 lines wait, 5 dropped")
+        self.thread.go_on()
+        self.clock.pump([WRITE_SECONDS] * 3)
+        self.assertEqual(
+            said[1:], ["chat log: 5 lines were dropped while the store did not take them"]
+        )
         self.assertIsNone(self.log.health())
 
     def test_any_text_can_be_stored(self) -> None:
@@ -103,12 +151,25 @@ class StoredChatLogTests(StoreTestCase):
         """Where no chat is to be logged none is, and old lines are removed all the same."""
         self.log.append(self.line("old", age=31 * DAY))
         self.clock.advance(WRITE_SECONDS)
-        log = StoredChatLog(self.database, self.clock, enabled=False)
+        log = StoredChatLog(self.database, self.clock, enabled=False, wall=self.wall)
         log.start()
         log.append(self.line())
         self.clock.advance(FORGET_SECONDS)
         self.assertEqual(self.texts(), [])
         self.stopped(self.log, log)
+
+    def test_clock_is_set(self) -> None:
+        """Lines are written in time; which are too old is for the wall clock to say."""
+        for step in (-3600.0, -32_400.0, 86_400.0):
+            self.log.append(self.line(f"{step}"))
+            self.wall.step(step)
+            self.clock.advance(WRITE_SECONDS)
+            self.assertIn(f"{step}", self.texts())
+        self.log.start()
+        self.wall.step(30 * DAY)
+        self.clock.advance(60.0)
+        self.assertEqual(self.texts(), [])
+        self.stopped(self.log)
 
     def test_old_lines_are_removed(self) -> None:
         """Lines go when they are too old, a few at a time, however many they are."""
@@ -123,6 +184,40 @@ class StoredChatLogTests(StoreTestCase):
         self.clock.pump([FORGET_SECONDS] * 24)
         self.assertEqual(self.texts(), [])
         self.stopped(self.log)
+
+    def test_lines_of_a_device_or_a_room(self) -> None:
+        """They go, those that wait among them, and no others."""
+        self.patch(module, "_SEARCHED_IDS", 3)  # in more than one transaction
+        line = self.line()
+        others = (
+            line._replace(text="another room", room_id="101"),
+            line._replace(text="another device", device_id="a2"),
+            line._replace(text="another bot", bot_name="b"),
+        )
+        for _ in range(3):
+            for one in (line, *others):
+                self.log.append(one)
+            self.clock.advance(WRITE_SECONDS)
+        self.thread.stuck = True
+        self.log.append(line)
+        self.clock.advance(WRITE_SECONDS)  # on its way to the store
+        for one in (line, *others):
+            self.log.append(one)  # these wait
+        forgetting = self.log.forget_lines("bot", "a1", None)
+        self.assertNoResult(forgetting)
+        self.thread.go_on()
+        self.clock.pump([WRITE_SECONDS] * 3)
+        self.successResultOf(forgetting)
+        self.assertEqual(sorted(self.texts()), ["another bot"] * 4 + ["another device"] * 4)
+        self.assertEqual((self.log.waiting, self.log._bytes), (0, 0))
+        self.successResultOf(self.log.forget_lines("bot", None, "100"))
+        self.assertEqual(self.texts(), ["another bot"] * 4)
+        self.successResultOf(self.log.forget_lines("nobody", None, None))
+        self.assertEqual(len(self.texts()), 4)
+
+    def test_nothing_to_forget(self) -> None:
+        """An empty chat log has no lines of anybody."""
+        self.successResultOf(self.log.forget_lines("bot", "a1", None))
 
     def test_failure_does_not_end_the_removing(self) -> None:
         """A store that fails is tried again at the next hour."""

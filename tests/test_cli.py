@@ -4,18 +4,25 @@ import json
 import os
 import re
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
+import click
 from click.testing import CliRunner, Result
+from twisted.python.runtime import seconds
+from twisted.scripts import twistd
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, __version__
 from domaeka.cli import COMMANDS, main
 from domaeka.cli.configuration import script_lines
 from domaeka.cli.phone import Options, find_credentials, free_device_ids, phone
-from domaeka.config import Settings, load_settings
+from domaeka.cli.serve import serve
+from domaeka.config import ServerSettings, Settings, load_settings
 from domaeka.errors import ConfigError
-from domaeka.state import Secrets, load_or_create_secrets
+from domaeka.secrets import Secrets, load_or_create_secrets, rotate_secret_key
+from domaeka.tap import Options as ServerOptions
 
 #: Its command has the name of one that is built in.
 TAKEN = Bot("taken")
@@ -60,6 +67,67 @@ class MainTests(CommandCase):
         """What it does not know is a wrong use."""
         self.assertEqual(self.run_command("dance").exit_code, 2)
         self.assertEqual(self.run_command("phone", "--port", "0").exit_code, 2)
+
+    def test_did_you_mean(self) -> None:
+        """A slip of the pen is answered with what was meant, once; nonsense is not."""
+        for typed, meant in (
+            (("stauts",), "status"),
+            (("conections",), "connections"),
+            (("devices", "aprove", "bot", "id"), "approve"),
+            (("secrets", "--keep", "1", "rotat"), "rotate"),
+        ):
+            result = self.run_command(*typed)
+            self.assertEqual(result.exit_code, 2)
+            self.assertEqual(result.output.count("Did you mean"), 1, result.output)
+            self.assertIn(f"Did you mean {meant}", result.output)
+        for nonsense in ("xyzzy", "\x1b[2J"):
+            output = self.run_command(nonsense).output
+            self.assertNotIn("Did you mean", output)
+            self.assertNotIn("\x1b", output)
+
+    def test_version_command(self) -> None:
+        """What a report of a fault needs, in a line."""
+        output = self.run_command("version").output
+        self.assertRegex(
+            output, rf"^domaeka {re.escape(__version__)} \(Python 3\..+, Twisted .+\)\n$"
+        )
+
+
+class ServeTests(CommandCase):
+    """C{domaeka serve}: the process itself is in tests/integration/."""
+
+    def test_options(self) -> None:
+        """Its options are those of C{twistd domaeka}."""
+        ours = {one.name for one in serve.params if isinstance(one, click.Option)}
+        theirs = {name.rstrip("=").replace("-", "_") for name in ServerOptions().longOpt}
+        self.assertEqual(ours, theirs - {"help", "version"})
+
+    def test_arguments(self) -> None:
+        """It is C{twistd -n --pidfile= domaeka}, with each option as it was given."""
+        self.patch(sys, "argv", ["domaeka"])
+        ran: list[list[str]] = []
+        self.patch(twistd, "run", lambda: ran.append(list(sys.argv)))
+        result = self.run_command(
+            *("serve", "--port", "9001", "--bots", "a:b", "--bots=c:d", "--set", "x.y=-1")
+        )
+        self.assertEqual(result.exit_code, 0, result.output)
+        (argv,) = ran
+        self.assertEqual(argv[:4], ["domaeka", "--nodaemon", "--pidfile=", "domaeka"])
+        options = ServerOptions()
+        options.parseOptions(argv[4:])
+        self.assertEqual((options["port"], options["bots"]), ("9001", ["a:b", "c:d"]))
+        self.assertEqual(options["set"], [("x.y", "-1")])
+
+    def test_paths_are_the_servers_to_judge(self) -> None:
+        """What cannot be read is said by the server, with what helps, as with C{twistd}."""
+        for option in serve.params:
+            if isinstance(option.type, click.Path):
+                self.assertFalse(option.type.readable, option.name)
+
+    def test_wrong_option(self) -> None:
+        """An option that it does not have starts nothing."""
+        self.patch(twistd, "run", lambda: self.fail("it was started"))
+        self.assertEqual(self.run_command("serve", "--prot", "9001").exit_code, 2)
 
 
 class CheckConfigTests(CommandCase):
@@ -113,6 +181,17 @@ class CheckConfigTests(CommandCase):
             self.assertEqual((shown["good"], result.exit_code), (good, int(not good)))
             self.assertEqual("sever" in shown.get("error", ""), not good)
 
+    def test_bot_that_prints(self) -> None:
+        """What a bot prints while it is imported does not get between a script and the answer."""
+        (self.directory / "loud_bot.py").write_text(
+            "from domaeka import Bot\nprint('here I am')\nbot = Bot('loud')\n", encoding="utf-8"
+        )
+        file = self.directory / "settings.toml"
+        file.write_text("[bots]\nload = ['loud_bot:bot']\n", encoding="utf-8")
+        result = self.run_command("check-config", "--json", str(file))
+        self.assertTrue(json.loads(result.stdout)["good"])
+        self.assertIn("here I am", result.stderr)
+
     def test_bot_beside_it(self) -> None:
         """A bot in the directory from which the server is started counts as it does there."""
         (self.directory / "shop_bot.py").write_text(
@@ -120,11 +199,34 @@ class CheckConfigTests(CommandCase):
         )
         self.assertEqual(self.check("[bots]\nload = ['shop_bot:bot']\n")[0], 0)
 
+    def test_found(self) -> None:
+        """Where no file is named it is the one that the server finds; there must be one."""
+        self.assertEqual(self.run_command("check-config").exit_code, 2)
+        for text, status in (("", 0), ("[sever]\n", 1)):
+            (self.directory / "domaeka.toml").write_text(text)
+            result = self.run_command("check-config")
+            self.assertEqual(result.exit_code, status, result.output)
+            self.assertIn("domaeka.toml", result.output)
+
     def test_no_file(self) -> None:
         """A file that is not there is named."""
         result = self.run_command("check-config", "nowhere.toml")
         self.assertEqual(result.exit_code, 1)
         self.assertIn("nowhere.toml", result.output)
+
+
+#: What breaks a string of JavaScript that is put together without care.
+ODD_TEXTS = (
+    *('"', "'", "\\", "\n", "\r\n", "\0", "\x7f", "\u2028", "\u2029", "\ufeff", "\u202e"),
+    *("소금", "😀", "\ud800", "</script>", "${x}", "*/", "};"),
+)
+
+
+def bot_config(output: str) -> Any:
+    """What a script would have in C{BOT_CONFIG}: JSON, but for the names without quotes."""
+    (found,) = re.findall(r"^var BOT_CONFIG = (\{.*^\});$", output, re.DOTALL | re.MULTILINE)
+    names = r"\b(BOT_NAME|SECRET_KEY|BOT_SPECIFIC_SALT|SERVER_LIST|host|port|priority|name)(?=: )"
+    return json.loads(re.sub(names, r'"\1"', found))
 
 
 class InitTests(CommandCase):
@@ -137,11 +239,36 @@ class InitTests(CommandCase):
         self.assertEqual(load_settings(Path("domaeka.toml"), environment={}), Settings())
         secrets = self.state / "secrets.toml"
         self.assertEqual(stat.S_IMODE(secrets.stat().st_mode), 0o600)
-        found = dict(re.findall(r"const (\w+) = (.*);", result.output))
         made = load_or_create_secrets(self.state)
-        self.assertEqual(found["SECRET_KEY"], f'"{made.secret_key}"')
-        self.assertEqual(found["SALT"], f'"{made.salt}"')
-        self.assertEqual((found["SERVER_HOST"], found["SERVER_PORT"]), ('"chat.example"', "9000"))
+        place = {"host": "chat.example", "port": 9000, "priority": 1, "name": "domaeka"}
+        self.assertEqual(
+            bot_config(result.output),
+            {
+                "BOT_NAME": "domaeka",
+                "SECRET_KEY": made.secret_key,
+                "BOT_SPECIFIC_SALT": made.salt,
+                "SERVER_LIST": [place],
+            },
+        )
+
+    def test_port(self) -> None:
+        """A port that is given is the phone's and the server's, and all else is as ever."""
+        result = self.run_command("init", "--port", "9100", "--state-dir", str(self.state))
+        self.assertEqual(bot_config(result.output)["SERVER_LIST"][0]["port"], 9100)
+        made = load_settings(Path("domaeka.toml"), environment={})
+        self.assertEqual(made, Settings(server=ServerSettings(port=9100)))
+
+    def test_bot_names(self) -> None:
+        """A name that no server would take goes into no script."""
+        for name in ("", "a\nb", "x" * 129):
+            result = self.run_command("init", "--bot", name, "--state-dir", str(self.state))
+            self.assertEqual((result.exit_code, Path("domaeka.toml").exists()), (2, False), name)
+
+    def test_file_is_found(self) -> None:
+        """What it writes is taken unasked, whatever the umask is."""
+        self.addCleanup(os.umask, os.umask(0o002))
+        self.assertEqual(self.run_command("init", "--state-dir", str(self.state)).exit_code, 0)
+        self.assertEqual(self.run_command("check-config").exit_code, 0)
 
     def test_overwrites_nothing(self) -> None:
         """A file is overwritten only by force, and the secrets never."""
@@ -155,10 +282,16 @@ class InitTests(CommandCase):
         self.assertEqual(load_or_create_secrets(self.state), before)
 
     def test_script_lines(self) -> None:
-        """Whatever a secret is made of, the lines are good JavaScript."""
-        lines = script_lines("h", 1, Secrets(secret_key='a"\\b\n', salt="소금"))
-        self.assertIn('const SECRET_KEY = "a\\"\\\\b\\n";', lines)
-        self.assertIn('const SALT = "소금";', lines)
+        """Whatever a secret is made of, the lines are good JavaScript, as old engines read it."""
+        for value in (*ODD_TEXTS, "".join(ODD_TEXTS)):
+            lines = script_lines(value, value, 1, Secrets(secret_key=value, salt=value))
+            found = bot_config(lines)
+            place = {"host": value, "port": 1, "priority": 1, "name": "domaeka"}
+            self.assertEqual({*map(str, found.values())}, {value, str([place])})
+            self.assertTrue(all(map(str.isprintable, lines.split("\n"))), value)
+            self.assertEqual(len(lines.splitlines()), 8)
+            self.assertTrue(lines.startswith("var "))
+        self.assertIn('"소금"', script_lines("b", "h", 1, Secrets(secret_key="k", salt="소금")))
 
 
 class PhoneOptionTests(CommandCase):
@@ -179,6 +312,40 @@ class PhoneOptionTests(CommandCase):
         self.assertEqual(
             find_credentials(self.options("--secrets-file", str(file))).secret_key, "k" * 16
         )
+
+    def test_key_that_is_changed(self) -> None:
+        """
+        Until the old key ends it signs with that: a server takes it before it has read the new
+        one, and after.  Without an old key it signs with the new one.
+        """
+        old = load_or_create_secrets(self.state)
+        new = rotate_secret_key(self.state, 3600.0, seconds())
+        self.assertEqual(find_credentials(self.options()).secret_key, old.secret_key)
+        rotate_secret_key(self.state, 0.0, seconds())
+        found = find_credentials(self.options()).secret_key
+        self.assertNotIn(found, (old.secret_key, new.secret_key))
+        rotate_secret_key(self.state, 1.0, seconds() - 3600)  # it has ended long ago
+        newest = load_or_create_secrets(self.state).secret_key
+        self.assertEqual(find_credentials(self.options()).secret_key, newest)
+
+    def test_key_of_another_place(self) -> None:
+        """A key that the settings give is not passed over for an old one in the file."""
+        load_or_create_secrets(self.state)
+        rotate_secret_key(self.state, 3600.0, seconds())
+        Path("domaeka.toml").write_text(f"[auth]\nsecret_key = '{'k' * 16}'\n")
+        Path("domaeka.toml").chmod(0o600)
+        self.assertEqual(find_credentials(self.options()).secret_key, "k" * 16)
+        Path("domaeka.toml").write_text(
+            f"[auth]\nsecret_key = '{'k' * 16}'\nprevious_secret_key = '{'p' * 16}'\n"
+        )
+        self.assertEqual(find_credentials(self.options()).secret_key, "p" * 16)
+
+    def test_port(self) -> None:
+        """Its port is the server's, as the settings that lie there have it."""
+        Path("domaeka.toml").write_text("[server]\nport = 0\n")
+        result = self.run_command("phone", "--state-dir", str(self.state))
+        self.assertEqual(result.exit_code, 2)
+        self.assertIn("server.port is 0", result.output)
 
     def test_device_ids(self) -> None:
         """Phones that run at the same time have different ids, the same ones every time."""

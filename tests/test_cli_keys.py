@@ -1,8 +1,9 @@
 """Tests for L{domaeka.cli.keys}."""
 
 import json
+import os
 
-from domaeka.state import load_or_create_secrets, load_secrets
+from domaeka.secrets import load_or_create_secrets, load_secrets
 from tests.test_cli import CommandCase
 
 
@@ -20,8 +21,8 @@ class RotateTests(CommandCase):
         old = load_or_create_secrets(self.state)
         shown = self.rotate("--host", "chat.example")
         new = load_secrets(self.state)
-        self.assertIn(f'const SECRET_KEY = "{new.secret_key}";', shown)
-        self.assertIn('const SERVER_HOST = "chat.example";', shown)
+        self.assertIn(f'SECRET_KEY: "{new.secret_key}",', shown)
+        self.assertIn('host: "chat.example", port: 9000', shown)
         self.assertIn("domaeka reload", shown)
         self.assertEqual(new.previous_secret_key, old.secret_key)
         self.assertNotIn(old.secret_key, shown)
@@ -58,7 +59,7 @@ class RotateTests(CommandCase):
         key = self.directory / "key"
         key.write_text("k" * 16)
         key.chmod(0o600)
-        config = self.directory / "domaeka.toml"
+        config = self.directory / "given.toml"
         config.write_text(f"[auth]\nsecret_key_file = '{key}'\n")
         before = self.directory / "before.toml"
         before.write_text(f"[auth]\nprevious_secret_key_file = '{key}'\n")
@@ -72,3 +73,63 @@ class RotateTests(CommandCase):
             self.assertIn(named, result.output)
         for keep in ("-1", "nan"):
             self.assertEqual(self.run_command("secrets", "rotate", "--keep", keep).exit_code, 2)
+
+
+class ShowTests(CommandCase):
+    """C{domaeka secrets show}."""
+
+    def show(self, *arguments: str, status: int = 0) -> str:
+        """What it writes."""
+        result = self.run_command("secrets", "show", "--state-dir", str(self.state), *arguments)
+        self.assertEqual(result.exit_code, status, result.output)
+        return result.output
+
+    def test_shows_what_init_did(self) -> None:
+        """The same lines, as often as they are asked for; no secret but those of phones."""
+        arguments = ("--host", "chat.example", "--bot", "가게봇", "--state-dir", str(self.state))
+        written = self.run_command("init", *arguments).output
+        shown = self.show(*arguments[:4])
+        self.assertEqual(shown[shown.index("var ") :], written[written.index("var ") :])
+        self.assertIn('BOT_NAME: "가게봇"', shown)
+        self.assertNotIn(load_secrets(self.state).admin_token, shown)
+
+    def test_what_is_in_force(self) -> None:
+        """What the settings give stands in the place of what is in the file, and so it says."""
+        made = load_or_create_secrets(self.state)
+        config = self.directory / "other.toml"
+        config.write_text("[auth]\nsecret_key = 'k0123456789abcdef'\n[server]\nport = 9100\n")
+        config.chmod(0o600)
+        shown = self.show("--config", str(config))
+        for text in ('"k0123456789abcdef"', "port: 9100", made.salt, "auth.secret_key"):
+            self.assertIn(text, shown)
+        self.assertNotIn(made.secret_key, shown)
+        self.patch(os, "environ", os.environ | {"DOMAEKA_AUTH_SALT": "소금"})
+        shown = json.loads(self.show("--json"))
+        self.assertEqual((shown["secret_key"], shown["salt"]), (made.secret_key, "소금"))
+
+    def test_while_the_key_changes(self) -> None:
+        """The new key is shown, and until when the old one is accepted."""
+        old = load_or_create_secrets(self.state)
+        self.run_command("secrets", "rotate", "--state-dir", str(self.state))
+        shown = self.show()
+        self.assertIn("accepted until 2", shown)
+        self.assertNotIn(old.secret_key, shown)
+
+    def test_only_to_who_may_read_them(self) -> None:
+        """Whoever has no right to the file is shown nothing; nor is it made, or left open."""
+        self.assertIn("secrets.toml", self.show(status=1))
+        self.assertFalse((self.state / "secrets.toml").exists())
+        made = load_or_create_secrets(self.state)
+
+        def refuse(*arguments: object, **more: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        opened = os.open
+        self.patch(os, "open", refuse)  # whoever runs the tests may be root, who may read anything
+        shown = self.show(status=1)
+        self.patch(os, "open", opened)
+        self.assertIn("Permission denied", shown)
+        (self.state / "secrets.toml").chmod(0o644)
+        for text in (shown, self.show(status=1)):
+            self.assertEqual(len(text.splitlines()), 1)
+            self.assertNotIn(made.secret_key, text)

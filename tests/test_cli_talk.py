@@ -1,4 +1,4 @@
-"""Tests for L{domaeka.cli.talk}, L{domaeka.cli.load} and L{domaeka.cli.words}."""
+"""Tests for L{domaeka.cli.talk}, L{domaeka.cli.load} and L{domaeka.cli.texts}."""
 
 import itertools
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.cli import words
+from domaeka.cli import output, texts
 from domaeka.cli.load import Load
-from domaeka.cli.talk import PipedTalk, TypedTalk
+from domaeka.cli.talk import PipedTalk, Talk
 from domaeka.client import (
     Client,
     ClientEvent,
-    Complaint,
     Credentials,
+    ErrorFrame,
     Identity,
     Media,
     Reply,
@@ -22,8 +22,10 @@ from domaeka.client import (
     Server,
 )
 from domaeka.errors import ErrorCode
-from domaeka.messages import Chat
+from domaeka.interfaces import Approval, DeviceKey
 from domaeka.testing import FakeServer, VirtualServer, run_clock
+from domaeka.wire import Chat
+from tests.clocks import WallClock
 
 KEY, SALT = "k" * 16, "salt"
 
@@ -33,8 +35,8 @@ class TalkCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.advance(1_790_000_000.0)
-        self.server = FakeServer(self.clock.seconds, KEY, SALT, answer=self.answer)
+        self.wall = WallClock(self.clock, 1_790_000_000.0)
+        self.server = FakeServer(self.clock, KEY, SALT, wall=self.wall, answer=self.answer)
         self.port = VirtualServer(self.clock, self.server)
         self.shown: list[str] = []
         self.notes: list[str] = []
@@ -55,17 +57,18 @@ class TalkCase(SynchronousTestCase):
             on_event,
             endpoint=lambda server: self.port,  # type: ignore[arg-type,return-value]
             random=lambda: 0.5,
+            wall=self.wall,
         )
 
     def phrase(self, text: str) -> Said:
         return Said(room="방", sender="나", text=text)
 
     def show(self, reply: Reply) -> None:
-        self.shown.append(words.reply_text(reply))
+        self.shown.append(texts.reply_text(reply))
 
     def piped(self, *lines: str, **options: Any) -> PipedTalk:
         talk = PipedTalk(
-            self.clock, self.client, self.phrase, self.notes.append, self.show, 10.0, **options
+            self.clock, self.client, self.phrase, self.notes.append, self.show, wait=10.0, **options
         )
         for line in lines:
             talk.line_written(line)
@@ -81,8 +84,9 @@ class PipedTalkTests(TalkCase):
         """Each line is said once the one before it is answered; all answered is a success."""
         talk = self.piped("# echo 하나", "", "# echo 둘")
         run_clock(self.clock, 2.0)
-        self.assertEqual(self.successResultOf(talk.done), words.ALL_ANSWERED)
+        self.assertEqual(self.successResultOf(talk.done), output.ALL_ANSWERED)
         self.assertEqual(self.shown, ["하나", "둘"])
+        self.server.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_no_answer(self) -> None:
@@ -92,14 +96,14 @@ class PipedTalkTests(TalkCase):
         self.assertEqual(self.shown, [])
         run_clock(self.clock, 3.0)
         self.assertEqual(self.shown, ["둘"])
-        self.assertEqual(self.successResultOf(talk.done), words.UNANSWERED)
+        self.assertEqual(self.successResultOf(talk.done), output.UNANSWERED)
         self.assertIn("no answer within 10 s", self.notes)
 
     def test_line_that_cannot_be_said(self) -> None:
         """What no server takes is reported at once."""
         talk = self.piped("가" * 65_001, "# echo 둘")
         run_clock(self.clock, 2.0)
-        self.assertEqual(self.successResultOf(talk.done), words.UNANSWERED)
+        self.assertEqual(self.successResultOf(talk.done), output.UNANSWERED)
         self.assertEqual(self.shown, ["둘"])
 
     def test_unreachable(self) -> None:
@@ -107,31 +111,31 @@ class PipedTalkTests(TalkCase):
         self.port.open = False
         talk = self.piped("x")
         run_clock(self.clock, 2.0)
-        self.assertEqual(self.successResultOf(talk.done), words.UNREACHABLE)
+        self.assertEqual(self.successResultOf(talk.done), output.UNREACHABLE)
         self.assertIn("server:9000", self.notes[-1])
 
     def test_silent_server(self) -> None:
         """Something that is no server of ours is given up."""
-        self.server.greet = False
+        self.server.greets = False
         talk = self.piped("x")
         run_clock(self.clock, 12.0)
-        self.assertEqual(self.successResultOf(talk.done), words.UNREACHABLE)
+        self.assertEqual(self.successResultOf(talk.done), output.UNREACHABLE)
 
     def test_refused(self) -> None:
         """A server that does not want this phone is not waited for."""
         for code in (ErrorCode.AUTH_FAILED, ErrorCode.BANNED, ErrorCode.SERVER_FULL):
-            self.server.refuse_with = code
+            self.server.refuse(code)
             talk = self.piped("x")
             run_clock(self.clock, 2.0)
-            self.assertEqual(self.successResultOf(talk.done), words.REFUSED)
+            self.assertEqual(self.successResultOf(talk.done), output.REFUSED)
             self.assertIn(code, self.notes[-1])
 
     def test_not_approved(self) -> None:
         """A phone that waits for an operator gets no answers, and is told."""
-        self.server.approved = False
+        self.server.devices.known[DeviceKey("bot", "device 0")] = Approval.PENDING
         talk = self.piped("# echo x")
         run_clock(self.clock, 2.0)
-        self.assertEqual(self.successResultOf(talk.done), words.REFUSED)
+        self.assertEqual(self.successResultOf(talk.done), output.REFUSED)
 
     def test_restart_between(self) -> None:
         """A connection that is lost in the middle is made again, and the talk goes on."""
@@ -139,39 +143,40 @@ class PipedTalkTests(TalkCase):
         run_clock(self.clock, 2.5)
         self.port.accepted[-1].abortConnection()
         run_clock(self.clock, 10.0)
-        self.assertEqual(self.successResultOf(talk.done), words.ALL_ANSWERED)
+        self.assertEqual(self.successResultOf(talk.done), output.ALL_ANSWERED)
         self.assertEqual(self.shown, ["0", "1", "2", "3", "4"])
 
     def test_reads_no_more_than_it_says(self) -> None:
         """Where very much is piped in, it says when it has room for more."""
         talk = PipedTalk(
-            *(self.clock, self.client, self.phrase, self.notes.append, self.show, 10.0),
+            *(self.clock, self.client, self.phrase, self.notes.append, self.show),
+            wait=10.0,
             pause=0.1,
         )
         written = itertools.count()
 
         def fill() -> None:
-            while talk.has_room:
+            while talk.accepts_lines:
                 talk.line_written(f"# echo {next(written)}")
 
-        talk.on_room = fill
+        talk.on_accepting = fill
         fill()
         self.assertEqual(next(written), 100)
         talk.start()
         run_clock(self.clock, 1.05)
         self.assertEqual(len(self.shown), 11)
         self.assertEqual(next(written), 100 + 1 + 11)
-        talk.finish(words.INTERRUPTED)
+        talk.finish(output.INTERRUPTED)
         run_clock(self.clock, 10.0)
-        self.assertEqual(self.successResultOf(talk.done), words.INTERRUPTED)
+        self.assertEqual(self.successResultOf(talk.done), output.INTERRUPTED)
 
 
 class TypedTalkTests(TalkCase):
-    """Tests for L{TypedTalk}."""
+    """Tests for L{Talk}."""
 
     def test_as_long_as_the_user_likes(self) -> None:
         """What is typed is said, what comes is shown, with or without a question."""
-        talk = TypedTalk(self.clock, self.client, self.phrase, self.notes.append, self.show)
+        talk = Talk(self.clock, self.client, self.phrase, self.notes.append, self.show)
         talk.start()
         talk.line_written("# echo 하나")
         run_clock(self.clock, 1.0)
@@ -183,19 +188,19 @@ class TypedTalkTests(TalkCase):
         talk.line_written("# echo 나중")
         run_clock(self.clock, 6.0)
         self.assertEqual(self.shown[-1], "나중")
-        talk.finish(words.ALL_ANSWERED)
+        talk.finish(output.ALL_ANSWERED)
         run_clock(self.clock, 10.0)
-        self.assertEqual(self.successResultOf(talk.done), words.ALL_ANSWERED)
+        self.assertEqual(self.successResultOf(talk.done), output.ALL_ANSWERED)
         self.assertTrue(any("to come back in 5 s" in note for note in self.notes))
 
     def test_taken_over(self) -> None:
         """A phone whose place was taken ends, and says why."""
-        talk = TypedTalk(self.clock, self.client, self.phrase, self.notes.append, self.show)
+        talk = Talk(self.clock, self.client, self.phrase, self.notes.append, self.show)
         talk.start()
         run_clock(self.clock, 1.0)
         self.server.end(ErrorCode.TAKEN_OVER)
         run_clock(self.clock, 10.0)
-        self.assertEqual(self.successResultOf(talk.done), words.REFUSED)
+        self.assertEqual(self.successResultOf(talk.done), output.REFUSED)
         self.assertIn("taken over", self.notes[-1])
 
 
@@ -203,10 +208,10 @@ class LoadTests(TalkCase):
     """Tests for L{Load}."""
 
     def load(self, count: int, *lines: str) -> Load:
-        def make(
-            number: int, note: Callable[[str], None], took: Callable[[float], None]
-        ) -> PipedTalk:
-            return PipedTalk(self.clock, self.client, self.phrase, note, self.show, 10.0, took=took)
+        def make(note: Callable[[str], None], took: Callable[[float], None]) -> PipedTalk:
+            return PipedTalk(
+                self.clock, self.client, self.phrase, note, self.show, wait=10.0, took=took
+            )
 
         load = Load(self.clock, make, lines, count, self.notes.append)
         load.start()
@@ -217,7 +222,7 @@ class LoadTests(TalkCase):
         load = self.load(12, "# echo {phone} 하나", "# echo {phone} 둘")
         self.assertEqual(len(load._shaking), 5)
         run_clock(self.clock, 20.0)
-        self.assertEqual(self.successResultOf(load.done), words.ALL_ANSWERED)
+        self.assertEqual(self.successResultOf(load.done), output.ALL_ANSWERED)
         self.assertEqual(len(set(self.shown)), 24)
         self.assertIn("24 answered, 0 not", load.summary())
         self.assertIn("p99", load.summary())
@@ -226,35 +231,35 @@ class LoadTests(TalkCase):
         """Phones that get nowhere, and lines without an answer, are counted."""
         load = self.load(3, "조용")
         run_clock(self.clock, 30.0)
-        self.assertEqual(self.successResultOf(load.done), words.UNANSWERED)
+        self.assertEqual(self.successResultOf(load.done), output.UNANSWERED)
         self.assertIn("0 answered, 3 not", load.summary())
         self.port.open = False
         load = self.load(3, "# echo x")
         run_clock(self.clock, 5.0)
-        self.assertEqual(self.successResultOf(load.done), words.UNREACHABLE)
+        self.assertEqual(self.successResultOf(load.done), output.UNREACHABLE)
         self.assertIn("3, of which 3 failed", load.summary())
 
     def test_cut_short(self) -> None:
         """A signal ends all of them."""
         load = self.load(3, *(["조용"] * 10))
         run_clock(self.clock, 5.0)
-        load.finish(words.INTERRUPTED)
+        load.finish(output.INTERRUPTED)
         run_clock(self.clock, 10.0)
-        self.assertEqual(self.successResultOf(load.done), words.INTERRUPTED)
+        self.assertEqual(self.successResultOf(load.done), output.INTERRUPTED)
 
 
 class WordsTests(SynchronousTestCase):
-    """Tests for L{domaeka.cli.words}."""
+    """Tests for L{domaeka.cli.texts}."""
 
     def test_what_strangers_write(self) -> None:
         """Nothing that a stranger writes is obeyed by a terminal."""
-        self.assertEqual(words.printable("가\x1b[2J\n나\r\x9b\u202e"), "가�[2J\n나���")
+        self.assertEqual(output.printable("가\x1b[2J\n나\r\x9b\u202e"), "가�[2J\n나���")
 
     def test_addresses(self) -> None:
         """A picture that is an address is shown as one."""
-        self.assertEqual(words.media_text(Media(("http://a/b.png",))), "[image http://a/b.png]")
+        self.assertEqual(texts.media_text(Media(("http://a/b.png",))), "[image http://a/b.png]")
 
     def test_error_of_tomorrow(self) -> None:
         """A code that this version does not know is shown as it came."""
-        text = words.event_text(Complaint("NEW_CODE", "new\x1b"))
+        text = texts.event_text(ErrorFrame("NEW_CODE", "new\x1b"))
         self.assertEqual(text, "the server says: NEW_CODE: new�")

@@ -1,20 +1,38 @@
 """Tests for L{domaeka.client.conversation}, against a server that behaves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.client.conversation import CAPABILITIES, Conversation, Event, Memory, Unreadable
-from domaeka.client.outgoing import Fate, SendQueue
-from domaeka.errors import CloseReason
-from domaeka.messages import Dialect, Media, encode_frame
-from domaeka.phonewire import Delivered, Greeting, Identity, Said
+from domaeka.client.conversation import CAPABILITIES, Conversation, Event, SessionState, Unreadable
+from domaeka.client.send_queue import Fate, SendQueue
+from domaeka.errors import CloseReason, ErrorCode
 from domaeka.policies.auth import Signer
-from domaeka.policies.compression import Deflater
-from domaeka.testing import FakeConversation, FakeServer
+from domaeka.policies.outbox import Outbox
+from domaeka.testing import FakeServer, VirtualServer, run_clock
+from domaeka.wire import (
+    Deflater,
+    Delivered,
+    Dialect,
+    Greeting,
+    Identity,
+    Media,
+    Reply,
+    Said,
+    encode_ack,
+    encode_error,
+    encode_frame,
+    encode_ping,
+    encode_reply,
+)
+from tests.clocks import WallClock
 
 KEY, SALT = "k" * 16, "salt"
 PHONE = Identity(bot_name="가게봇", device_id="a1b2")
@@ -25,17 +43,65 @@ def said(text: str) -> Said:
     return Said(room="방", sender="나", text=text)
 
 
-class Pair:
-    """A client's queue and memory, and a server; connections between them are made and cut."""
+class Line(Protocol):
+    """One connection: a conversation, and what it was told."""
 
-    def __init__(self, server: FakeServer, clock: Clock) -> None:
+    transport: Any
+
+    def __init__(self, pair: "Pair", conversation: Conversation, piece: int) -> None:
+        """@param piece: how many bytes the conversation gets at a time."""
+        self.conversation = conversation
+        self._pair = pair
+        self._piece = piece
+
+    # IProtocol
+
+    def connectionMade(self) -> None:
+        self.conversation.begin()
+        self.flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        for start in range(0, len(data), self._piece):
+            self.conversation.feed(data[start : start + self._piece])
+            while (event := self.conversation.next_event()) is not None:
+                self._pair.events.append(event)
+                if isinstance(event, Greeting):
+                    self.conversation.sending = True
+        self.flush()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._pair.queue.connection_lost()
+        self._pair.session.connection_lost()
+
+    def flush(self) -> None:
+        while data := self.conversation.data_to_send():
+            self.transport.write(data)
+
+
+class _Lines(Factory):
+    noisy = False
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    # IProtocolFactory
+
+    def buildProtocol(self, addr: IAddress | None) -> Line:
+        return self._line
+
+
+class Pair:
+    """A client's queue and session, and a server; connections between them are made and cut."""
+
+    def __init__(self, server: FakeServer, clock: Clock, wall: WallClock) -> None:
         self.server = server
         self.clock = clock
         self.queue = SendQueue(clock.seconds, "test")
-        self.memory = Memory(clock.seconds)
+        self.session = SessionState(clock.seconds, wall)
         self.events: list[Event] = []
         self.fates: list[Fate] = []
-        self.carried = 0
+        self._wall = wall
+        self._port = VirtualServer(clock, server)
 
     def say(self, text: str) -> None:
         self.queue.put(said(text), 30.0, self.fates.append)
@@ -44,64 +110,61 @@ class Pair:
         return [event.reply.content for event in self.events if isinstance(event, Delivered)]
 
     def connect(
-        self, capabilities: Sequence[str] = CAPABILITIES, dialect: Dialect = Dialect.V33
-    ) -> tuple[Conversation, FakeConversation]:
+        self,
+        capabilities: Sequence[str] = CAPABILITIES,
+        dialect: Dialect = Dialect.V33,
+        *,
+        piece: int = 10**9,
+    ) -> Line:
+        """A connection on which nothing moves before C{talk}."""
         client = Conversation(
             PHONE,
-            Signer([KEY], SALT, 300.0, self.clock.seconds).sign,
+            Signer([KEY], SALT, 300.0, self._wall).sign,
             self.queue,
-            self.memory,
+            self.session,
             self.clock.seconds,
             dialect,
             capabilities,
         )
-        client.begin()
-        return client, self.server.conversation()
+        line = Line(self, client, piece)
+        self._port.connect(_Lines(line))
+        return line
 
-    def talk(
-        self,
-        client: Conversation,
-        server: FakeConversation,
-        budget: int = 10**9,
-        piece: int = 10**9,
-    ) -> None:
-        """Carry bytes both ways until nothing moves, or C{budget} of them have been carried."""
-        self.carried = 0
-        moved = True
-        while moved:
-            moved = False
-            for source, sink in ((client, server.receive), (server, self._receiver(client))):
-                while data := source.data_to_send():
-                    moved = True
-                    data = data[: budget - self.carried]
-                    self.carried += len(data)
-                    for start in range(0, len(data), piece):
-                        sink(data[start : start + piece])
-                    if self.carried == budget:
-                        return
+    def talk(self, line: Line, budget: int | None = None) -> int:
+        """
+        Carry bytes both ways until nothing moves.
 
-    def _receiver(self, client: Conversation):  # type: ignore[no-untyped-def]
-        def receive(data: bytes) -> None:
-            client.feed(data)
-            while (event := client.next_event()) is not None:
-                self.events.append(event)
-                if isinstance(event, Greeting):
-                    client.sending = True
+        @param budget: after how many bytes the line is cut.
+        @return: how many have been written.
+        """
+        ours, theirs = line.transport, self._port.accepted[-1]
+        if budget is not None:
+            theirs.join(ours, budget)
+        line.flush()
+        run_clock(self.clock, 0.0)
+        return int(ours.bytes_written + theirs.bytes_written)
 
-        return receive
-
-    def cut(self, server: FakeConversation) -> None:
-        self.queue.connection_lost()
-        self.memory.connection_lost()
-        server.connection_lost()
+    def cut(self, line: Line) -> None:
+        line.transport.abortConnection()
+        run_clock(self.clock, 0.01)  # no two connections sign in the same millisecond
 
 
 class ConversationCase(SynchronousTestCase):
     def setUp(self) -> None:
+        self.serve()
+
+    def serve(self, **options: Any) -> None:
+        """A client and a server, in the place of those before."""
         self.clock = Clock()
-        self.clock.advance(NOW)
-        self.server = FakeServer(self.clock.seconds, KEY, SALT)
-        self.pair = Pair(self.server, self.clock)
+        self.wall = WallClock(self.clock, NOW)
+        self.server = FakeServer(self.clock, KEY, SALT, wall=self.wall, **options)
+        self.pair = Pair(self.server, self.clock, self.wall)
+
+    @property
+    def outbox(self) -> Outbox:
+        """What waits for the client."""
+        (device,) = self.server.directory.registry.devices()
+        return device.outbox
 
 
 class ExchangeTests(ConversationCase):
@@ -114,33 +177,35 @@ class ExchangeTests(ConversationCase):
             self.setUp()
             for text in texts:
                 self.pair.say(str(text))
-            client, server = self.pair.connect(capabilities)
-            client.sending = not capabilities
-            self.pair.talk(client, server)
+            line = self.pair.connect(capabilities)
+            line.conversation.sending = not capabilities
+            self.pair.talk(line)
             self.assertEqual(self.pair.texts(), texts, capabilities)
             expected = Fate.TAKEN if "ack" in capabilities else Fate.WRITTEN
             self.assertEqual(self.pair.fates, [expected] * 4)
-            device = self.server.store.device((PHONE.bot_name, PHONE.device_id))
-            if "ack" in capabilities:
-                self.assertEqual(device.unacknowledged, {})
+            self.assertEqual(self.outbox.messages, 0)
 
     def test_server_without_capabilities(self) -> None:
         """A server that knows of no capability is spoken to as the phones of old do."""
-        self.server.capabilities = frozenset()
+        self.serve(capabilities=())
         self.pair.say("안녕")
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
+        line = self.pair.connect()
+        self.pair.talk(line)
         self.assertEqual(self.pair.texts(), ["안녕"])
-        self.assertEqual((client.granted, self.server.chats[0].client_id), (frozenset(), None))
+        granted = line.conversation.granted
+        self.assertEqual((granted, self.server.chats[0].client_id), (frozenset(), None))
 
     def test_old_dialect(self) -> None:
         """A 3.2 phone is served in its own form, and answers pings in its own way."""
         self.pair.say("옛 형식")
-        client, server = self.pair.connect((), Dialect.V32)
-        client.sending = True
-        self.pair.talk(client, server)
+        line = self.pair.connect((), Dialect.V32)
+        line.conversation.sending = True
+        self.pair.talk(line)
+        self.server.ping()
+        self.pair.talk(line)
         self.assertEqual(self.pair.texts(), ["옛 형식"])
-        self.assertTrue(self.server.handshakes[0].bare)
+        self.assertEqual(self.server.chats[0].dialect, Dialect.V32)
+        self.assertGreater(self.server.received("pong"), 0)
 
     def test_byte_by_byte(self) -> None:
         """It does not matter in what pieces the bytes come."""
@@ -148,51 +213,48 @@ class ExchangeTests(ConversationCase):
             self.setUp()
             for number in range(5):
                 self.pair.say(f"{number}" * 50)
-            client, server = self.pair.connect(capabilities)
-            self.pair.talk(client, server, piece=1)
+            self.pair.talk(self.pair.connect(capabilities, piece=1))
             self.assertEqual(self.pair.texts(), [f"{number}" * 50 for number in range(5)])
 
     def test_handshake_goes_first(self) -> None:
         """Nothing follows the handshake until the server has answered."""
         self.pair.say("먼저")
-        client, _ = self.pair.connect()
-        self.assertEqual(client.data_to_send().count(b"\n"), 1)
-        self.assertEqual(client.data_to_send(), b"")
+        line = self.pair.connect()
+        line.flush()
+        self.assertEqual(line.transport.dataBuffer.count(b"\n"), 1)
 
     def test_chat_is_deflated(self) -> None:
         """On a C{deflate} connection a run of chat takes a quarter of its bytes, or less."""
         for number in range(200):
             self.pair.say(f"오늘 점심 뭐 먹지? 아무거나 {number}")
-        self.pair.talk(*self.pair.connect(("ack",)))
-        plain = self.pair.carried
+        plain = self.pair.talk(self.pair.connect(("ack",)))
         self.setUp()
         for number in range(200):
             self.pair.say(f"오늘 점심 뭐 먹지? 아무거나 {number}")
-        self.pair.talk(*self.pair.connect())
-        self.assertLess(self.pair.carried, plain / 4)
+        self.assertLess(self.pair.talk(self.pair.connect()), plain / 4)
 
 
 class CutTests(ConversationCase):
     """Connections that end at any byte."""
 
-    def _exchange(self, cuts: Sequence[int], capabilities: Sequence[str]) -> None:
+    def _exchange(self, cuts: Sequence[int], capabilities: Sequence[str]) -> int:
+        """@return: how many bytes the last connection took."""
         self.setUp()
         expected = [f"메시지 {number}" for number in range(6)]
         for text in expected:
             self.pair.say(text)
-        for budget in (*cuts, 10**9):
-            self.clock.advance(0.01)
-            client, server = self.pair.connect(capabilities)
-            self.pair.talk(client, server, budget)
-            self.pair.cut(server)
+        for budget in (*cuts, None):
+            line = self.pair.connect(capabilities)
+            carried = self.pair.talk(line, budget)
+            self.pair.cut(line)
         self.assertEqual([chat.text for chat in self.server.chats], expected, cuts)
         self.assertEqual(self.pair.texts(), expected, cuts)
         self.assertEqual(self.pair.fates, [Fate.TAKEN] * 6, cuts)
+        return carried
 
     def test_one_cut_anywhere(self) -> None:
         """A connection cut at any byte loses nothing, doubles nothing, and keeps the order."""
-        self._exchange((), ("session", "ack"))
-        whole = self.pair.carried
+        whole = self._exchange((), ("session", "ack"))
         for cut in range(1, whole, 17):
             self._exchange((cut,), ("session", "ack"))
 
@@ -204,24 +266,24 @@ class CutTests(ConversationCase):
     def test_server_that_forgot(self) -> None:
         """Under a new numbering the old number means nothing: what comes is taken."""
         self.pair.say("하나")
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
-        self.pair.cut(server)
-        self.server.forget()
+        line = self.pair.connect()
+        self.pair.talk(line)
+        self.pair.cut(line)
+        self.server.start()
         self.pair.say("둘")
-        self.pair.talk(*self.pair.connect())
+        self.pair.talk(self.pair.connect())
         self.assertEqual(self.pair.texts(), ["하나", "둘"])
 
     def test_server_that_is_come_back_to(self) -> None:
         """What came before a stay elsewhere is known again."""
-        memory = self.pair.memory
-        memory.numbers("one").last = 7
+        session = self.pair.session
+        session.numbers("one").last = 7
         for other in range(15):
-            memory.numbers(f"other {other}")
-        self.assertEqual(memory.numbers("one").last, 7)
+            session.numbers(f"other {other}")
+        self.assertEqual(session.numbers("one").last, 7)
         for other in range(16):
-            memory.numbers(f"another {other}")
-        self.assertEqual(memory.numbers("one").last, 0)
+            session.numbers(f"another {other}")
+        self.assertEqual(session.numbers("one").last, 0)
 
 
 class SessionTests(ConversationCase):
@@ -231,56 +293,56 @@ class SessionTests(ConversationCase):
         """A client that comes back shows the token that it was given last."""
         greetings = []
         for _ in range(3):
-            client, server = self.pair.connect()
-            self.pair.talk(client, server)
-            self.pair.cut(server)
+            line = self.pair.connect()
+            self.pair.talk(line)
+            self.pair.cut(line)
             greetings += [event for event in self.pair.events if isinstance(event, Greeting)][-1:]
         self.assertEqual([greeting.resumed for greeting in greetings], [False, True, True])
-        self.assertEqual(self.server.handshakes[2].session_token, greetings[1].session_token)
+        self.assertEqual(len({greeting.session_token for greeting in greetings}), 3)
 
     def test_token_of_a_lost_answer(self) -> None:
         """When the answer with the fresh token is lost, the one before is shown again."""
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
-        self.pair.cut(server)
-        client, server = self.pair.connect()
-        self.pair.talk(client, server, budget=1000)
-        self.pair.cut(server)
-        self.pair.talk(*self.pair.connect())
+        line = self.pair.connect()
+        self.pair.talk(line)
+        self.pair.cut(line)
+        line = self.pair.connect()
+        self.pair.talk(line, budget=1000)
+        self.pair.cut(line)
+        self.pair.talk(self.pair.connect())
         first, *_, last = self.pair.events
         assert isinstance(first, Greeting) and isinstance(last, Greeting)
         self.assertTrue(last.resumed)
 
     def test_expires(self) -> None:
         """A token's life runs from the end of its connection; then it is not shown."""
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
-        self.clock.advance(10_000.0)
-        self.assertIsNotNone(self.pair.memory.token)
-        self.pair.cut(server)
-        self.clock.advance(3599.0)
-        self.assertIsNotNone(self.pair.memory.token)
-        self.clock.advance(1.0)
-        self.assertIsNone(self.pair.memory.token)
+        self.serve(settings=[("session.lifetime", "3600")])
+        line = self.pair.connect()
+        self.pair.talk(line)
+        run_clock(self.clock, 10_000.0)
+        self.assertIsNotNone(self.pair.session.token)
+        self.pair.cut(line)
+        self.clock.advance(3598.5)
+        self.assertIsNotNone(self.pair.session.token)
+        self.clock.advance(1.5)
+        self.assertIsNone(self.pair.session.token)
 
     def test_clock_set_back(self) -> None:
         """A clock that was a day ahead is believed again once it has been set."""
         time = 1e9 + 86_400.0
-        memory = Memory(lambda: time)
+        session = SessionState(lambda: time, lambda: time)
         first, second = object(), object()
-        memory.signing_time(first)
+        session.signing_time(first)
         time -= 86_400.0
-        signed = memory.signing_time(first)
+        signed = session.signing_time(first)
         self.assertApproximates(signed, time, 0.002)
-        self.assertGreater(memory.signing_time(second), signed)
+        self.assertGreater(session.signing_time(second), signed)
 
     def test_no_millisecond_twice(self) -> None:
         """Two connections never sign in the same millisecond: a server would see a replay."""
-        first, server = self.pair.connect()
-        self.pair.talk(first, server)
-        second, other = self.pair.connect()
-        self.pair.talk(second, other)
-        self.assertTrue(second.greeted)
+        self.pair.talk(self.pair.connect())
+        second = self.pair.connect()
+        self.pair.talk(second)
+        self.assertTrue(second.conversation.greeted)
 
 
 class SilenceTests(ConversationCase):
@@ -288,28 +350,152 @@ class SilenceTests(ConversationCase):
 
     def test_no_greeting(self) -> None:
         """A server has ten seconds to answer the handshake."""
-        client, _ = self.pair.connect()
+        self.server.greets = False
+        client = self.pair.connect().conversation
         self.clock.advance(9.9)
-        self.assertFalse(client.is_overdue())
+        self.assertIsNone(client.overdue())
         self.clock.advance(0.1)
-        self.assertTrue(client.is_overdue())
+        self.assertIs(client.overdue(), CloseReason.HANDSHAKE_TIMEOUT)
 
     def test_watchdog(self) -> None:
         """After the first ping, two and a half intervals without a word are too many."""
-        self.server.ping_interval = 10.0
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
+        self.serve(settings=[("ping.interval", "10"), ("ping.timeout", "20")])
+        self.server.stop()
+        line = self.pair.connect()
+        client = line.conversation
+        self.pair.talk(line)
         self.clock.advance(74.9)
-        self.assertFalse(client.is_overdue())
+        self.assertIsNone(client.overdue())
         self.server.ping()
-        self.pair.talk(client, server)
-        self.assertEqual(len(server.pongs), 1)
+        self.pair.talk(line)
+        self.assertEqual(self.server.received("pong"), 1)
         self.clock.advance(24.9)
-        self.assertFalse(client.is_overdue())
+        self.assertIsNone(client.overdue())
         self.clock.advance(0.1)
-        self.assertTrue(client.is_overdue())
-        client.bear_with()
-        self.assertFalse(client.is_overdue())
+        self.assertIs(client.overdue(), CloseReason.PING_TIMEOUT)
+        client.restart_timeouts()
+        self.assertIsNone(client.overdue())
+
+
+class AcknowledgementTests(ConversationCase):
+    """Messages that are written and not acknowledged."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.stop()
+        self.connect()
+
+    def connect(self) -> None:
+        """A new connection, on which nothing gets through any more once it is greeted."""
+        line = self.pair.connect(("ack",))
+        self.pair.talk(line)
+        self.client = line.conversation
+
+    def say(self, text: str = "안녕") -> str:
+        """Write a message.  @return: its id."""
+        self.pair.say(text)
+        while self.client.data_to_send():
+            pass
+        return f"test-{self.pair.queue._count}"
+
+    def hear(self, frame: bytes) -> None:
+        self.client.feed(frame)
+        while self.client.next_event() is not None:
+            pass
+
+    def wait(self, seconds: float) -> CloseReason | None:
+        """Check every second, as a client does.  @return: what came of it."""
+        for _ in range(int(seconds)):
+            self.clock.advance(1.0)
+            if (reason := self.client.overdue()) is not None:
+                return reason
+        return None
+
+    def time(self, heard: bool = False) -> float:
+        """How long the client waits for an acknowledgement, in seconds; pings are C{heard}."""
+        begun = self.clock.seconds()
+        while (reason := self.wait(10)) is None:
+            if heard:
+                self.hear(encode_ping("", "t"))
+        self.assertIs(reason, CloseReason.TOO_SLOW)
+        return self.clock.seconds() - begun
+
+    def test_given_up(self) -> None:
+        """A message that is not acknowledged for fifteen seconds ends the connection."""
+        self.assertIsNone(self.wait(30))
+        self.say()
+        self.assertIsNone(self.wait(14))
+        self.say()
+        self.assertIs(self.wait(2), CloseReason.TOO_SLOW)
+
+    def test_any_acknowledgement_is_progress(self) -> None:
+        """A server that takes one message after the other, however slowly, is left in peace."""
+        ids = [self.say() for _ in range(5)]
+        for client_id in ids:
+            self.assertIsNone(self.wait(14))
+            self.hear(encode_ack(client_id))
+        self.assertIsNone(self.wait(30))
+
+    def test_expired_messages_count(self) -> None:
+        """Messages that are let go of because their time is over still show that nothing moves."""
+        self.pair.queue.put(said("짧은 시간"), 3.0)
+        while self.client.data_to_send():
+            pass
+        self.clock.advance(18.5)
+        self.pair.queue.expire()
+        self.assertEqual(len(self.pair.queue), 0)
+        self.assertLess(self.time(), 16.0)
+
+    def test_long_message(self) -> None:
+        """A message that is long may take longer: a slow line is not a dead one."""
+        self.say("가" * 60_000)
+        self.assertIsNone(self.wait(40))
+        self.assertIs(self.wait(20), CloseReason.TOO_SLOW)
+
+    def test_refused_message(self) -> None:
+        """A message that is answered with an error will not be acknowledged: nothing is awaited."""
+        self.say()
+        self.hear(encode_error(ErrorCode.MESSAGE_TOO_LONG, "too long"))
+        self.assertIsNone(self.wait(60))
+
+    def test_server_that_closes(self) -> None:
+        """A server that closes acknowledges nothing more; if it stays, time runs from then on."""
+        self.say()
+        self.client.sending = False
+        self.assertIsNone(self.wait(60))
+        self.client.sending = True
+        self.assertIsNone(self.wait(14))
+
+    def test_held_up(self) -> None:
+        """A process that was held up has given the server no time to acknowledge."""
+        self.say()
+        self.clock.advance(20.0)
+        self.client.restart_timeouts()
+        self.assertIsNone(self.wait(14))
+
+    def test_dead_line(self) -> None:
+        """A line on which nothing at all comes is given up as soon the next time."""
+        for _ in range(3):
+            self.say()
+            self.assertEqual(self.time(), 16.0)
+            self.connect()
+
+    def test_server_that_holds_back(self) -> None:
+        """
+        A server that is heard and takes nothing may only be holding back: each time it is waited
+        for longer, until a connection has lasted on which everything is acknowledged.
+        """
+        times = []
+        for _ in range(5):
+            self.say()
+            times.append(self.time(heard=True))
+            self.connect()
+        self.assertEqual(times, [16.0, 31.0, 61.0, 121.0, 121.0])
+        self.hear(encode_ack(self.say()))
+        self.assertEqual(self.client.ack_timeout, 120.0)
+        self.assertIsNone(self.wait(30))
+        self.hear(encode_ack(self.say()))
+        self.assertEqual(self.client.ack_timeout, 15.0)
 
 
 class BadServerTests(ConversationCase):
@@ -317,11 +503,11 @@ class BadServerTests(ConversationCase):
 
     def test_frame_that_no_phone_reads(self) -> None:
         """A frame that makes no sense is reported and dropped; the next one is read."""
-        client, server = self.pair.connect(("ack",))
-        self.pair.talk(client, server)
-        server.write(b"nonsense\n" + encode_frame("messageResponse", {"room": "r"}))
+        line = self.pair.connect(("ack",))
+        self.pair.talk(line)
+        self.server.tell("?", b"nonsense\n" + encode_frame("messageResponse", {"room": "r"}))
         self.pair.say("그 다음")
-        self.pair.talk(client, server)
+        self.pair.talk(line)
         unreadable = [event for event in self.pair.events if isinstance(event, Unreadable)]
         self.assertEqual(len(unreadable), 2)
         self.assertEqual(self.pair.texts(), ["그 다음"])
@@ -330,30 +516,31 @@ class BadServerTests(ConversationCase):
         """A compressed stream that breaks off, or never ends, ends the connection."""
         bomb = Deflater().pack(b"x" * 40_000_000)
         for data in (b"\xff\xff\xff", b"\x03\x00", bomb):
-            client, server = self.pair.connect()
-            self.pair.talk(client, server)
+            line = self.pair.connect()
+            self.pair.talk(line)
+            client = line.conversation
             client.feed(data)
             self.assertIsNone(client.next_event())
             self.assertIs(client.ended, CloseReason.BAD_STREAM)
 
     def test_frame_too_large_for_the_server(self) -> None:
         """What the server would cut the connection for is not sent to it."""
-        client, server = self.pair.connect()
-        self.pair.talk(client, server)
-        client._max_frame_bytes = 2000
+        line = self.pair.connect()
+        self.pair.talk(line)
+        line.conversation._max_frame_bytes = 2000
         self.pair.say("가" * 3000)
         self.pair.say("나")
-        self.pair.talk(client, server)
+        self.pair.talk(line)
         self.assertEqual(self.pair.fates, [Fate.TOO_LARGE, Fate.TAKEN])
 
     def test_doubled_and_late_numbers(self) -> None:
         """What has come already is dropped, and acknowledged again."""
-        client, server = self.pair.connect(("ack",))
+        line = self.pair.connect(("ack",))
         self.pair.say("하나")
-        self.pair.talk(client, server)
-        device = self.server.store.device((PHONE.bot_name, PHONE.device_id))
-        device.next_number = 1
-        self.server.send("다시")
-        self.pair.talk(client, server)
+        self.pair.talk(line)
+        again = Reply("방", None, PHONE.bot_name, "다시")
+        self.server.tell("messageResponse", encode_reply(again, Dialect.V33, "", 1))
+        acks = self.server.received("ack")
+        self.pair.talk(line)
         self.assertEqual(self.pair.texts(), ["하나"])
-        self.assertEqual(device.unacknowledged, {})
+        self.assertEqual(self.server.received("ack"), acks + 1)

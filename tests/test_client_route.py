@@ -54,15 +54,36 @@ class RouteTests(SynchronousTestCase):
         """Tries are spread more and more, and begin anew after a connection that lasted."""
         self.chance = 0.999
         delays = [round(self.route.next_delay()) for _ in range(8)]
-        self.assertEqual(delays, [1, 2, 4, 8, 16, 32, 60, 60])
+        self.assertEqual(delays, [2, 4, 8, 8, 8, 8, 8, 8])
         self.route.greeted()
         self.clock.advance(29.0)
         self.route.lost()
-        self.assertEqual(round(self.route.next_delay()), 60)
+        self.assertEqual(round(self.route.next_delay()), 8)
         self.route.greeted()
         self.clock.advance(30.0)
         self.route.lost()
-        self.assertEqual(round(self.route.next_delay()), 1)
+        self.assertEqual(round(self.route.next_delay()), 2)
+
+    def test_pauses_grow_further_where_refused(self) -> None:
+        """A server that is there and refuses is left alone for up to a minute."""
+        self.chance = 0.999
+        route = Route([ONE], self.clock.seconds, lambda: self.chance)
+        delays = []
+        for _ in range(8):
+            route.refused(ONE)
+            delays.append(round(route.next_delay()))
+            self.clock.advance(delays[-1])
+        self.assertEqual(delays, [2, 4, 8, 16, 32, 60, 60, 60])
+        route.failed()
+        self.assertEqual(round(route.next_delay()), 8)
+
+    def test_refusal_concerns_one_server(self) -> None:
+        """While one server refuses, another is tried as soon as if the first were not there."""
+        self.chance = 0.999
+        for _ in range(4):
+            self.route.refused(ONE)
+        self.route.failed()
+        self.assertEqual((round(self.route.next_delay()), self.route.server), (2, TWO))
 
     def test_stays_away(self) -> None:
         """A server that says when to come back is taken at its word, within reason."""
@@ -71,22 +92,23 @@ class RouteTests(SynchronousTestCase):
         self.clock.advance(1.5)
         self.assertEqual(route.next_delay(), 70.0)
         self.clock.advance(70.0)
-        self.assertLess(route.next_delay(), 2.0)
+        self.assertLess(route.next_delay(), 3.0)
         self.assertEqual(route.stay_away(1e300) - 71.5, 3600.0)
         self.assertEqual(route.stay_away(-5.0), 71.5)
 
-    def test_unwanted(self) -> None:
+    def test_barred(self) -> None:
         """Where we are not wanted we come back much later, until we are greeted."""
         route = Route([ONE], self.clock.seconds, lambda: self.chance)
-        route.unwanted(ONE)
+        route.barred(ONE)
+        route.refused(ONE)
         self.assertEqual(route.next_delay(), 150.0)
         route.greeted()
         self.assertLess(route.next_delay(), 3.0)
 
     def test_left_alone(self) -> None:
         """While a server is to be left alone another is tried; of two, the one free first."""
-        self.route.unwanted(ONE)
-        self.assertLess(self.route.next_delay(), 1.0)
+        self.route.barred(ONE)
+        self.assertLess(self.route.next_delay(), 2.0)
         self.assertEqual(self.route.server, TWO)
         self.assertFalse(self.route.may_return)
         self.route.stay_away(80.0)
@@ -101,12 +123,12 @@ class RouteTests(SynchronousTestCase):
         """A connection that has not lasted is left for another no sooner than it is made again."""
         self.route.greeted()
         self.clock.advance(5.0)
-        self.assertEqual(self.route.move_delay(), 0.5)
-        beside = self.route.beside(TWO)
-        beside.greeted()
-        self.assertEqual(beside.move_delay(), 1.0)
+        self.assertEqual(self.route.move_delay(), 1.0)
+        parallel = self.route.parallel(TWO)
+        parallel.greeted()
+        self.assertEqual(parallel.move_delay(), 2.0)
         self.clock.advance(30.0)
-        self.assertEqual((beside.server, beside.move_delay()), (TWO, 0.0))
+        self.assertEqual((parallel.server, parallel.move_delay()), (TWO, 0.0))
 
     def test_moved(self) -> None:
         """A server that we were sent to is preferred from then on; the others stay known."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -26,7 +26,9 @@ from domaeka.client import (
     Waiting,
 )
 from domaeka.errors import CloseReason, ErrorCode
-from domaeka.testing import FakeServer, FakeStore, VirtualServer, run_clock
+from domaeka.testing import FakeServer, FakeSessions, VirtualServer, run_clock
+from domaeka.wire import encode_frame
+from tests.clocks import WallClock
 
 KEY, SALT = "k" * 16, "salt"
 NOW = 1_790_000_000.0
@@ -38,8 +40,8 @@ class ClientCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.advance(NOW)
-        self.store = FakeStore()
+        self.wall = WallClock(self.clock, NOW)
+        self.sessions = FakeSessions()
         self.servers: dict[Server, FakeServer] = {}
         self.ports: dict[Server, VirtualServer] = {}
         for server in (ONE, TWO):
@@ -49,7 +51,14 @@ class ClientCase(SynchronousTestCase):
 
     def start(self, server: Server) -> None:
         """A process of C{server}, new or again."""
-        self.servers[server] = FakeServer(self.clock.seconds, KEY, SALT, store=self.store)
+        self.servers[server] = FakeServer(
+            self.clock,
+            KEY,
+            SALT,
+            wall=self.wall,
+            sessions=self.sessions,
+            settings=[("limits.messages_per_second", "0")],
+        )
         self.ports[server] = VirtualServer(self.clock, self.servers[server])
 
     def client(self, servers: Sequence[Server] = (ONE,), **options: Any) -> Client:
@@ -65,6 +74,7 @@ class ClientCase(SynchronousTestCase):
             self.events.append,
             endpoint=self.ports.__getitem__,  # type: ignore[arg-type]
             random=lambda: 0.5,
+            wall=self.wall,
             **options,
         )
         client.startService()
@@ -76,20 +86,17 @@ class ClientCase(SynchronousTestCase):
             stopped = client.stopService()
             run_clock(self.clock, 10.0)
             self.successResultOf(stopped)
+        for fake in self.servers.values():
+            fake.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        for fake in self.servers.values():
+            fake.go_on()
 
     def say(self, client: Client, text: str) -> "Deferred[Fate]":
         return client.say(Said(room="방", sender="나", text=text))
 
     def run_for(self, seconds: float) -> None:
         run_clock(self.clock, seconds)
-
-    def run_for_long(self, seconds: float) -> None:
-        """Run with the pings that keep a connection."""
-        for _ in range(int(seconds / 30.0)):
-            for server in self.servers.values():
-                server.ping()
-            self.run_for(30.0)
 
     def seen(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -105,7 +112,7 @@ class ExchangeTests(ClientCase):
         self.run_for(1.0)
         self.assertEqual(self.replies, ["안녕"])
         self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
-        self.assertEqual(client.granted, {"session", "ack", "deflate"})
+        self.assertEqual(client.granted, {"session", "ack", "deflate", "delivery"})
         self.assertEqual([type(event) for event in self.events], [Connected, Greeting])
 
     def test_a_thousand_at_once(self) -> None:
@@ -126,10 +133,45 @@ class ExchangeTests(ClientCase):
         self.assertEqual(self.successResultOf(fate), Fate.EXPIRED)
         self.assertGreater(len(self.seen(Failed)), 3)
 
+    def test_reports(self) -> None:
+        """The server hears, at once or later, whether each message was shown, and why not."""
+        client = self.client()
+        self.run_for(1.0)
+        later: Deferred[object] = Deferred()
+        shows = {"yes": None, "no": False, "later": later, "fails": fail(ValueError("x"))}
+        client._on_reply = lambda reply: shows[str(reply.content)]
+        told: list[tuple[str, str, str]] = []
+
+        def tell(text: str) -> None:
+            self.servers[ONE].send(
+                text, on_status=lambda status, why: told.append((text, status, why))
+            )
+
+        for text in shows:
+            tell(text)
+        self.run_for(1.0)
+        self.assertEqual(
+            [entry for entry in told if entry[1] not in ("sent", "acknowledged")],
+            [
+                ("yes", "delivered", ""),
+                ("no", "refused_by_app", "the app refused"),
+                ("fails", "refused_by_app", "the app failed"),
+            ],
+        )
+        self.flushLoggedErrors(ValueError)
+        later.callback(True)  # is written, and lost
+        self.ports[ONE].accepted[-1].abortConnection()
+        self.run_for(5.0)
+        self.assertEqual(told[-1], ("later", "delivered", ""))
+
     def test_listener_that_fails(self) -> None:
         """A mistake of the owner costs a line in the log, not the connection."""
         client = self.client()
-        client._on_reply = client._on_event = lambda event: 1 / 0  # type: ignore[assignment]
+
+        def fail_at(event: object) -> None:
+            raise ZeroDivisionError
+
+        client._on_reply = client._on_event = fail_at
         fate = self.say(client, "안녕")
         self.run_for(1.0)
         self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
@@ -151,12 +193,12 @@ class ReturnTests(ClientCase):
         self.run_for(2.0)
         self.assertEqual(self.replies, ["하나", "둘", "셋"])
         self.assertEqual(len(self.servers[ONE].chats), 3)
-        self.assertEqual(self.seen(Waiting), [Waiting(ONE, 0.75)])
+        self.assertEqual(self.seen(Waiting), [Waiting(ONE, 1.5)])
         self.assertTrue(self.seen(Greeting)[1].resumed)
 
     def test_silent_server(self) -> None:
         """A server that takes connections and never greets is given up after ten seconds."""
-        self.servers[ONE].greet = False
+        self.servers[ONE].greets = False
         self.client([ONE, TWO])
         self.run_for(12.0)
         self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.HANDSHAKE_TIMEOUT)])
@@ -167,10 +209,95 @@ class ReturnTests(ClientCase):
         self.client()
         self.run_for(1.0)
         self.servers[ONE].ping()
+        self.servers[ONE].stop()
         self.run_for(74.0)
         self.assertEqual(self.seen(Lost), [])
         self.run_for(3.0)
         self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.PING_TIMEOUT)])
+
+    def test_not_acknowledged(self) -> None:
+        """
+        A server that is heard, but no longer reached, is left after fifteen seconds; what was said
+        to it is said again, and arrives once.
+        """
+        client = self.client()
+        self.run_for(40.0)
+        self.say(client, "하나")
+        self.run_for(1.0)
+        self.ports[ONE].accepted[-1].pauseProducing()
+        fate = self.say(client, "둘")
+        self.say(client, "셋")
+        self.run_for(5.0)
+        self.servers[ONE].ping()
+        self.run_for(9.0)
+        self.assertEqual(self.seen(Lost), [])
+        self.run_for(5.0)
+        self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.TOO_SLOW)])
+        self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+        self.run_for(60.0)
+        self.assertEqual(self.replies, ["하나", "둘", "셋"])
+        self.assertEqual(len(self.seen(Lost)), 1)
+
+    def test_back_pressure(self) -> None:
+        """
+        A server that stops reading because its bots do not keep up is not left again and again;
+        in the end everything is answered once.
+        """
+        self.servers[ONE].bots.hold = True
+        client = self.client()
+        texts = [f"{number} 가나다" for number in range(1800)]
+        fates = [client.say(Said(room="방", sender="나", text=text), 3600.0) for text in texts]
+        self.run_for(900.0)
+        self.assertLess(len(self.servers[ONE].chats), 1200)
+        self.assertLess(len(self.seen(Connected)), 25)  # 53 if each had 15 s
+        connections = len(self.seen(Connected))
+        self.servers[ONE].bots.hold = False
+        for _ in range(60):
+            self.servers[ONE].bots.release()
+            self.run_for(1.0)
+        self.assertEqual(self.replies, texts)
+        self.assertEqual({self.successResultOf(fate) for fate in fates}, {Fate.TAKEN})
+        self.assertLess(len(self.seen(Connected)) - connections, 2)
+
+    def test_away_for_a_minute(self) -> None:
+        """A server that is back is found within eight seconds, however long it was away."""
+        client = self.client()
+        self.run_for(40.0)
+        self.ports[ONE].open = False
+        self.ports[ONE].accepted[-1].abortConnection()
+        self.run_for(600.0)
+        self.assertEqual({waiting.delay for waiting in self.seen(Waiting)[2:]}, {4.0})
+        self.ports[ONE].open = True
+        self.run_for(5.0)
+        self.assertTrue(client.greeted)
+
+    def test_clock_set_back(self) -> None:
+        """
+        Where the reactor's time is the wall clock's, and that is set back, a server that falls
+        silent is noticed all the same, once it has said anything more.
+        """
+        self.client()
+        self.run_for(60.0)
+        for _ in range(2):
+            self.clock.rightNow -= 32_400.0
+            self.run_for(10.0)
+            self.servers[ONE].ping()
+            self.run_for(1.0)
+        self.assertEqual(self.seen(Lost), [])
+        self.run_for(80.0)
+        self.assertEqual(self.seen(Lost), [Lost(ONE, CloseReason.PING_TIMEOUT)])
+
+    def test_clock_is_set(self) -> None:
+        """Where it is not, no step of the clock is seen, but in what is signed."""
+        client = self.client()
+        self.run_for(60.0)
+        for step in (-3600.0, 86_400.0):
+            self.wall.step(step)
+            self.run_for(90.0)
+            fate = self.say(client, "안녕")
+            self.run_for(1.0)
+            self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
+        self.assertEqual((self.seen(Lost), len(self.seen(Connected))), ([], 1))
 
     def test_held_up(self) -> None:
         """A process that was held up does not take its own silence for the server's."""
@@ -186,12 +313,12 @@ class ReturnTests(ClientCase):
         client = self.client([ONE, TWO])
         self.run_for(2.0)
         self.assertEqual((client.server, client.greeted), (TWO, True))
-        self.run_for_long(300.0)
+        self.run_for(300.0)
         self.assertEqual(client.server, TWO)
         self.ports[ONE].open = True
-        self.run_for_long(300.0)
+        self.run_for(300.0)
         self.assertEqual((client.server, client.greeted), (ONE, True))
-        self.assertEqual(len(self.servers[TWO].migrated), 1)
+        self.assertEqual(self.servers[TWO].received("migrated"), 1)
         self.assertEqual(self.seen(Lost), [])
 
     def test_stops_in_order(self) -> None:
@@ -231,24 +358,38 @@ class AnswerTests(ClientCase):
         """Banned, not approved, not believed: it comes back, but much later."""
         for code in (ErrorCode.BANNED, ErrorCode.NOT_APPROVED, ErrorCode.AUTH_FAILED):
             self.setUp()
-            self.servers[ONE].refuse_with = code
+            self.servers[ONE].refuse(code)
             client = self.client()
             self.run_for(1.0)
             self.assertEqual(self.seen(Waiting), [Waiting(ONE, 225.0)])
             self.run_for(223.0)
             self.assertEqual(len(self.seen(Connected)), 1)
-            self.servers[ONE].refuse_with = None
+            self.servers[ONE].refuse(None)
             self.run_for(3.0)
             self.assertTrue(client.greeted)
             self.stop(client)
 
+    def test_refused_for_now(self) -> None:
+        """A server that is full, or closes without a word, is tried up to a minute later."""
+        self.servers[ONE].refuse(ErrorCode.SERVER_FULL)
+        client = self.client()
+        self.run_for(300.0)
+        delays = [waiting.delay for waiting in self.seen(Waiting)]
+        self.assertEqual(delays[:7], [1.5, 3.0, 4.0, 8.0, 16.0, 30.0, 30.0])
+        self.servers[ONE].refusal = b""
+        self.run_for(300.0)
+        self.assertEqual(self.seen(Waiting)[-1].delay, 30.0)
+        self.servers[ONE].refuse(None)
+        self.run_for(31.0)
+        self.assertTrue(client.greeted)
+
     def test_unwanted_here(self) -> None:
         """Where one server will not have it, or is to be left alone, the next is tried at once."""
-        self.servers[ONE].refuse_with = ErrorCode.BANNED
+        self.servers[ONE].refuse(ErrorCode.BANNED)
         client = self.client([ONE, TWO])
         self.run_for(2.0)
         self.assertEqual((client.server, client.greeted), (TWO, True))
-        self.servers[ONE].refuse_with = None
+        self.servers[ONE].refuse(None)
         self.servers[TWO].shut_down(90.0)
         self.run_for(100.0)
         self.assertEqual((client.server, client.greeted), (TWO, True))
@@ -256,7 +397,7 @@ class AnswerTests(ClientCase):
 
     def test_greeted_with_a_refusal(self) -> None:
         """A server that greets it with a refusal is left, and the next is tried."""
-        self.servers[ONE].welcomes = False
+        self.servers[ONE].refusal = encode_frame("handshakeComplete", {"success": False})
         client = self.client([ONE, TWO])
         self.run_for(2.0)
         self.assertEqual((client.server, client.greeted), (TWO, True))
@@ -266,7 +407,7 @@ class AnswerTests(ClientCase):
         """A client with another key is refused, and does not try on as if it were an attack."""
         self.client(credentials=Credentials("x" * 16, SALT))
         self.run_for(100.0)
-        self.assertEqual(len(self.servers[ONE].handshakes), 1)
+        self.assertEqual(self.servers[ONE].received("handshake"), 1)
 
     def test_old_complaint(self) -> None:
         """What a server complained of long ago does not explain why a connection ends."""
@@ -317,7 +458,7 @@ class AnswerTests(ClientCase):
 
 
 class MigrationTests(ClientCase):
-    """Moves to another server."""
+    """Migrations to another server."""
 
     def test_make_before_break(self) -> None:
         """It leaves the old server once the new one has greeted it, and says so."""
@@ -331,8 +472,8 @@ class MigrationTests(ClientCase):
             self.say(client, f"둘 {number}")
             self.run_for(0.1)
         self.assertEqual(self.seen(Moved), [Moved(TWO)])
-        self.assertEqual(self.servers[ONE].migrated[0].new_host, "two")
-        self.assertEqual(self.servers[ONE].conversations, [])
+        self.assertEqual(self.servers[ONE].received("migrated"), 1)
+        self.assertEqual(self.servers[ONE].connections, 0)
         self.assertEqual(self.replies, ["하나", *(f"둘 {number}" for number in range(30))])
         self.assertEqual(self.seen(Lost), [])
         self.assertTrue(self.seen(Greeting)[1].resumed)
@@ -342,24 +483,29 @@ class MigrationTests(ClientCase):
         What the old server still answers arrives; chat waits for that, but not for long, and nor
         does the old connection.
         """
-        self.servers[ONE].lets_go = False
+        self.servers[ONE].bots.hold = True
         client = self.client()
         self.run_for(1.0)
+        self.say(client, "하나")
+        self.say(client, "never answered")
+        self.run_for(0.1)
         self.servers[ONE].migrate("two", 9000)
-        self.run_for(1.0)
-        self.assertEqual(len(self.servers[ONE].migrated), 1)
+        self.run_for(2.0)
+        self.assertEqual(self.servers[ONE].received("migrated"), 1)
         fate = self.say(client, "둘")
         self.run_for(3.0)
         self.assertNoResult(fate)
         self.run_for(2.0)
         self.assertEqual(self.successResultOf(fate), Fate.TAKEN)
-        self.servers[ONE].send("하나")
-        self.servers[TWO].ping()
-        self.run_for(32.0)
+        held = self.servers[ONE].bots.held
+        late = held.pop()
+        self.servers[ONE].bots.release()
+        held.append(late)
+        self.run_for(22.0)
         self.assertEqual(self.replies, ["둘", "하나"])
-        self.assertEqual(len(self.servers[ONE].conversations), 1)
-        self.run_for(5.0)
-        self.assertEqual((self.servers[ONE].conversations, self.seen(Lost)), ([], []))
+        self.assertEqual(self.servers[ONE].connections, 1)
+        self.run_for(15.0)
+        self.assertEqual((self.servers[ONE].connections, self.seen(Lost)), (0, []))
 
     def test_at_its_time(self) -> None:
         """It goes when it was told to, to the tenth of a second: servers spread their clients."""
@@ -416,7 +562,6 @@ class MigrationTests(ClientCase):
         self.servers[ONE].migrate("two", 9000, expires_in=60.0)
         for number in range(5):
             self.run_for(30.0)
-            self.servers[ONE].ping()
             self.say(client, str(number))
             self.run_for(1.0)
         self.assertEqual(self.replies, ["0", "1", "2", "3", "4"])
@@ -424,7 +569,7 @@ class MigrationTests(ClientCase):
 
     def test_old_server_gone_first(self) -> None:
         """When the old server ends before the new one has greeted, the new one is kept to."""
-        self.servers[TWO].greet = False
+        self.servers[TWO].greets = False
         client = self.client()
         self.run_for(1.0)
         self.servers[ONE].migrate("two", 9000)
@@ -432,13 +577,12 @@ class MigrationTests(ClientCase):
         self.ports[ONE].open = False
         self.ports[ONE].accepted[0].abortConnection()
         self.run_for(1.0)
-        self.servers[TWO].greet = True
+        self.servers[TWO].greets = True
         self.run_for(20.0)
         self.assertEqual((client.server, client.greeted), (TWO, True))
 
     def test_sent_on_at_the_door(self) -> None:
         """A server that greets, sends on and closes is left at once for the one that it named."""
-        self.servers[ONE].answer = lambda chat: None
         client = self.client()
         self.run_for(1.0)
         self.servers[ONE].migrate("two", 9000)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event
 from twisted.trial.unittest import SynchronousTestCase
 
+from domaeka.errors import StoreError
 from domaeka.store.bans import BANS
-from domaeka.store.columns import key_hash, storable, upsert
-from tests.storing import StoreTestCase
+from domaeka.store.columns import key_hash, storable, upsert, write_each
+from tests.storing import READ_ONLY, StoreTestCase
 
 #: Any text that Python can hold, lone surrogates included.
 texts = st.text(st.characters(codec=None, categories=None) | st.sampled_from("\0\ud800|:1"))
@@ -67,3 +68,48 @@ class UpsertTests(StoreTestCase):
         self.successResultOf(self.database.run_write(write))
         found = {row["network"]: row["reason"] for row in self.rows(BANS)}
         self.assertEqual(found, {"a": "mine", "b": "mine"})
+
+
+class WriteEachTests(StoreTestCase):
+    """Tests for L{write_each}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+
+    def write(self, connection: Connection, rows: list[dict[str, Any]]) -> list[str]:
+        """Store bans.  @return: the networks of those that the database refused."""
+        refused = write_each(
+            connection, rows, lambda some: connection.execute(BANS.insert(), list(some))
+        )
+        return [row["network"] for row in refused]
+
+    def row(self, network: str, times: int = 1, reason: str | None = "") -> dict[str, Any]:
+        """A row of a table."""
+        row = {"network": network, "reason": reason, "made_at": 0, "times": times, "made_by": ""}
+        return row | {"claimed_bot": "", "claimed_device": ""}
+
+    def networks(self) -> list[str]:
+        """What is stored."""
+        return sorted(row["network"] for row in self.rows(BANS))
+
+    def test_bad_row_stops_no_other(self) -> None:
+        """A value that is too large, or none at all, costs its own row only."""
+        rows = [self.row("a"), self.row("b", 2**70), self.row("c", reason=None), self.row("d")]
+        refused = self.successResultOf(self.database.run_write(self.write, rows))
+        self.assertEqual((refused, self.networks()), (["b", "c"], ["a", "d"]))
+
+    def test_bad_row_alone(self) -> None:
+        """It is refused where it comes alone, or with others like it."""
+        for rows in ([self.row("b", 2**70)], [self.row("b", 2**70), self.row("c", reason=None)]):
+            refused = self.successResultOf(self.database.run_write(self.write, rows))
+            self.assertEqual(len(refused), len(rows))
+
+    def test_trouble_is_no_rows_fault(self) -> None:
+        """While the store fails no row is refused, for all can be written later."""
+        self.break_store()
+        rows = [self.row("a"), self.row("b")]
+        failure = self.failureResultOf(self.database.run_write(self.write, rows), StoreError)
+        self.assertRegex(failure.getErrorMessage(), READ_ONLY)
+        self.break_store(False)
+        self.assertEqual(self.successResultOf(self.database.run_write(self.write, rows)), [])

@@ -14,9 +14,9 @@ from twisted.logger import capturedLogs, formatEvent
 from domaeka.client import CAPABILITIES, Client, Credentials, Fate, Identity, Said, Server
 from domaeka.errors import CloseReason
 from domaeka.interfaces import DeviceKey, Priority
-from domaeka.messages import Media, Reply
 from domaeka.policies import outbox
 from domaeka.testing import FakeSessions
+from domaeka.wire import Media, Reply
 from tests.gateway_case import KEY, SALT, SECRET, GatewayCase
 
 #: Longer than any exchange here takes, in seconds.
@@ -49,11 +49,12 @@ class DeliveryCase(GatewayCase):
             capabilities=capabilities,
             endpoint=lambda server: self.server,  # type: ignore[arg-type,return-value]
             random=lambda: 0.0,
+            wall=self.wall,
         )
 
     def push(self, texts: Iterable[str], key: DeviceKey = KEY) -> None:
         """Send messages that answer nothing."""
-        device = self.registry.reach(key)
+        device = self.registry.get_or_create(key)
         for text in texts:
             device.send(Reply("방", "1", key.bot_name, text), TTL, None, Priority.NORMAL)
         self.run_for(0.0)
@@ -76,7 +77,7 @@ class DeliveryCase(GatewayCase):
         @return: how many lines it took.
         """
         key = DeviceKey("봇", "+".join(capabilities))
-        device = self.registry.reach(key)
+        device = self.registry.get_or_create(key)
         client = self.library(key, capabilities)
         to_say, to_push = iter(said), iter(pushed)
         fates: list[object] = []
@@ -91,13 +92,13 @@ class DeliveryCase(GatewayCase):
             if text is not None:
                 client.say(Said(room="방", sender="나", text=text), TTL).addCallback(say)
 
-        def push(fate: object = outbox.Fate.ACKNOWLEDGED) -> None:
-            text = next(to_push, None) if fate is outbox.Fate.ACKNOWLEDGED else None
+        def push(fate: object = outbox.DeliveryStatus.ACKNOWLEDGED) -> None:
+            text = next(to_push, None) if fate is outbox.DeliveryStatus.ACKNOWLEDGED else None
             if text is not None:
                 reply = Reply("방", "1", key.bot_name, text)
                 device.send(reply, TTL, told, Priority.NORMAL)
 
-        def told(fate: outbox.Fate) -> None:
+        def told(fate: outbox.DeliveryStatus, reason: str) -> None:
             self.clock.callLater(0.0, push, fate)
 
         for _ in range(min(at_once, len(said))):
@@ -136,7 +137,7 @@ class CutTests(DeliveryCase):
             cuts = [random.randrange(1, 8_000) for _ in range(40)]
             lines = self.exchange(said, pushed, cuts, capabilities=capabilities)
             self.assertGreater(lines, 10)
-        budget = self.registry.budget
+        budget = self.context.budget
         self.assertEqual((budget.used, budget.dropped, budget.forgotten), (0, 0, 0))
 
     def test_server_that_does_not_notice(self) -> None:
@@ -197,7 +198,7 @@ class UnacknowledgedTests(DeliveryCase):
         """Where the phone closes behind the server it has read all; where it is replaced, not."""
         peer = self.ready()
         peer.chat("하나")
-        self.session().close(CloseReason.SHUTDOWN)
+        self.conversation().close(CloseReason.SHUTDOWN)
         self.run_for(1.0)
         self.assertEqual((self.unconfirmed, self.reasons), (0, {"shutdown": 1}))
         peer = self.ready()
@@ -214,7 +215,7 @@ class SlowLineTests(GatewayCase):
     """What a phone is given counts against the time of nothing that waits behind it."""
 
     def test_pictures(self) -> None:
-        """However long a phone is deaf over pictures, those behind them arrive, and the text."""
+        """However long a phone is blocked over pictures, those behind them arrive, and the text."""
         for script in ("3.2.0", "3.2.1", "3.3.3"):
             phone = self.phone(script=script)
             self.run_for(1.0)
@@ -247,7 +248,7 @@ class SlowLineTests(GatewayCase):
             self.run_for(8.0)
             peer.read_on()
         self.assertEqual(peer.texts, texts)
-        self.assertEqual(self.registry.budget.expired, 0)
+        self.assertEqual(self.context.budget.expired, 0)
 
     def test_said(self) -> None:
         """What a phone never came back for is named in the log, once a while."""
@@ -258,4 +259,4 @@ class SlowLineTests(GatewayCase):
                 self.run_for(32.0)
         told = [event for event in events if "waited too long" in event["log_format"]]
         self.assertTrue(formatEvent(told[0]).startswith(f"{KEY.bot_name!r} {KEY.device_id!r}: "))
-        self.assertEqual((len(told), self.registry.budget.expired), (1, 5))
+        self.assertEqual((len(told), self.context.budget.expired), (1, 5))

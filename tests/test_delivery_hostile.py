@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import event
 
 from domaeka.interfaces import Approval, DeviceKey
-from domaeka.policies.compression import Deflater
 from domaeka.policies.tokens import new_token
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.sessions import StoredSessions
+from domaeka.wire import Deflater
 from tests.gateway_case import KEY, GatewayCase, Peer
 from tests.storing import FakeThread, fill
 
@@ -32,12 +32,16 @@ class StoredCase(GatewayCase):
             make_worker=lambda name, reactor: FakeThread(),
         )
         sessions: Any = StoredSessions(
-            self.database, self.clock, 3600.0, lambda: self.parts.verifier.accepted_keys()
+            self.database,
+            self.clock,
+            3600.0,
+            lambda: self.context.authentication.accepted_keys(),
+            wall=self.wall,
         )
-        self.stored = StoredDevices(self.database, self.clock)
+        self.stored = StoredDevices(self.database, self.clock, wall=self.wall)
         self.serve(sessions=sessions)
-        self.parts.devices = self.stored
-        self.stored.add_listener(self.registry.approval_changed)
+        self.context.devices = self.stored
+        self.stored.add_listener(self.directory.decisions.approval_changed)
         fill(self.database)
         self.successResultOf(self.database.start())
         self.statements: list[str] = []
@@ -69,7 +73,7 @@ class StoredCase(GatewayCase):
         self.assertEqual((greeting.session_token, greeting.resumed), (None, False))
         self.assertEqual((self.bad_tokens, peer.pings, peer.errors), (before + 1, 1, []))
         peer.pong()
-        self.assertTrue(self.session().authenticated)
+        self.assertTrue(self.conversation().peer.authenticated)
         peer.drop()
 
     @property
@@ -88,7 +92,7 @@ class TokenTests(StoredCase):
         self.statements.clear()
         peer = self.show(token)
         (greeting,) = peer.greetings
-        self.assertTrue(greeting.resumed and self.session().authenticated)
+        self.assertTrue(greeting.resumed and self.conversation().peer.authenticated)
         self.assertNotIn(greeting.session_token, (token, None))
         self.run_for(5.0)
         self.assertEqual([text for text in self.statements if "devices" in text], [])
@@ -140,7 +144,7 @@ class TokenTests(StoredCase):
             self.show(new_token()).drop()
             guessers.append(weakref.ref(self.server.accepted.pop()))
         # Of connections that have ended the last ten thousand are remembered.
-        self.registry.history._closed.clear()
+        self.directory.history._closed.clear()
         gc.collect()
         self.assertEqual([guesser for guesser in guessers if guesser() is not None], [])
         self.assertEqual((self.bad_tokens, self.registry.connections), (50, 0))

@@ -1,7 +1,7 @@
 """Tests for L{domaeka.gateway.device}: what outlives a connection."""
 
-from domaeka.messages import Dialect, Reply
 from domaeka.testing import FakeDispatcher
+from domaeka.wire import NO_NOTIFICATION, DeliveryReport, Dialect, Reply, encode_frame
 from tests.gateway_case import KEY, GatewayCase
 
 
@@ -34,18 +34,47 @@ class HeldAnswersTests(GatewayCase):
         self.assertEqual(self.metrics.expired_messages.value, 1)
 
 
-class FateTests(GatewayCase):
+class StatusTests(GatewayCase):
     """What becomes of answers that nobody fetches."""
 
     def test_own_time(self) -> None:
         """An answer may have a time of its own, and whoever sent it hears that it has run out."""
-        fates: list[str] = []
+        statuses: list[str] = []
         self.ready().drop()
-        self.device().send(Reply("방", "1", "봇", "말"), 5.0, fates.append)
+        self.device().send(
+            Reply("방", "1", "봇", "말"), 5.0, lambda status, _: statuses.append(status)
+        )
         self.run_for(4.0)
-        self.assertEqual(fates, [])
+        self.assertEqual(statuses, [])
         self.run_for(2.0)
-        self.assertEqual(fates, ["expired"])
+        self.assertEqual(statuses, ["expired"])
+
+
+class ReportTests(GatewayCase):
+    """Delivery reports of clients."""
+
+    def test_agreed_on(self) -> None:
+        """A report counts only where it, and C{ack}, were agreed on."""
+        for capabilities in ((), ("ack",), ("delivery",)):
+            peer = self.client(*capabilities)
+            peer.chat("하나")
+            peer.write(encode_frame("delivery", DeliveryReport(1, True)))
+            self.assertEqual(peer.errors, ["BAD_FRAME"])
+            peer.drop()
+        self.assertEqual(self.metrics.delivery_reports.labels("delivered").value, 0)
+
+    def test_rooms(self) -> None:
+        """What was delivered, or could not be, shows in which rooms the app can answer."""
+        peer = self.client("ack", "delivery")
+        peer.chat("하나", "둘", "셋")
+        room = next(iter(self.rooms.heard))
+        for number, ok, reason, answerable in (
+            (1, False, "the app refused", None),  # of this message alone
+            (2, False, NO_NOTIFICATION, False),
+            (3, True, "", True),
+        ):
+            peer.write(encode_frame("delivery", DeliveryReport(number, ok, reason)))
+            self.assertIs(self.rooms.answerable.get(room), answerable)
 
 
 class StopTests(GatewayCase):
@@ -57,9 +86,9 @@ class StopTests(GatewayCase):
         peer.chat("하나", "둘", client_id="a")
         peer.chat("셋", client_id="b")
         peer.ack(1)
-        kept = list(self.registry.mail())
+        kept = list(self.directory.snapshot())
         self.serve()
-        self.registry.load_mail(kept)
+        self.directory.restore(kept)
         back = self.client("ack")
         self.assertEqual((back.texts, back.numbers), (["셋"], [2]))
         self.assertEqual(back.greetings[0].epoch, peer.greetings[0].epoch)
@@ -73,23 +102,23 @@ class StopTests(GatewayCase):
         peer.chat("하나")
         peer.drop()
         self.bots.release()
-        kept = list(self.registry.mail())
+        kept = list(self.directory.snapshot())
         self.serve()
-        self.registry.load_mail(kept)
+        self.directory.restore(kept)
         back = self.greeted()
         back.pong()
         self.assertEqual(back.texts, ["하나"])
-        self.assertEqual(list(self.registry.mail()), [])
+        self.assertEqual(list(self.directory.snapshot()), [])
 
     def test_late(self) -> None:
         """What the store gives up late goes behind what is new; what was said is known again."""
         peer = self.client("ack")
         peer.chat("하나", client_id="a")
-        kept = list(self.registry.mail())
+        kept = list(self.directory.snapshot())
         self.serve()
         back = self.client("ack")
         back.chat("둘", client_id="b")
-        self.registry.load_mail(kept)
+        self.directory.restore(kept)
         self.run_for(0.0)
         back.chat("하나", client_id="a")
         self.assertEqual((back.texts, back.numbers), (["둘", "하나"], [1, 2]))
@@ -99,17 +128,17 @@ class StopTests(GatewayCase):
         """Before the device is back it is not late: what was kept goes first, under its numbers."""
         peer = self.client("ack")
         peer.chat("하나")
-        kept = list(self.registry.mail())
+        kept = list(self.directory.snapshot())
         self.serve()
-        self.registry.reach(KEY).send(Reply("방", "1", "봇", "둘"))
-        self.registry.load_mail(kept)
+        self.registry.get_or_create(KEY).send(Reply("방", "1", "봇", "둘"))
+        self.directory.restore(kept)
         back = self.client("ack")
         self.assertEqual((back.texts, back.numbers), (["하나", "둘"], [1, 2]))
         self.assertEqual(back.greetings[0].epoch, peer.greetings[0].epoch)
 
     def test_what_cannot_be_read(self) -> None:
         """What the store holds and nobody can read costs that device's mail only."""
-        self.registry.load_mail([(KEY, b"\xc1junk"), (KEY, b"")])
+        self.directory.restore([(KEY, b"\xc1junk"), (KEY, b"")])
         self.assertEqual(self.registry.devices(), [])
 
 

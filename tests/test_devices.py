@@ -1,13 +1,18 @@
 """Tests for L{domaeka.store.devices}."""
 
+import msgspec
+
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
 from domaeka.policies.auth import NO_KEY
+from domaeka.policies.last_seen import EXPECTED_SECONDS
+from domaeka.policies.limits import address_key
 from domaeka.store import approvals
 from domaeka.store.background import RETRY_SECONDS
 from domaeka.store.devices import (
     DECIDE_SECONDS,
     DEVICES,
+    HEARD_SECONDS,
     MAX_PENDING,
     SEEN_SECONDS,
     WRITE_SECONDS,
@@ -25,19 +30,76 @@ class DevicesTestCase(StoreTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.devices = StoredDevices(self.database, self.clock)
+        self.devices = StoredDevices(self.database, self.clock, wall=self.wall)
         self.told: list[tuple[DeviceKey, Approval]] = []
         self.devices.add_listener(lambda key, approval: self.told.append((key, approval)))
 
     def again(self) -> StoredDevices:
         """The devices as another start finds them: the same store, nothing in memory."""
-        devices = StoredDevices(self.database, self.clock)
-        devices._table._load(self.successResultOf(self.database.run_read(devices._table._read)))
+        devices = StoredDevices(self.database, self.clock, wall=self.wall)
+        devices._load(self.successResultOf(self.database.run_read(devices._read)))
         return devices
 
     def decide(self, key: DeviceKey, approval: Approval) -> None:
         """An operator says so."""
         self.successResultOf(self.devices.set_approval(key, approval))
+
+
+class LastSeenTests(DevicesTestCase):
+    """Where devices were last seen."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.facts = DeviceFacts(version="3.3.3", address="192.0.2.1")
+
+    def count(self, devices: StoredDevices, address: str = "192.0.2.1") -> int:
+        """Number of devices expected at an address."""
+        key = address_key(address)
+        assert key is not None
+        return devices.last_seen.count(key)
+
+    def test_over_a_restart(self) -> None:
+        """They are known at the next start, the one seen longest ago as such."""
+        self.start()
+        for device in ("b", "c", "a"):
+            self.devices.enter(DeviceKey("봇", device), self.facts)
+            self.clock.advance(86_400.0)
+        self.assertEqual(self.count(self.devices), 3)
+        again = self.again()
+        self.assertEqual(self.count(again), 3)
+        self.clock.advance(EXPECTED_SECONDS - 3 * 86_400.0 + 1.0)
+        self.assertEqual((self.count(self.devices), self.count(again)), (2, 2))
+
+    def test_kept_up(self) -> None:
+        """A device that moves counts at its new address; one that is heard counts on."""
+        self.start()
+        self.devices.enter(PHONE, self.facts)
+        moved = msgspec.structs.replace(self.facts, address="2001:db8::1")
+        self.devices.enter(PHONE, moved)
+        self.assertEqual(self.count(self.devices), 0)
+        self.assertEqual(self.count(self.devices, "2001:db8::2"), 1)
+        self.clock.advance(EXPECTED_SECONDS)
+        self.devices.heard(PHONE)
+        self.clock.advance(EXPECTED_SECONDS)
+        self.assertEqual(self.count(self.devices, "2001:db8::2"), 1)
+
+    def test_refused_or_forgotten(self) -> None:
+        """An operator's refusal ends it, and so does forgetting; approval brings it back."""
+        self.start()
+        self.devices.enter(PHONE, self.facts)
+        self.decide(PHONE, Approval.BLOCKED)
+        self.devices.enter(PHONE, self.facts)
+        self.assertEqual((self.count(self.devices), self.count(self.again())), (0, 0))
+        self.decide(PHONE, Approval.APPROVED)
+        self.assertEqual(self.count(self.devices), 1)
+        self.devices.forget(PHONE)
+        self.assertEqual(self.count(self.devices), 0)
+
+    def test_entered_by_an_operator(self) -> None:
+        """A device that was never heard is expected nowhere."""
+        self.start()
+        self.decide(PHONE, Approval.APPROVED)
+        self.assertEqual(len(self.devices.last_seen), 0)
 
 
 class EnterTests(DevicesTestCase):
@@ -59,7 +121,7 @@ class EnterTests(DevicesTestCase):
         record = self.again().record(PHONE)
         assert record is not None
         self.assertEqual((record.approval, record.facts), (Approval.APPROVED, FACTS))
-        self.assertEqual(record.first_seen, 1_000_000.0)
+        self.assertEqual(record.first_seen, 1_790_000_000.0)
 
     def test_manual_devices_wait(self) -> None:
         """Where an operator approves, a new device is pending, and so many at most."""
@@ -227,7 +289,7 @@ class DecisionTests(DevicesTestCase):
 
     def test_refused_device_loses_its_session(self) -> None:
         """The token of a device dies in the very moment in which it is refused."""
-        sessions = StoredSessions(self.database, self.clock)
+        sessions = StoredSessions(self.database, self.clock, wall=self.wall)
         self.start()
         self.devices.enter(PHONE, FACTS)
         token = self.successResultOf(sessions.issue(PHONE, NO_KEY))
@@ -260,3 +322,93 @@ class DecisionTests(DevicesTestCase):
         self.decide(PHONE, Approval.DENIED)
         self.assertIs(self.devices.approval(PHONE), Approval.DENIED)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ForgettingTests(DevicesTestCase):
+    """Tests for L{StoredDevices.forget} and L{StoredDevices.heard}."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.devices.enter(PHONE, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+
+    def test_forgotten(self) -> None:
+        """Neither memory nor store has it, nor the place that it took."""
+        self.decide(PHONE, Approval.PENDING)
+        self.successResultOf(self.devices.forget(PHONE))
+        self.assertIsNone(self.devices.record(PHONE))
+        self.assertEqual(self.devices.page(None, 10), [])
+        self.assertEqual((self.devices._pending, self.devices._of_bot[PHONE.bot_name]), (0, 0))
+        self.assertIsNone(self.again().record(PHONE))
+
+    def test_forgotten_while_it_is_written(self) -> None:
+        """What was on its way to the store does not bring it back, whether it arrives or not."""
+        for fails in (False, True):
+            self.devices.enter(PHONE, FACTS)
+            self.thread.stuck = True
+            self.clock.advance(WRITE_SECONDS)  # on its way
+            forgetting = self.devices.forget(PHONE)
+            if fails:
+                self.fail_next_write()
+            self.thread.go_on()
+            self.successResultOf(forgetting)
+            self.clock.advance(60.0)
+            self.assertIsNone(self.devices.record(PHONE))
+            self.assertIsNone(self.again().record(PHONE))
+
+    def fail_next_write(self) -> None:
+        """The first call that waits for the store fails."""
+        result, _ = self.thread._calls[0]
+
+        def broken() -> None:
+            raise StoreError("broken")
+
+        self.thread._calls[0] = (result, broken)
+
+    def test_loses_its_session(self) -> None:
+        """Its tokens die in the same transaction."""
+        sessions = StoredSessions(self.database, self.clock, wall=self.wall)
+        token = self.successResultOf(sessions.issue(PHONE, "k"))
+        self.successResultOf(self.devices.forget(PHONE))
+        self.assertFalse(self.successResultOf(sessions.resume(token, PHONE)).token)
+
+    def test_failure(self) -> None:
+        """Where it is not forgotten, what was about to be written is written still."""
+        facts = msgspec.structs.replace(FACTS, version="3.2.1")
+        self.clock.advance(100.0)
+        self.devices.enter(PHONE, facts)
+        self.thread.stuck = True
+        forgetting = self.devices.forget(PHONE)
+        self.fail_next_write()
+        self.thread.go_on()
+        self.failureResultOf(forgetting, StoreError)
+        self.clock.advance(60.0)
+        record = self.again().record(PHONE)
+        assert record is not None
+        self.assertEqual(record.facts.version, "3.2.1")
+
+    def test_heard(self) -> None:
+        """When it was last heard is written seldom while it is connected, and once it is not."""
+        began = self.wall()
+        times = len(self.write_times)
+        for _ in range(40):
+            self.clock.advance(30.0)
+            self.devices.heard(PHONE)
+        self.clock.advance(WRITE_SECONDS)
+        self.assertLessEqual(len(self.write_times) - times, 1200 / HEARD_SECONDS)
+        ended = self.wall() - 7.0
+        self.devices.heard(PHONE, ended)
+        self.clock.advance(WRITE_SECONDS)
+        record = self.again().record(PHONE)
+        assert record is not None and record.last_seen is not None
+        self.assertEqual((record.first_seen, record.last_seen), (began - 1.0, ended))
+
+    def test_heard_of_nobody(self) -> None:
+        """What an operator has entered was not seen; one that is forgotten stays so."""
+        other = DeviceKey("bot", "other")
+        self.decide(other, Approval.BLOCKED)
+        for key in (other, DeviceKey("bot", "nobody")):
+            self.devices.heard(key, 5.0)
+            record = self.devices.record(key)
+            self.assertTrue(record is None or record.last_seen is None)

@@ -8,18 +8,19 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, inlineCallbacks, succeed
-from twisted.logger import ILogObserver, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, BreakerOpen, Context
-from domaeka.bots.dispatch import BUSY_TEXT, FAILED_TEXT, OPEN_TEXT, TIMEOUT_TEXT
-from domaeka.bots.lanes import MAX_WAITING_PER_ROOM
+from domaeka.bots.fair_queue import MAX_WAITING_PER_ROOM
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import ConfigError
 from domaeka.interfaces import Dispatcher
-from domaeka.messages import Reply
-from domaeka.policies.outbox import Fate, FateListener
+from domaeka.logs import text_line
+from domaeka.policies.outbox import DeliveryStatus, StatusListener
 from domaeka.policies.retry import BreakerState
+from domaeka.texts_ko import BUSY_TEXT, FAILED_TEXT, OPEN_TEXT, TIMEOUT_TEXT
+from domaeka.wire import Reply
 from tests.bots_fakes import FakeOrigin, Outside, Served, make_chat
 
 
@@ -66,7 +67,7 @@ class DispatchTestCase(SynchronousTestCase):
 
     def logged(self, level: LogLevel) -> str:
         """What is logged at C{level} or above from now on, as text, once the test reads it."""
-        return "\n".join(eventAsText(event) for event in self.events if event["log_level"] >= level)
+        return "".join(text_line(event) for event in self.events if event["log_level"] >= level)
 
     def watch_log(self) -> None:
         self.events: list[Any] = []
@@ -187,7 +188,7 @@ class RunTests(DispatchTestCase):
         self.assertIn("'mine'", str(error))
 
 
-class LaneTests(DispatchTestCase):
+class QueueTests(DispatchTestCase):
     """Who may run at once."""
 
     def test_room_starts_in_order(self) -> None:
@@ -284,8 +285,8 @@ class FailureTests(DispatchTestCase):
         served.say("# careful")
         (ttl, heard), (longer, failing) = served.origin.terms
         assert heard is not None and failing is not None
-        heard(Fate.EXPIRED)
-        failing(Fate.DROPPED)
+        heard(DeliveryStatus.EXPIRED, "")
+        failing(DeliveryStatus.DROPPED, "")
         self.assertEqual((ttl, longer, served.origin.texts[::2]), (5.0, 9, ["a", "expired"]))
         self.assertIn("what became of a reply", self.logged(LogLevel.info))
 
@@ -317,7 +318,10 @@ class FailureTests(DispatchTestCase):
 
         class Broken(FakeOrigin):
             def send(
-                self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+                self,
+                reply: Reply,
+                ttl: float | None = None,
+                on_status: StatusListener | None = None,
             ) -> None:
                 raise ValueError
 
@@ -380,8 +384,8 @@ class FailureTests(DispatchTestCase):
         self.assertEqual(served.origin.texts, [TIMEOUT_TEXT, "reply"])
         self.assertIn("came back after its time", self.logged(LogLevel.info))
 
-    def test_clock_that_steps(self) -> None:
-        """When the process was held up or the clock set, nobody is blamed."""
+    def test_held_up(self) -> None:
+        """When the process was held up, nobody is blamed."""
         self.served.say("# wait")
         self.served.wait(2)
         self.served.reactor.advance(3600)

@@ -1,13 +1,15 @@
-"""Tests for L{domaeka.gateway.drain}: phones are told, answered, and closed in bounded time."""
+"""Tests for drains: phones are told, answered, and closed in bounded time."""
 
 from itertools import pairwise
 
 from domaeka.errors import CloseReason
-from domaeka.gateway.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS
+from domaeka.gateway.lifecycle.drain import CLOSED_A_STEP, DRAIN_STEP_SECONDS, HELD_SECONDS
+from domaeka.gateway.transport.connection import GatewayFactory
 from domaeka.interfaces import DeviceKey, Priority
-from domaeka.messages import Reply
-from domaeka.phonewire import Closing
-from tests.gateway_case import BrokenSender, GatewayCase, Peer
+from domaeka.policies.retry import BASE_DELAY_SECONDS
+from domaeka.testing import VirtualServer
+from domaeka.wire import Reply, ShutdownNotice
+from tests.gateway_case import BrokenWriter, GatewayCase, Peer
 
 
 def key(number: int) -> DeviceKey:
@@ -17,7 +19,7 @@ def key(number: int) -> DeviceKey:
 
 def told(peer: Peer) -> list[float]:
     """When a phone was told to come back."""
-    return [frame.reconnect_after for frame in peer.frames if isinstance(frame, Closing)]
+    return [frame.reconnect_after for frame in peer.frames if isinstance(frame, ShutdownNotice)]
 
 
 class DrainTests(GatewayCase):
@@ -43,6 +45,21 @@ class DrainTests(GatewayCase):
         self.assertEqual(len({time[0] for time in times}), 20)
         self.assertTrue(all(60.0 <= time[0] <= 120.0 for time in times))
         self.assertGreater(max(times)[0] - min(times)[0], 30.0)
+
+    def test_port_that_outlives_the_process(self) -> None:
+        """
+        At a port where connections wait for the next start clients are to wait there, and told
+        soon; what waits for them is kept as long as at any other.
+        """
+        self.server = VirtualServer(self.clock, GatewayFactory(self.shared, outlives=True))
+        peers = [self.ready(key(number)) for number in range(20)]
+        outboxes = [self.device(key(number)).outbox for number in range(20)]
+        now = self.clock.seconds()
+        self.begin()
+        times = [time for peer in peers for time in told(peer)]
+        self.assertGreater(len(set(times)), 5)  # in whole milliseconds
+        self.assertTrue(min(times) >= HELD_SECONDS and max(times) <= BASE_DELAY_SECONDS / 2)
+        self.assertGreaterEqual(min(outbox.away_until for outbox in outboxes), now + 60.0)
 
     def test_strangers(self) -> None:
         """Who has only shaken hands is told, too; who has said nothing is closed."""
@@ -174,15 +191,13 @@ class DrainTests(GatewayCase):
 
     def test_clock_that_steps(self) -> None:
         """A clock that is set back or on changes nothing."""
-        for step in (3600.0, -3600.0):
+        for step in (86_400.0, -3600.0, -32_400.0):
             self.serve()
             self.bots.hold = True
             self.ready().chat("하나")
             ended = self.begin()
             self.run_for(10.0)
-            self.clock.rightNow += step
-            for call in self.clock.calls:
-                call.time += step
+            self.wall.step(step)
             self.run_for(13.0)
             self.assertEqual((ended, self.drain.report.connections), ([], 1))
             self.run_for(8.0)
@@ -270,7 +285,7 @@ class DrainTests(GatewayCase):
     def test_outlives_mistakes(self) -> None:
         """A mistake of ours with one phone keeps no other from being told, and closed in order."""
         peers = [self.ready(key(number)) for number in range(2)]
-        next(iter(self.registry)).sender.__class__ = BrokenSender
+        self.conversations()[0]._writer.__class__ = BrokenWriter
         ended = self.begin()
         self.run_for(0.2)
         self.assertEqual((peers[1].lost, len(told(peers[1]))), (True, 1))
@@ -280,12 +295,12 @@ class DrainTests(GatewayCase):
 
     def closes(self, reason: CloseReason) -> float:
         """How many connections have ended so."""
-        return self.parts.metrics.closes.labels(reason).value
+        return self.context.metrics.closes.labels(reason).value
 
     def test_one_that_cannot_be_cut(self) -> None:
         """Not even one that cannot be cut off holds up the end for ever."""
         self.ready()
-        next(iter(self.registry))._carrier = None  # type: ignore[assignment]
+        self.conversations()[0]._transport = None
         ended = self.begin()
         self.run_for(31.5)
         self.assertEqual((ended, len(self.flushLoggedErrors(AttributeError)) > 0), ([True], True))
@@ -296,7 +311,7 @@ class DrainTests(GatewayCase):
             self.ready()
             self.begin()
             self.run_for(1.0)
-        self.registry.stop()
+        self.directory.sweep.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_report(self) -> None:

@@ -1,10 +1,10 @@
-"""Tests for L{domaeka.gateway.endpoints}."""
+"""Tests for L{domaeka.gateway.transport.endpoints}."""
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import ConfigError
-from domaeka.gateway.endpoints import parse_endpoint
+from domaeka.gateway.transport.endpoints import parse_endpoint
 
 
 class EndpointTests(SynchronousTestCase):

@@ -21,6 +21,7 @@ from domaeka.web.health import (
     prefers_json,
 )
 from domaeka.web.routes import Answer, Call
+from tests.clocks import WallClock
 
 CALL = Call("GET", "/")
 
@@ -30,6 +31,7 @@ class HealthTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
+        self.wall = WallClock(self.clock, 1_790_000_000.0)
         self.metrics = Metrics()
         self.checks: dict[str, HealthCheck] = {"store": lambda: None}
         self.listening = True
@@ -40,6 +42,7 @@ class HealthTests(SynchronousTestCase):
             self.checks,
             listening=lambda: self.listening,
             draining=lambda: self.draining,
+            wall=self.wall,
         )
         self.clock.advance(90.5)
 
@@ -57,7 +60,7 @@ class HealthTests(SynchronousTestCase):
                 200,
                 {
                     "status": "healthy",
-                    "timestamp": "1970-01-01T00:01:30.500+00:00",
+                    "timestamp": "2026-09-21T14:14:50.500+00:00",
                     "version": __version__,
                     "uptime": 90.5,
                     "connections": 7,
@@ -66,12 +69,42 @@ class HealthTests(SynchronousTestCase):
             ),
         )
 
+    def test_clock_is_set(self) -> None:
+        """No step of the wall clock is in the uptime; the timestamp is by it."""
+        for step in (-3600.0, 86_400.0):
+            self.wall.step(step)
+            self.assertEqual(self.health()[1]["uptime"], 90.5)
+        self.assertEqual(self.health()[1]["timestamp"], "2026-09-22T13:14:50.500+00:00")
+
     def test_store_is_down(self) -> None:
         """A store that is down is shown, and phones are served on."""
         self.checks["store"] = lambda: "no answer for 5 s\n"
         status, body = self.health()
         self.assertEqual((status, body["status"]), (200, "healthy"))
         self.assertEqual(body["checks"], {"store": "no answer for 5 s\\n"})
+
+    def test_failing_check(self) -> None:
+        """It shows, and changes neither status; where it is needed, new phones stay away."""
+        self.checks["clock"] = lambda: "an hour behind"
+        self.assertEqual((self.health()[0], self.pages.ready(CALL).status), (200, 200))
+        pages = HealthPages(
+            self.metrics,
+            self.clock,
+            self.checks,
+            listening=lambda: self.listening,
+            draining=lambda: self.draining,
+            needed=("store", "clock"),
+            wall=self.wall,
+        )
+        self.assertEqual((pages.health(CALL).status, pages.live(CALL).status), (200, 200))
+        answer = pages.ready(CALL)
+        self.assertEqual((answer.status, answer.body), (503, b'{"status":"not ready: clock"}'))
+        self.draining = True
+        self.assertEqual(pages.ready(CALL).body, b'{"status":"draining"}')
+        self.draining = False
+        del self.checks["clock"], self.checks["store"]
+        self.checks.update(store=lambda: None, clock=lambda: None)
+        self.assertEqual(pages.ready(CALL).status, 200)
 
     def test_check_that_breaks(self) -> None:
         """A check that fails itself is logged, counted and shown."""
@@ -223,7 +256,7 @@ class LagProbeTests(SynchronousTestCase):
         self.metrics.messages_sent.inc(100)
         self.clock.pump([LAG_SECONDS] * round(SAMPLE_SECONDS / LAG_SECONDS + 1))
         stats = self.metrics.stats(self.clock.seconds() + 10, started=0.0)
-        self.assertEqual(stats["message_rate"], 0.0)
+        self.assertEqual(stats.message_rate, 0.0)
 
     def test_stop(self) -> None:
         """Nothing is left behind."""

@@ -1,13 +1,14 @@
-"""Tests for L{domaeka.gateway.history}."""
+"""Tests for L{domaeka.gateway.directory.history}."""
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import CloseReason
-from domaeka.gateway.history import ClosedConnection, History
+from domaeka.gateway.directory.history import History
+from domaeka.gateway.views import ClosedConnection
 from domaeka.interfaces import DeviceKey
 
 
-def closed(number: int, ended_at: float = 0.0, device: str = "d") -> ClosedConnection:
+def closed(number: int, gone_at: float = 0.0, device: str = "d") -> ClosedConnection:
     """A connection that has ended."""
     return ClosedConnection(
         number,
@@ -16,7 +17,8 @@ def closed(number: int, ended_at: float = 0.0, device: str = "d") -> ClosedConne
         "3.3.3",
         CloseReason.PEER_CLOSED,
         0.0,
-        ended_at,
+        0.0,
+        gone_at,
         *(0, 0, 0, 0),
     )
 

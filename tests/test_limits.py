@@ -9,7 +9,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.config import LimitsSettings
-from domaeka.policies.limits import SUSPECT_SECONDS, AddressLimits, Admission, Ban, TokenBucket
+from domaeka.policies.limits import (
+    CHECKS_PER_MINUTE,
+    CLAIM_CHARS,
+    SUSPECT_SECONDS,
+    WRONG_SIGNATURE_BAN_SECONDS,
+    AddressLimits,
+    Admission,
+    Ban,
+    TokenBucket,
+    address_key,
+)
+from tests.clocks import WallClock
 
 ADMITTED, RATE_LIMITED = Admission.ADMITTED, Admission.RATE_LIMITED
 
@@ -25,14 +36,6 @@ class TokenBucketTests(SynchronousTestCase):
         """A refused sender learns when the same cost would be paid."""
         self.assertEqual(self.bucket.take(), 0.0)
         self.assertEqual(self.bucket.take(), 0.5)
-        self.clock.advance(0.5)
-        self.assertEqual(self.bucket.take(), 0.0)
-
-    def test_a_clock_that_steps_back_takes_nothing(self) -> None:
-        """What was gained stays, and time counts on from the new one."""
-        self.bucket.take()
-        self.clock.rightNow -= 3600.0
-        self.assertAlmostEqual(self.bucket.take(), 0.5)
         self.clock.advance(0.5)
         self.assertEqual(self.bucket.take(), 0.0)
 
@@ -64,20 +67,33 @@ class AddressLimitsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.rightNow = 1.7e9
+        self.wall = WallClock(self.clock, 1.7e9)
         self.limits = self.limits_of()
 
     def limits_of(self, **settings: object) -> AddressLimits:
-        return AddressLimits(LimitsSettings(**settings), self.clock.seconds)  # type: ignore[arg-type]
+        loaded = LimitsSettings(**settings)  # type: ignore[arg-type]
+        self.expected: dict[int | None, int] = {}  # devices, by address
+        return AddressLimits(
+            loaded, self.clock.seconds, self.wall, lambda address: self.expected.get(address, 0)
+        )
 
     def attempts(self, address: str, count: int) -> list[Admission]:
         return [self.limits.admit(address) for _ in range(count)]
 
     def get_banned(self, address: str) -> list[Ban]:
         """Offend often enough, and be judged."""
-        for _ in range(5):
-            self.limits.failed_signature(address)
+        self.sign_wrong(address)
         return self.judged()
+
+    def sign_wrong(self, address: str, claims: tuple[str, str] = ("", "")) -> None:
+        """Offend by signatures alone, often enough."""
+        for _ in range(5):
+            self.limits.failed_signature(address, claims)
+
+    def flood(self, address: str) -> None:
+        """Connect too often, and say something."""
+        self.attempts(address, 15)
+        self.limits.used(address)
 
     def sweep(self) -> int:
         """Forget what is over.  @return: in how many steps."""
@@ -96,7 +112,45 @@ class AddressLimitsTests(SynchronousTestCase):
         self.clock.advance(6.0)
         self.assertEqual(self.attempts("192.0.2.1", 2), [ADMITTED, RATE_LIMITED])
 
-    def test_what_counts_as_one_address(self) -> None:
+    def test_expected_devices(self) -> None:
+        """An address has as many more attempts a minute as devices may come back to it."""
+        self.expected[address_key("192.0.2.1")] = 20
+        self.assertEqual(self.attempts("192.0.2.1", 31), [ADMITTED] * 30 + [RATE_LIMITED])
+        self.assertEqual(self.attempts("192.0.2.2", 11), [ADMITTED] * 10 + [RATE_LIMITED])
+        self.clock.advance(2.0)
+        self.assertEqual(self.attempts("192.0.2.1", 2), [ADMITTED, RATE_LIMITED])
+        self.limits.give_back("192.0.2.1")
+        self.assertEqual(self.attempts("192.0.2.1", 2), [ADMITTED, RATE_LIMITED])
+        self.clock.advance(60.0)
+        self.assertEqual(self.attempts("192.0.2.1", 31), [ADMITTED] * 30 + [RATE_LIMITED])
+
+    def test_expected_devices_of_ipv6(self) -> None:
+        """They are those of the /64, and so are the attempts."""
+        self.expected[address_key("2001:db8::1")] = 5
+        self.assertEqual(self.attempts("2001:db8::2", 15), [ADMITTED] * 15)
+        self.assertEqual(self.attempts("2001:db8::3", 1), [RATE_LIMITED])
+
+    def test_expected_devices_whose_clocks_seem_off(self) -> None:
+        """Where our own clock is off, all of them are given back their attempts."""
+        self.expected[address_key("192.0.2.1")] = 20
+        for _ in range(30):
+            self.assertEqual(self.attempts("192.0.2.1", 1), [ADMITTED])
+            self.limits.clock_fault("192.0.2.1")
+        self.assertEqual(self.attempts("192.0.2.1", 31), [ADMITTED] * 30 + [RATE_LIMITED])
+
+    def test_flood_from_where_devices_are_expected(self) -> None:
+        """A stranger there is limited and banned as anybody; a verified phone protects both."""
+        self.expected[address_key("192.0.2.1")] = 20
+        self.attempts("192.0.2.1", 40)
+        self.limits.used("192.0.2.1")
+        self.limits.verified("192.0.2.1")
+        self.assertEqual(self.judged(), [])
+        self.clock.advance(60.0)
+        self.attempts("192.0.2.1", 40)
+        self.limits.used("192.0.2.1")
+        self.assertEqual([ban.network for ban in self.judged()], ["192.0.2.1/32"])
+
+    def test_what_address_key_one_address(self) -> None:
         """A /64 of IPv6 does, and an IPv4 address however it is written."""
         for same in (("2001:db8::1", "2001:db8::ffff%eth0"), ("192.0.2.1", "::ffff:192.0.2.1")):
             self.assertEqual(self.attempts(same[0], 10), [ADMITTED] * 10)
@@ -116,17 +170,42 @@ class AddressLimitsTests(SynchronousTestCase):
             self.assertEqual(self.attempts("192.0.2.1", 1), [ADMITTED])
             self.limits.give_back("192.0.2.1")
 
-    def test_a_clock_that_steps_back_shuts_nobody_out(self) -> None:
-        """At worst the bucket is empty, as of now."""
-        self.attempts("192.0.2.1", 10)
-        self.clock.rightNow -= 86_400.0
-        self.assertEqual(self.attempts("192.0.2.1", 1), [RATE_LIMITED])
-        self.clock.advance(6.0)
-        self.assertEqual(self.attempts("192.0.2.1", 1), [ADMITTED])
+    def test_clock_is_set(self) -> None:
+        """A ban lasts as long as it is for; its dates are by the clock as it is when asked."""
+        for number, step in enumerate((-3600.0, -32_400.0, 86_400.0)):
+            address = f"192.0.2.{number}"
+            self.attempts(address, 10)
+            self.wall.step(step)
+            self.assertEqual(self.attempts(address, 1), [RATE_LIMITED])
+            ban = self.limits.ban(address, "", 60.0)
+            assert ban is not None
+            self.wall.step(step)
+            [shown] = self.limits.bans()
+            self.assertEqual((shown.made_at, shown.expires), (self.wall(), self.wall() + 60.0))
+            self.clock.advance(59.0)
+            self.assertTrue(self.limits.bans_address(address))
+            self.clock.advance(1.0)
+            self.assertFalse(self.limits.bans_address(address))
+            self.assertEqual(self.attempts(address, 1), [ADMITTED])
+
+    def test_clock_was_set_before_a_start(self) -> None:
+        """A stored ban ends at its date; one of the future is as long as it would be now."""
+        ban = self.limits.ban("192.0.2.1", "", 60.0)
+        forever = self.limits.ban("192.0.2.2", "")
+        assert ban is not None and forever is not None
+        for step, left in ((10.0, 50.0), (-32_400.0, 60.0), (86_400.0, 0.0)):
+            self.clock.rightNow = 5.0  # another process
+            self.wall.ahead = ban.made_at + step - 5.0
+            self.limits = self.limits_of()
+            self.limits.load([ban, forever])
+            for passed, is_barred in ((left - 1.0, left > 1.0), (1.0, False)):
+                self.clock.advance(max(0.0, passed))
+                self.assertIs(self.limits.bans_address("192.0.2.1"), is_barred, step)
+            self.assertTrue(self.limits.bans_address("192.0.2.2"))
 
     def test_bans_at_the_sweep(self) -> None:
         """Attempts over the rate earn a ban, but only the sweep passes it."""
-        self.attempts("192.0.2.1", 20)
+        self.flood("192.0.2.1")
         self.assertEqual(self.attempts("192.0.2.1", 1), [RATE_LIMITED])
         [ban] = self.judged()
         self.assertEqual((ban.network, ban.times, ban.made_by), ("192.0.2.1/32", 1, ""))
@@ -156,7 +235,7 @@ class AddressLimitsTests(SynchronousTestCase):
 
     def test_phones_that_return_at_once_have_time_to_prove_themselves(self) -> None:
         """A sweep in the middle of it bans nobody, nor does the one after it."""
-        self.attempts("192.0.2.1", 20)
+        self.flood("192.0.2.1")
         self.clock.advance(0.05)
         self.sweep()
         self.assertEqual(self.limits.judge(), [])
@@ -167,23 +246,111 @@ class AddressLimitsTests(SynchronousTestCase):
     def test_many_are_banned_some_at_once(self) -> None:
         """No turn of the reactor makes more than 32 bans, and none is forgotten."""
         for number in range(70):
-            self.attempts(f"192.0.2.{number}", 15)
+            self.flood(f"192.0.2.{number}")
         made = [len(self.judged()), *(len(self.limits.judge()) for _ in range(3))]
         self.assertEqual((made, self.limits.banned), ([32, 32, 6, 0], 70))
 
     def test_repeaters(self) -> None:
         """Each ban is twice as long as the one before, up to a day; a day later it is forgotten."""
-        seconds = []
-        for _ in range(7):
-            [ban] = self.get_banned("192.0.2.1")
-            assert ban.expires is not None
-            seconds.append(ban.expires - ban.made_at)
-            self.clock.advance(seconds[-1])
+        for offend, first, bans in ((self.flood, 3600.0, 7), (self.sign_wrong, 60.0, 13)):
+            seconds = []
+            for _ in range(bans):
+                offend("192.0.2.1")
+                [ban] = self.judged()
+                assert ban.seconds is not None
+                seconds.append(ban.seconds)
+                self.clock.advance(seconds[-1])
+                self.sweep()
+            self.assertEqual(seconds, [min(first * 2**n, 86_400.0) for n in range(bans)])
+            self.clock.advance(86_400.0)
             self.sweep()
-        self.assertEqual(seconds, [3600.0 * n for n in (1, 2, 4, 8, 16, 24, 24)])
-        self.clock.advance(86_400.0)
-        self.sweep()
         self.assertEqual(self.get_banned("192.0.2.1")[0].times, 1)
+
+    def test_a_wrong_key_is_no_flood(self) -> None:
+        """
+        Wrong signatures alone cost a minute at first, or C{limits.ban_seconds} where that is less;
+        whoever floods beside that is banned as a flooder.
+        """
+        for ban_seconds, floods, seconds in (
+            (3600.0, False, WRONG_SIGNATURE_BAN_SECONDS),
+            (10.0, False, 10.0),
+            (3600.0, True, 3600.0),
+        ):
+            self.limits = self.limits_of(ban_seconds=ban_seconds)
+            if floods:
+                self.flood("192.0.2.1")
+            self.sign_wrong("192.0.2.1")
+            [ban] = self.judged()
+            self.assertEqual(ban.seconds, seconds)
+            self.assertIn("over the rate" if floods else "wrong signatures", ban.reason)
+        self.limits = self.limits_of()
+        self.attempts("192.0.2.1", 12)
+        for _ in range(3):  # together it is enough
+            self.limits.failed_signature("192.0.2.1")
+        [ban] = self.judged()
+        self.assertEqual(ban.seconds, 3600.0)
+
+    def test_for_whom(self) -> None:
+        """A ban knows who the last one said it was: short, and nothing a terminal would obey."""
+        self.sign_wrong("192.0.2.1", ("가게봇", "a1b2"))
+        [ban] = self.judged()
+        self.assertEqual((ban.claimed_bot, ban.claimed_device), ("가게봇", "a1b2"))
+        self.sign_wrong("192.0.2.2", ("\x1b[2J\u202e\ud800", "x" * 128))
+        [ban] = self.judged()
+        self.assertEqual(ban.claimed_bot, "\ufffd[2J\ufffd\ufffd")
+        self.assertEqual(ban.claimed_device, "x" * (CLAIM_CHARS - 1) + "…")
+        self.flood("192.0.2.3")
+        [ban] = self.judged()
+        self.assertEqual((ban.claimed_bot, ban.claimed_device), ("", ""))
+
+    def test_names_of_very_many_are_not_remembered(self) -> None:
+        """However many addresses sign wrongly, the names of 4,096 are kept: the newest."""
+        for number in range(5_000):
+            self.limits.failed_signature(f"10.0.{number // 250}.{number % 250}", ("봇", "d"))
+        self.assertEqual(len(self.limits._claims), 4_096)
+        self.sign_wrong("10.0.0.1")
+        self.sign_wrong("10.0.19.249", ("봇", "e"))
+        self.assertEqual([ban.claimed_device for ban in self.judged()], ["", "e"])
+        self.clock.advance(60.0)
+        self.sweep()
+        self.assertEqual(len(self.limits._claims), 0)
+
+    def test_a_phone_that_was_mended_gets_in_at_once(self) -> None:
+        """Once its ban is over, or lifted, what it did before neither limits it nor bans it."""
+        for lifted in (False, True):
+            self.limits = self.limits_of()
+            self.attempts("192.0.2.1", 12)
+            [ban] = self.get_banned("192.0.2.1")
+            if lifted:
+                self.limits.lift("192.0.2.1")
+            else:
+                self.clock.advance(ban.seconds or 0.0)
+            self.assertEqual(self.attempts("192.0.2.1", 10), [ADMITTED] * 10)
+            for _ in range(4):
+                self.limits.failed_signature("192.0.2.1")
+            self.assertEqual(self.judged(), [])
+        self.limits.ban("192.0.2.1", "an operator was faster")
+        self.limits.lift("192.0.2.1")
+        self.limits.failed_signature("192.0.2.1")
+        self.assertEqual(self.judged(), [])
+
+    def test_health_checks_are_no_attempts(self) -> None:
+        """Connections that end without a word use up nothing: two a second of one address."""
+        for _ in range(10 * CHECKS_PER_MINUTE):
+            self.assertEqual(self.attempts("192.0.2.1", 1), [ADMITTED])
+            self.limits.ended_unused("192.0.2.1")
+            self.clock.advance(60.0 / CHECKS_PER_MINUTE)
+        self.assertEqual(self.attempts("192.0.2.1", 11), [ADMITTED] * 10 + [RATE_LIMITED])
+
+    def test_a_flood_of_health_checks_is_limited_and_not_banned(self) -> None:
+        """It costs its own address its attempts, and no more."""
+        for _ in range(1_000):
+            if self.limits.admit("192.0.2.1") is ADMITTED:
+                self.limits.ended_unused("192.0.2.1")
+        self.assertEqual(self.attempts("192.0.2.1", 1), [RATE_LIMITED])
+        self.assertEqual(self.judged(), [])
+        self.limits.used("192.0.2.1")  # until one of them says something
+        self.assertEqual(len(self.judged()), 1)
 
     def test_survives_a_restart(self) -> None:
         """Bans that are loaded hold, and those that are over still count."""
@@ -314,7 +481,7 @@ class AddressLimitsTests(SynchronousTestCase):
 
     @given(
         st.lists(
-            st.tuples(st.sampled_from("avfgsw"), st.integers(0, 11), st.integers(0, 40)),
+            st.tuples(st.sampled_from("avfgsuw"), st.integers(0, 11), st.integers(0, 40)),
             max_size=120,
         )
     )
@@ -335,6 +502,8 @@ class AddressLimitsTests(SynchronousTestCase):
                 verified[address] = now
             elif action == "f":
                 self.limits.failed_signature(address)
+            elif action == "u":
+                self.limits.used(address)
             elif action == "s":
                 self.sweep()
                 for ban in self.limits.judge():

@@ -1,14 +1,20 @@
 """Tests for L{domaeka.logs}."""
 
 import json
+import logging
+import sys
+from collections.abc import Callable
 from io import StringIO
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.application.service import Application
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, Logger, LogLevel
+from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, STDLibLogObserver
+from twisted.python import log
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -21,6 +27,7 @@ from domaeka.logs import (
     MAX_TRACEBACK_CHARS,
     LoggedService,
     LogObserver,
+    StandardLogging,
     json_line,
     observer_for,
     quote,
@@ -126,6 +133,30 @@ class TextLineTests(SynchronousTestCase):
         )
         self.assertIn("Oops\n\tTraceback", line)
 
+    def test_what_nobody_caught(self) -> None:
+        """Its text may quote chat: it is shown at debug alone.  What was logged on purpose is."""
+        caught = failure("boom")
+        for uncaught in (
+            event("Unhandled", log_namespace="twisted.internet.defer", log_failure=caught),
+            {"isError": 1, "failure": caught, "log_namespace": "log_legacy", "log_time": TIME},
+        ):
+            for line in (text_line, json_line):
+                self.assertNotIn("boom", line(uncaught))
+                self.assertIn("RuntimeError: boom", line(uncaught, all_texts=True))
+        on_purpose = event("failed", log_namespace="shop", log_failure=caught)
+        self.assertIn("RuntimeError: boom", text_line(on_purpose))
+
+    def test_what_log_err_was_given(self) -> None:
+        """The text of an old event holds its traceback: it is not shown a second time."""
+        events: list[Any] = []
+        publisher = log.LogPublisher(publishPublisher=LogPublisher(events.append))  # type: ignore
+        publisher.msg(failure=failure("boom"), isError=1, why=None)
+        (old,) = events
+        line = json.loads(json_line(old))
+        self.assertEqual(line["message"], "Unhandled Error")
+        self.assertIn("raise RuntimeError(text)", line["failure"])
+        self.assertNotIn("boom", line["failure"])
+
     def test_what_cannot_be_formatted(self) -> None:
         """A field that is missing costs no event."""
         self.assertIn("nothing here {", text_line(event("nothing here {missing}")))
@@ -193,7 +224,7 @@ class LogObserverTests(SynchronousTestCase):
     def test_ports(self) -> None:
         """What Twisted says of its ports is left out: the server has said where it listens."""
         for text in (
-            "GatewayFactory (AnnouncedFactory) (TLS) starting on 9000",
+            "GatewayFactory (ProxyProtocolFactory) (TLS) starting on 9000",
             "(TCP Port 9000 Closed)",
             "something else",
         ):
@@ -221,6 +252,155 @@ class LogObserverTests(SynchronousTestCase):
         self.assertIn("unloggable event: AttributeError", self.output.getvalue())
 
 
+class Loud:
+    """What must not be looked at."""
+
+    def __init__(self, looked_at: Callable[[str], object]) -> None:
+        self.looked_at = looked_at
+
+    def __str__(self) -> str:
+        self.looked_at("it was formatted")
+        return "loud"
+
+
+class StandardLoggingTests(SynchronousTestCase):
+    """Tests for L{StandardLogging}."""
+
+    def setUp(self) -> None:
+        self.output = BrokenOutput()
+        self.observer = LogObserver(LoggingSettings(format="json"), self.output)
+        self.publisher = LogPublisher(self.observer)  # type: ignore[arg-type]
+        self.handler = StandardLogging(self.publisher)
+        self.root = logging.Logger("root")
+        self.handler.attach(logging.INFO, self.root)
+        self.log = logging.Logger("shop.orders")
+        self.log.parent = self.root
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.getvalue().splitlines()]
+
+    def test_level_and_name(self) -> None:
+        """Each message has its level and its logger's name; levels in between count as lower."""
+        for number, level in (
+            (logging.INFO, "info"),
+            (logging.WARNING - 1, "info"),
+            (logging.WARNING, "warn"),
+            (logging.ERROR, "error"),
+            (logging.CRITICAL, "critical"),
+            (99, "critical"),
+        ):
+            self.log.log(number, "order %s of {x}", number)
+            line = self.lines()[-1]
+            self.assertEqual(
+                (line["level"], line["logger"], line["message"]),
+                (level, "shop.orders", f"order {number} of {{x}}"),
+            )
+
+    def test_below_the_level(self) -> None:
+        """It is not formatted, not even where a library has set a level of its own."""
+        self.log.setLevel(1)
+        self.log.debug("no %s", Loud(self.fail))
+        self.root.debug("no %s", Loud(self.fail))
+        self.handler.attach(logging.DEBUG, self.root)
+        heard: list[str] = []
+        self.log.debug("yes %s", Loud(heard.append))
+        self.assertEqual(len(heard), 1)
+
+    def test_reload_sets_the_level(self) -> None:
+        """The server's level is that of all loggers, from the next message on."""
+        root = logging.getLogger()
+        level, hook = root.level, sys.modules["threading"].excepthook
+        self.addCleanup(root.setLevel, level)
+        self.addCleanup(setattr, sys.modules["threading"], "excepthook", hook)
+        self.observer.lead_standard_logging()
+        handler = self.observer._standard
+        assert handler is not None
+        self.addCleanup(root.removeHandler, handler)
+        self.assertEqual((root.level, handler.level), (logging.INFO, logging.INFO))
+        self.observer.configure(LoggingSettings(level="error"))
+        self.assertEqual((root.level, handler.level), (logging.ERROR, logging.ERROR))
+        self.assertFalse(logging.getLogger("library").isEnabledFor(logging.WARNING))
+
+    def test_exception(self) -> None:
+        """An exception is logged with its traceback, its text and what it was raised from."""
+        try:
+            try:
+                raise KeyError("order")
+            except KeyError as error:
+                raise RuntimeError("no order") from error
+        except RuntimeError:
+            self.log.exception("failed")
+        (line,) = self.lines()
+        self.assertEqual((line["message"], line["level"]), ("failed", "error"))
+        for words in (
+            "KeyError: 'order'",
+            "direct cause",
+            "RuntimeError: no order",
+            __file__,
+        ):
+            self.assertIn(words, line["failure"])
+
+    def test_is_bounded(self) -> None:
+        """A message can neither flood the log nor fake a line."""
+        self.log.info("%s\nfake \x1b[2J", "x" * 1_000_000)
+        self.log.info("a\nfake")
+        long, short = self.lines()
+        self.assertEqual(len(long["message"]), MAX_MESSAGE_CHARS)
+        self.assertEqual(short["message"], "a\\nfake")
+
+    def test_that_cannot_be_formatted(self) -> None:
+        """A mistake in a log call costs its author no answer, and is shown."""
+
+        def fail(_: str) -> None:
+            raise ZeroDivisionError
+
+        self.log.info("%d orders", "no")
+        self.log.info("of %s", Loud(fail))
+        first, second = (line["message"] for line in self.lines())
+        self.assertIn("%d orders", first)
+        self.assertIn("TypeError", first)
+        self.assertIn("ZeroDivisionError", second)
+
+    def test_threads(self) -> None:
+        """Any thread may log; no message is lost or mixed with another."""
+        threads = [
+            Thread(target=lambda: [*map(self.log.info, map(str, range(200)))]) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(self.lines()), 1600)
+
+    def test_full_disk(self) -> None:
+        """Where the log cannot be written nothing is raised, and nothing goes round in circles."""
+        self.output.full = True
+        for _ in range(3):
+            self.log.error("lost")
+        self.output.full = False
+        self.log.error("there")
+        self.assertEqual([line.get("lost") for line in self.lines()], [3, None])
+
+    def test_circle(self) -> None:
+        """A bot that leads Twisted's log to Python's does not make the two tell each other."""
+        back = STDLibLogObserver("back")
+        back.logger = self.log
+        self.publisher.addObserver(back)  # type: ignore[arg-type]
+        self.log.info("once")
+        twisteds = Logger("twisted", observer=self.publisher)  # type: ignore[arg-type]
+        twisteds.info("twice at most")
+        self.assertLessEqual(len(self.lines()), 3)
+
+    def test_what_nobody_caught(self) -> None:
+        """asyncio tells of errors that nobody has caught, with their texts: not at info."""
+        asyncios = logging.Logger("asyncio")
+        asyncios.parent = self.root
+        error = RuntimeError("boom")
+        asyncios.error("never retrieved\nfuture: %r", error, exc_info=error)
+        (line,) = self.lines()
+        self.assertEqual((line["message"], line["failure"]), ("never retrieved", "RuntimeError"))
+
+
 class LoggedServiceTests(SynchronousTestCase):
     """Tests for L{LoggedService} and L{observer_for}."""
 
@@ -243,3 +423,14 @@ class LoggedServiceTests(SynchronousTestCase):
         with self.assertRaises(ConfigError) as caught:
             observer_for(LoggingSettings(), options, Clock())  # type: ignore[arg-type]
         self.assertIn("/nonexistent/x.log", str(caught.exception))
+
+    def test_file_that_is_moved(self) -> None:
+        """An event goes to the file of the name, also after that was renamed by somebody else."""
+        path = Path(self.mktemp())
+        observer = observer_for(LoggingSettings(), {"logfile": str(path)}, Clock())  # type: ignore[arg-type]
+        observer(event("one"))
+        moved = path.rename(f"{path}.1")
+        observer(event("two"))
+        for file, said in ((moved, "one"), (path, "two")):
+            (line,) = file.read_text().splitlines()
+            self.assertIn(said, line)

@@ -6,12 +6,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger, formatEvent
 
 from domaeka.errors import CloseReason
-from domaeka.gateway.migration import Migration, MigrationPlan, MigrationReport, Phase
-from domaeka.gateway.probe import ProbeFailed
+from domaeka.gateway.lifecycle.migration import (
+    NOTICE_SECONDS,
+    Migration,
+    MigrationPlan,
+    MigrationReport,
+)
+from domaeka.gateway.lifecycle.probe import ProbeFailed
 from domaeka.interfaces import DeviceKey
-from domaeka.messages import Reply
-from domaeka.phonewire import Greeting, Moving, encode_migrated
-from tests.gateway_case import BrokenSender, FakeSessions, GatewayCase, Peer
+from domaeka.schema import Phase
+from domaeka.wire import Greeting, Migrated, MigrationNotice, Reply, encode_frame
+from tests.gateway_case import BrokenWriter, FakeSessions, GatewayCase, Peer
 
 OLD = DeviceKey("봇", "old")
 
@@ -32,7 +37,7 @@ class MigrationTests(GatewayCase):
         plan = MigrationPlan("new.example", 9000, False, 30.0, spread, clients)
         migration = Migration(
             plan,
-            self.registry,
+            self.directory,
             self.clock,
             self.probe,
             self.shut_port,
@@ -56,13 +61,13 @@ class MigrationTests(GatewayCase):
             self.client("ack", key=DeviceKey("봇", f"device {number}")) for number in range(count)
         ]
 
-    def notices(self, peer: Peer) -> list[Moving]:
+    def notices(self, peer: Peer) -> list[MigrationNotice]:
         """The notices that a peer was sent."""
-        return [frame for frame in peer.frames if isinstance(frame, Moving)]
+        return [frame for frame in peer.frames if isinstance(frame, MigrationNotice)]
 
     def arrive(self, peer: Peer) -> None:
         """The new server has greeted a client: it says so, and leaves."""
-        peer.write(encode_migrated("new.example", 9000))
+        peer.write(encode_frame("migrated", Migrated("new.example", 9000)))
         peer.finish()
 
     def test_signed_notice(self) -> None:
@@ -71,9 +76,10 @@ class MigrationTests(GatewayCase):
         self.begin()
         self.run_for(2.0)
         (notice,) = self.notices(client)
-        self.assertEqual(self.parts.signer.sign(notice.signed_text), notice.signature)
+        self.assertEqual(self.context.signer.sign(notice.signed_text), notice.signature)
         self.assertTrue(30.0 <= notice.migrate_after <= 60.0)
-        self.assertGreater(notice.expires / 1000, self.clock.seconds() + notice.migrate_after)
+        lasts = notice.expires / 1000 - self.wall()
+        self.assertApproximates(lasts, notice.migrate_after + NOTICE_SECONDS, 2.0)
 
     def test_spread(self) -> None:
         """All are told within the spread, and not at once."""
@@ -143,7 +149,7 @@ class MigrationTests(GatewayCase):
         client.chat("하나", "둘")
         self.begin()
         self.run_for(2.0)
-        client.write(encode_migrated("new.example", 9000))
+        client.write(encode_frame("migrated", Migrated("new.example", 9000)))
         self.run_for(20.0)
         self.assertFalse(client.finished)
         self.bots.release()
@@ -157,7 +163,7 @@ class MigrationTests(GatewayCase):
         """What waits here for a client that comes is handed over before it is closed."""
         key = DeviceKey("봇", "device 0")
         self.begin(60.0)
-        self.registry.reach(key).send(Reply("방", "1", "봇", "기다림"))
+        self.registry.get_or_create(key).send(Reply("방", "1", "봇", "기다림"))
         (client,) = self.clients(1)
         self.assertEqual((client.texts, client.finished), (["기다림"], False))
         client.ack(1)
@@ -174,7 +180,7 @@ class MigrationTests(GatewayCase):
         self.assertEqual(client.frames, [])
         sessions.answer("token")
         self.run_for(1.1)
-        self.assertEqual([type(frame) for frame in client.frames], [Greeting, Moving])
+        self.assertEqual([type(frame) for frame in client.frames], [Greeting, MigrationNotice])
 
     def test_one_that_stays(self) -> None:
         """A few that do not go in their time are closed with the old phones."""
@@ -336,12 +342,12 @@ class MigrationTests(GatewayCase):
     def test_outlives_mistakes(self) -> None:
         """A mistake of ours with one old phone keeps no other from moving."""
         broken, old = self.ready(), self.ready(OLD)
-        next(iter(self.registry)).sender.__class__ = BrokenSender
+        self.conversations()[0]._writer.__class__ = BrokenWriter
         self.begin()
         self.run_for(2.0)
         self.assertEqual((broken.lost, old.lost, self.ended[0].phase), (True, True, Phase.DONE))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual(self.parts.metrics.closes.labels(CloseReason.INTERNAL).value, 1)
+        self.assertEqual(self.context.metrics.closes.labels(CloseReason.INTERNAL).value, 1)
 
     def test_called_off(self) -> None:
         """Called off, it tells nobody else."""
@@ -369,4 +375,4 @@ class MigrationTests(GatewayCase):
         self.ready(OLD)
         self.begin()
         self.run_for(1.0)
-        self.assertEqual(self.parts.metrics.closes.labels(CloseReason.MIGRATED).value, 1)
+        self.assertEqual(self.context.metrics.closes.labels(CloseReason.MIGRATED).value, 1)

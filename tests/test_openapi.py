@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from domaeka.schema import EVENT_TYPES
 from domaeka.web.api.endpoints import PREFIX
-from domaeka.web.api.events import EVENT_TYPES
 from tests.api_case import ROOM_ID, TOKEN, ApiCase
 from tests.gateway_case import KEY
 
@@ -62,7 +62,10 @@ class OpenApiTests(ApiCase):
         """Each operation, asked for as is described, answers as is described."""
         self.heard(KEY)
         self.ask("POST", "/migration", BODIES["/migration"])
-        for method, template, operation in self.operations_of():
+        # What others ask for must not be gone by then.
+        for method, template, operation in sorted(
+            self.operations_of(), key=lambda one: one[0] == "DELETE"
+        ):
             if template == "/events":
                 continue
             path = re.sub(r"{(\w+)}", lambda found: NAMES[found[1]], template)
@@ -104,7 +107,7 @@ class DocumentTests(ApiCase):
     def test_operations(self) -> None:
         """Its table has a row for each operation."""
         rows = set(re.findall(r"^\| ([A-Z]+) \| `(/[^`]+)` \|", self.text, re.M))
-        self.assertEqual(rows, {(one.method, one.path) for one in self.api.endpoints()})
+        self.assertEqual(rows, {(one.method, one.path) for one in self.api.endpoints})
 
     def test_events(self) -> None:
         """Its table has each event, with the type of its data."""
@@ -116,7 +119,7 @@ class DocumentTests(ApiCase):
         """The bodies of its examples are right."""
         types = {
             "$API" + one.path: one.body
-            for one in self.api.endpoints()
+            for one in self.api.endpoints
             if one.body is not None and "{" not in one.path
         }
         found = re.findall(r"(\$API\S+) --json '([^']+)'", self.text)

@@ -12,8 +12,17 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.messages import Reply
-from domaeka.policies.outbox import AckVerdict, Budget, Fate, Outbox, Outgoing, Priority
+from domaeka.policies.outbox import (
+    MAX_UNREPORTED,
+    REPORT_SECONDS,
+    AckVerdict,
+    Budget,
+    DeliveryStatus,
+    Outbox,
+    Outgoing,
+    Priority,
+)
+from domaeka.wire import Reply
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 
@@ -34,10 +43,17 @@ class OutboxTests(SynchronousTestCase):
         self.clock = Clock()
         self.budget = Budget(1_000_000)
         self.outbox = Outbox(10, 100_000, self.budget, self.clock.seconds)
-        self.fates: dict[str, list[Fate]] = {}
+        self.statuses: dict[str, list[DeliveryStatus]] = {}
+        self.reasons: list[str] = []
 
     def put(self, text: str, priority: Priority = NORMAL, ttl: float = 30.0) -> Outgoing | None:
-        return self.outbox.put(reply(text), priority, ttl, self.fates.setdefault(text, []).append)
+        statuses = self.statuses.setdefault(text, [])
+
+        def told(status: DeliveryStatus, reason: str) -> None:
+            statuses.append(status)
+            self.reasons.append(reason)
+
+        return self.outbox.put(reply(text), priority, ttl, told)
 
     def take_all(self) -> list[str]:
         return [str(item.reply.content) for item in iter(self.outbox.take, None)]
@@ -92,7 +108,9 @@ class OutboxTests(SynchronousTestCase):
             self.put(f"h{number + 2}", HIGH)
         for number in range(4):
             self.put(f"h{number + 8}", HIGH)
-        dropped = [text for text, fates in self.fates.items() if fates == [Fate.DROPPED]]
+        dropped = [
+            text for text, statuses in self.statuses.items() if statuses == [DeliveryStatus.DROPPED]
+        ]
         self.assertEqual(sorted(dropped), ["h1", "l1", "l2", "n1"])
         self.assertEqual((len(self.outbox), self.budget.dropped), (10, 4))
 
@@ -101,9 +119,9 @@ class OutboxTests(SynchronousTestCase):
         for number in range(10):
             self.put(f"h{number}", HIGH)
         self.assertIsNone(self.put("n"))
-        self.assertEqual(self.fates["n"], [Fate.DROPPED])
+        self.assertEqual(self.statuses["n"], [DeliveryStatus.DROPPED])
         self.assertIsNotNone(self.put("c", Priority.CRITICAL))
-        self.assertEqual(self.fates["h0"], [Fate.DROPPED])
+        self.assertEqual(self.statuses["h0"], [DeliveryStatus.DROPPED])
 
     def test_critical_is_never_dropped(self) -> None:
         """Not for another critical one either: that is refused."""
@@ -139,14 +157,16 @@ class OutboxTests(SynchronousTestCase):
         self.put("late", ttl=5.0)
         self.clock.advance(5.0)
         self.assertEqual(self.outbox.expire(self.clock.seconds()), 1)
-        self.assertEqual(self.fates["short"] + self.fates["late"], [Fate.EXPIRED] * 2)
+        self.assertEqual(
+            self.statuses["short"] + self.statuses["late"], [DeliveryStatus.EXPIRED] * 2
+        )
         self.assertEqual(self.budget.expired, 3)
 
     def test_no_time_at_all(self) -> None:
         """A time of nothing, less than that, or no number is over at once."""
         for ttl in (0.0, -1.0, float("nan")):
             self.assertIsNone(self.put(str(ttl), ttl=ttl))
-            self.assertEqual(self.fates[str(ttl)], [Fate.EXPIRED])
+            self.assertEqual(self.statuses[str(ttl)], [DeliveryStatus.EXPIRED])
         self.assertEqual((self.outbox.messages, self.budget.used), (0, 0))
 
     def test_stays_for_who_was_sent_away(self) -> None:
@@ -168,7 +188,7 @@ class OutboxTests(SynchronousTestCase):
         self.put("h", HIGH)
         self.assertEqual([item and item.message_id for item in items], [None] * 3)
         self.outbox.connection_lost([item for item in items[1:] if item])
-        self.assertEqual(self.fates["0"], [Fate.SENT])
+        self.assertEqual(self.statuses["0"], [DeliveryStatus.SENT])
         self.outbox.connected(False)
         self.assertEqual(self.take_all(), ["1", "2", "h", "3"])
 
@@ -185,7 +205,44 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.connected(True)
         again = [(item.message_id, text_of(item)) for item in iter(self.outbox.take, None)]
         self.assertEqual(again, [(2, "n"), (3, "l"), (4, "c")])
-        self.assertEqual(self.fates["h"], [Fate.SENT, Fate.ACKNOWLEDGED])
+        self.assertEqual(self.statuses["h"], [DeliveryStatus.SENT, DeliveryStatus.ACKNOWLEDGED])
+
+    def test_reports(self) -> None:
+        """
+        A report on a message acknowledges all up to it; the first one counts, on this connection
+        or a later one, for as long as a thousand newer ones are not awaited.
+        """
+        self.outbox.connected(True, True)
+        for text in ("a", "b", "c"):
+            self.put(text)
+        self.outbox.sent(list(iter(self.outbox.take, None))[-1])
+        self.assertIsNotNone(self.outbox.report(2, False, "why"))
+        self.assertIsNone(self.outbox.report(2, True, ""))
+        self.assertIsNone(self.outbox.report(4, True, ""))
+        self.assertEqual(self.reasons[-2:], ["", "why"])
+        self.outbox.connection_lost([])
+        self.outbox.connected(True, True)
+        self.assertIsNotNone(self.outbox.report(1, True, "not asked"))
+        self.assertEqual(
+            [(self.statuses[text][-1], self.reasons[-1]) for text in ("a", "b", "c")],
+            [("delivered", ""), ("refused_by_app", ""), ("sent", "")],
+        )
+        self.take_all()
+        self.outbox.ack(3)
+        for _ in range(MAX_UNREPORTED):
+            self.put("more")
+            self.outbox.take()
+            self.outbox.ack(self.outbox.next_number - 1)
+        self.assertIsNone(self.outbox.report(3, True, ""))
+        self.assertIsNotNone(self.outbox.report(self.outbox.next_number - 1, True, ""))
+        self.clock.advance(REPORT_SECONDS)
+        self.put("later")
+        self.outbox.take()
+        self.outbox.ack(self.outbox.next_number - 1)
+        self.assertIsNone(self.outbox.report(self.outbox.next_number - 3, True, ""))
+        self.assertIsNotNone(self.outbox.report(self.outbox.next_number - 1, True, ""))
+        self.outbox.connected(True)  # another script
+        self.assertIsNone(self.outbox.report(self.outbox.next_number - 2, True, ""))
 
     def test_successor_takes_over(self) -> None:
         """A connection that takes the place of another is given what that one had in hand."""
@@ -220,10 +277,10 @@ class OutboxTests(SynchronousTestCase):
             assert item is not None
             self.outbox.sent(item)
         self.assertEqual((self.outbox.messages, self.budget.forgotten), (10, 40))
-        self.assertEqual(self.fates[f"{49:<2400}"], [Fate.SENT])
+        self.assertEqual(self.statuses[f"{49:<2400}"], [DeliveryStatus.SENT])
         self.clock.advance(30.0)
         self.outbox.expire(self.clock.seconds())
-        self.assertEqual((self.outbox.messages, self.budget.expired), (0, 0))
+        self.assertEqual((self.outbox.messages, self.budget.expired), (0, 10))
 
     def test_late_acks(self) -> None:
         """However many are sent and not acknowledged yet, all go again, after a restart too."""
@@ -255,7 +312,9 @@ class OutboxTests(SynchronousTestCase):
         self.outbox.take()
         self.put("c", Priority.CRITICAL)
         self.outbox.clear()
-        self.assertEqual(self.fates, {"a": [Fate.DROPPED], "c": [Fate.DROPPED]})
+        self.assertEqual(
+            self.statuses, {"a": [DeliveryStatus.DROPPED], "c": [DeliveryStatus.DROPPED]}
+        )
         self.assertEqual((self.outbox.messages, self.outbox.bytes, self.budget.used), (0, 0, 0))
 
 
@@ -277,16 +336,16 @@ class OutboxMachine(RuleBasedStateMachine):
         self.last_seen = 0
         self.seen: list[Outgoing] = []
         self.put_in = 0
-        self.ends: dict[int, Fate] = {}
+        self.ends: dict[int, DeliveryStatus] = {}
 
     @rule(priority=st.sampled_from(Priority), length=st.integers(0, 600), ttl=st.integers(-1, 40))
     def put(self, priority: Priority, length: int, ttl: int) -> None:
         number = self.put_in
         self.put_in += 1
 
-        def told(fate: Fate) -> None:
-            assert self.ends.get(number, Fate.SENT) is Fate.SENT
-            self.ends[number] = fate
+        def told(status: DeliveryStatus, reason: str) -> None:
+            assert self.ends.get(number, DeliveryStatus.SENT) is DeliveryStatus.SENT
+            self.ends[number] = status
 
         self.outbox.put(reply(f"{number:03}" + "x" * length), priority, ttl, told)
 
@@ -356,7 +415,11 @@ class OutboxMachine(RuleBasedStateMachine):
             self.outbox.sent(self.flight[-1])
         self.order_is_kept()
         seen = {int(str(item.reply.content)[:3]) for item in self.seen}
-        given_up = {n for n, fate in self.ends.items() if fate in (Fate.EXPIRED, Fate.DROPPED)}
+        given_up = {
+            n
+            for n, status in self.ends.items()
+            if status in (DeliveryStatus.EXPIRED, DeliveryStatus.DROPPED)
+        }
         assert seen | given_up == set(range(self.put_in))
 
 

@@ -1,4 +1,4 @@
-"""Tests for L{domaeka.gateway.probe}: whether another server answers, and how."""
+"""Tests for L{domaeka.gateway.lifecycle.probe}: whether another server answers, and how."""
 
 from typing import Any
 
@@ -9,14 +9,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import ErrorCode
-from domaeka.gateway.probe import PROBE_SECONDS, ProbeFailed, probe, probe_key
-from domaeka.messages import (
-    FrameReader,
-    Handshake,
-    encode_error,
-    encode_handshake_complete,
-)
+from domaeka.gateway.directory import server_key
+from domaeka.gateway.lifecycle.probe import PROBE_SECONDS, ProbeFailed, probe
 from domaeka.policies.auth import Signer
+from domaeka.wire import FrameReader, Handshake, encode_error, encode_handshake_complete
+from tests.clocks import WallClock
 from tests.gateway_case import NOW, SALT, SECRET
 
 
@@ -25,10 +22,10 @@ class ProbeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor: Any = MemoryReactorClock()
-        self.reactor.advance(NOW)
-        self.signer = Signer([SECRET], SALT, 300.0, self.reactor.seconds)
+        wall = WallClock(self.reactor, NOW)
+        self.signer = Signer([SECRET], SALT, 300.0, wall)
         self.answer: Deferred[None] = probe(
-            self.reactor, "192.0.2.7", 9000, False, "here", self.signer
+            self.reactor, wall, "192.0.2.7", 9000, False, "here", self.signer
         )
         self.reactor.advance(0)
         self.factory: Any = self.reactor.tcpClients[0][2]
@@ -49,7 +46,7 @@ class ProbeTests(SynchronousTestCase):
         self.connect()
         handshake = FrameReader().read(self.transport.value().rstrip(b"\n"))
         assert isinstance(handshake, Handshake) and handshake.auth is not None
-        key = probe_key("here")
+        key = server_key("here")
         self.assertIsNone(self.signer.fault(handshake.auth, key))
         self.assertEqual((handshake.bot_name, handshake.device_id), key)
         self.protocol.dataReceived(

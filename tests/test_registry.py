@@ -1,15 +1,18 @@
-"""Tests for L{domaeka.gateway.registry}: who is connected, and who gives way to whom."""
+"""Tests for L{domaeka.gateway.directory.registry}: who is connected, and who gives way to whom."""
 
 from collections.abc import Callable
 from math import inf
 
+from twisted.logger import capturedLogs, formatEvent
+
 from domaeka.config import load_settings
 from domaeka.errors import CloseReason
-from domaeka.gateway.registry import LEAST_AWAY, TAKEOVERS_SUSPECT
+from domaeka.gateway.directory.manager import TAKEOVERS_SUSPECT
+from domaeka.gateway.directory.registry import LEAST_AWAY
 from domaeka.interfaces import Approval, DeviceKey
-from domaeka.messages import Reply
 from domaeka.policies.auth import Signer
-from domaeka.policies.limits import Ban
+from domaeka.policies.limits import CHECKS_PER_MINUTE, HELD_SECONDS, Ban
+from domaeka.wire import Reply
 from tests.gateway_case import KEY, SALT, SECRET, FakeSessions, GatewayCase
 
 NEW = "a newer secret of enough bytes"
@@ -52,7 +55,7 @@ class TakeOverTests(GatewayCase):
             self.run_for(0.1)
             newer.chat("말")
             self.assertEqual(newer.texts, ["말"])
-            self.assertIs(self.device().session, self.session())
+            self.assertIs(self.device().connection, self.conversation())
             newer.drop()
 
     def test_reload(self) -> None:
@@ -127,7 +130,7 @@ class LimitTests(GatewayCase):
         self.ready(key(3))
         self.assertEqual((phone.finished, second.lost, third.finished), (False, True, False))
         self.assertEqual(self.reasons, {"gave way": 2})
-        self.assertEqual(len(self.registry), 3)
+        self.assertEqual(self.directory.admission.taken, 3)
 
     def test_full_of_phones(self) -> None:
         """
@@ -151,12 +154,12 @@ class LimitTests(GatewayCase):
         forger.pong()
         back = self.greeted(key(1))
         self.assertEqual((phones[1].finished, back.finished), (False, False))
-        self.assertEqual(len(self.registry), 3)
+        self.assertEqual(self.directory.admission.taken, 3)
         back.pong()
         self.assertEqual((phones[1].errors, back.finished), (["TAKEN_OVER"], False))
         self.run_for(4.0)
         self.assertEqual((forger.errors[-1], forger.lost), ("SERVER_FULL", True))
-        self.assertEqual((len(self.registry), self.registry.phones), (3, 3))
+        self.assertEqual((self.directory.admission.taken, self.directory.admission.phones), (3, 3))
         self.assertEqual(self.counted(self.metrics.attempts), {"accepted": 4, "refused": 1})
 
     def test_place_that_gets_free(self) -> None:
@@ -164,11 +167,11 @@ class LimitTests(GatewayCase):
         phones = [self.ready(key(number)) for number in range(3)]
         other, back = self.greeted(key(1)), self.greeted(key(1))
         phones[1].drop()
-        self.assertEqual((other.errors, len(self.registry)), (["SERVER_FULL"], 3))
+        self.assertEqual((other.errors, self.directory.admission.taken), (["SERVER_FULL"], 3))
         self.run_for(20.0)
         self.assertFalse(back.finished)
         back.pong()
-        self.assertEqual(self.registry.phones, 3)
+        self.assertEqual(self.directory.admission.phones, 3)
 
     def test_counted(self) -> None:
         """Attempts are counted by what became of them."""
@@ -182,9 +185,9 @@ class LimitTests(GatewayCase):
         self.greeted(key(1))
         self.connect()
         peer = self.ready(key(2))
-        self.assertEqual((len(self.registry), self.registry.phones), (3, 1))
+        self.assertEqual((self.directory.admission.taken, self.directory.admission.phones), (3, 1))
         peer.drop()
-        self.assertEqual((len(self.registry), self.registry.phones), (2, 0))
+        self.assertEqual((self.directory.admission.taken, self.directory.admission.phones), (2, 0))
 
     def test_those_that_close_slowly(self) -> None:
         """Strangers that do not close do not pile up: beyond some they are cut off at once."""
@@ -216,7 +219,7 @@ class AddressTests(GatewayCase):
         """Phones that authenticate do not count, however many there are behind one router."""
         for number in range(30):
             self.ready(key(number))
-        self.assertEqual(len(self.registry), 30)
+        self.assertEqual(self.directory.admission.taken, 30)
 
     def test_full_is_given_back(self) -> None:
         """Nor do those that we refused for want of room."""
@@ -261,6 +264,69 @@ class AddressTests(GatewayCase):
         self.assertFalse(phone.finished)
         self.assertEqual(self.reasons, {"banned": 1})
 
+    def test_who_is_banned_is_named(self) -> None:
+        """The log says for whom, why, for how long, and what to type once it is mended."""
+        self.server.client_host = STRANGERS_HOST
+        self.context.lift_command = "domaeka bans lift {} --state-dir '/srv/{{d}}'".format
+        forger = self.connect(key(2), secret="another secret of enough bytes")
+        forger.chat(*"abcdef")
+        with capturedLogs() as events:
+            self.run_for(15.0)
+        [event] = [event for event in events if "network" in event]
+        self.assertEqual(
+            formatEvent(event),
+            "banned 198.51.100.7/32 for 60 s: 5 wrong signatures in a minute, of what claims to be "
+            "bot '봇', device '0000000000000002'; where it is yours, mend its secret key and salt "
+            "(domaeka secrets show), then: domaeka bans lift 198.51.100.7/32 --state-dir "
+            "'/srv/{d}'",
+        )
+
+    def test_mended_within_its_ban(self) -> None:
+        """A phone with a wrong key is out for a minute; mended meanwhile, it is in for good."""
+        self.server.client_host = STRANGERS_HOST
+        wrong = {"secret": "another secret of enough bytes"}
+        peer = self.ready(key(1), **wrong)
+        for _ in range(15):
+            if peer.lost or peer.finished:
+                peer = self.greeted(key(1), **wrong)
+            if not peer.refused:
+                peer.chat(*"말말")
+            self.run_for(4.0)
+            if self.context.limits.bans():
+                break
+        [ban] = self.context.limits.bans()
+        self.assertTrue(self.connect(key(1)).refused)
+        self.assertEqual(ban.expires, ban.made_at + 60.0)
+        for _ in range(15):
+            self.run_for(4.0)
+            peer = self.connect(key(1))
+            if not peer.refused:
+                break
+        peer.handshake()
+        peer.chat("고침")
+        self.assertEqual(peer.texts, ["고침"])
+        self.run_for(300.0)
+        self.assertEqual(self.context.limits.bans(), [])
+        self.assertFalse(self.connect(key(2)).refused)
+
+    def test_wrong_key_stays_refused(self) -> None:
+        """Whoever goes on with a wrong key is answered nothing, and banned ever longer."""
+        self.server.client_host = STRANGERS_HOST
+        seconds: list[float] = []
+        answered: list[str] = []
+        for _ in range(200):
+            peer = self.connect(key(1), secret="another secret of enough bytes")
+            if not peer.refused:
+                peer.handshake()
+                peer.chat(*"0123456789")
+                answered += peer.texts
+            self.run_for(4.0)
+            for ban in self.context.limits.bans():
+                if ban.seconds not in seconds:
+                    seconds.append(ban.seconds or 0.0)
+        self.assertEqual((answered, self.bots.submitted), ([], []))
+        self.assertEqual(seconds, [60.0, 120.0, 240.0, 480.0])
+
     def test_phone_that_is_heard(self) -> None:
         """Where a phone was heard within the minute no stranger is banned."""
         self.serve(("ping.interval", "3600"), ("ping.initial_delay_min", "59"))
@@ -277,12 +343,96 @@ class AddressTests(GatewayCase):
     def test_ban_of_an_operator(self) -> None:
         """An operator's ban is for everybody in the network."""
         phone = self.ready(key(1))
-        ban = self.parts.limits.ban("198.51.100.0/24", "trouble", made_by="operator")
+        ban = self.context.limits.ban("198.51.100.0/24", "trouble", made_by="operator")
         assert ban is not None
-        self.registry.ban_made(ban)
+        self.directory.decisions.ban_made(ban)
         self.run_for(0.0)
         self.assertEqual((phone.errors, phone.lost), (["BANNED"], True))
         self.assertEqual(self.reasons, {"banned": 1})
+
+
+class HealthCheckTests(GatewayCase):
+    """Connections of those that only look whether the server is there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.client_host = STRANGERS_HOST
+
+    def look(self, data: bytes = b"", count: int = 30, wait: float = 1.0) -> int:
+        """
+        Connect, say something, and end it.
+
+        @param wait: how long until the next one, in seconds.
+        @return: how many were not let in.
+        """
+        refused = 0
+        for number in range(count):
+            peer = self.connect()
+            refused += peer.refused
+            if not peer.refused:
+                if data:
+                    peer.write(data)
+                peer.finish() if number % 2 else peer.drop()
+            self.run_for(wait)
+        self.run_for(30.0)
+        return refused
+
+    def test_whoever_says_nothing_is_let_in(self) -> None:
+        """Ended by a FIN or a reset, or by what is for another port: none of it is an attempt."""
+        for data in (
+            b"",
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"OPTIONS / HTTP/1.1\r\n" + b"X-Header: x\r\n" * 12 + b"\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00",
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
+            b"\n",
+            b"\r\n",
+        ):
+            self.assertEqual((self.look(data), self.context.limits.bans()), (0, []), data)
+            self.assertFalse(self.ready(key(1)).refused)
+
+    def test_flood_is_limited_and_not_banned(self) -> None:
+        """More of them than anybody needs use up the attempts of their address."""
+        refused = self.look(count=4 * CHECKS_PER_MINUTE, wait=0.05)
+        self.assertGreater(refused, CHECKS_PER_MINUTE)
+        self.assertEqual(self.context.limits.bans(), [])
+        self.assertEqual(list(self.registry), [])
+
+    def test_full_server(self) -> None:
+        """Where each of them takes a stranger's place, they are attempts; nobody is banned."""
+        self.serve(("server.max_connections", "2"))
+        self.server.client_host = "192.0.2.1"
+        self.ready(key(1))
+        self.server.client_host = STRANGERS_HOST
+        self.assertGreater(self.look(count=30), 10)
+        self.assertEqual(self.context.limits.bans(), [])
+
+    def test_flood_of_bytes_is_banned(self) -> None:
+        """Whoever says something, if only a byte, is no health check."""
+        for data in (b"x", b"{", b"G", b'{"event":"ping"}\n'):
+            self.serve()
+            self.server.client_host = STRANGERS_HOST
+            self.assertGreater(self.look(data), 10)
+            [ban] = self.context.limits.bans()
+            self.assertEqual(ban.seconds, 3600.0)
+
+    def test_held_connections_are_banned(self) -> None:
+        """Whoever holds connections open, in silence or behind a request, is no health check."""
+        for data, held in ((b"", True), (b"GET / HTTP/1.0\r\n\r\n", True), (b"", False)):
+            self.serve(("server.handshake_timeout", "300"))
+            self.server.client_host = STRANGERS_HOST
+            peers = [self.connect() for _ in range(16)]
+            for peer in peers:
+                if data and not peer.refused:
+                    peer.write(data)
+            self.run_for(HELD_SECONDS + 1.0)
+            for peer in peers:
+                if not held and not peer.lost:
+                    peer.drop()
+            self.run_for(14.0)
+            self.assertEqual(len(self.context.limits.bans()), 1, data)
 
 
 class SettingsTests(GatewayCase):
@@ -291,9 +441,9 @@ class SettingsTests(GatewayCase):
     def change(self, *settings: tuple[str, str]) -> None:
         """Other settings are in force."""
         loaded = load_settings(None, settings, {})
-        self.parts.apply(loaded, self.parts.signer)
-        self.parts.limits.apply(loaded.limits)
-        self.registry.settings_changed()
+        self.context.apply(loaded, self.context.signer)
+        self.context.limits.apply(loaded.limits)
+        self.directory.decisions.apply_settings()
         self.run_for(0.0)
 
     def test_limits(self) -> None:
@@ -345,7 +495,7 @@ class SettingsTests(GatewayCase):
 
     def test_key_ends(self) -> None:
         """Once a previous key ends by itself, who proved itself by it is connected no longer."""
-        self.sign_with(NEW, SECRET, previous_ends=self.clock.seconds() + 60.0)
+        self.sign_with(NEW, SECRET, previous_ends=self.wall() + 60.0)
         old, new = self.ready(), self.ready(key(2), secret=NEW)
         self.run_for(58.0)
         self.assertFalse(old.finished)
@@ -355,8 +505,8 @@ class SettingsTests(GatewayCase):
     def test_token_of_a_key_that_ends(self) -> None:
         """So is who showed a token that was gained by it; and a token gained by the other stays."""
         self.serve(sessions=(sessions := FakeSessions()))
-        self.sign_with(NEW, SECRET, previous_ends=self.clock.seconds() + 60.0)
-        old, new = self.parts.signer.key_ids()[::-1]
+        self.sign_with(NEW, SECRET, previous_ends=self.wall() + 60.0)
+        old, new = self.context.signer.key_ids()[::-1]
         peers = []
         for number, key_id in enumerate((old, new)):
             peers.append(peer := self.connect(key(number)))
@@ -376,9 +526,9 @@ class SettingsTests(GatewayCase):
 
     def sign_with(self, *secrets: str, previous_ends: float = inf) -> None:
         """These keys are accepted from now on."""
-        signer = Signer(secrets, SALT, 300.0, self.clock.seconds, previous_ends)
-        self.parts.apply(self.parts.settings, signer)
-        self.registry.settings_changed()
+        signer = Signer(secrets, SALT, 300.0, self.wall, previous_ends)
+        self.context.apply(self.context.settings, signer)
+        self.directory.decisions.apply_settings()
 
     def test_approvals(self) -> None:
         """A device that no operator needs to approve any more is answered at once."""
@@ -407,7 +557,9 @@ class SweepTests(GatewayCase):
         """However many devices come and go, a bounded number is known: who was here last."""
         self.ready(key(0)).drop()
         for number in range(1, LEAST_AWAY + 1):
-            self.registry.reach(key(number)).kept_until = self.registry.steady.now + 3600 + number
+            self.registry.get_or_create(key(number)).kept_until = (
+                self.context.steady.now + 3600 + number
+            )
         self.run_for(1.0)
         kept = {device.key for device in self.registry.devices()}
         self.assertEqual(kept, {key(number) for number in range(1, LEAST_AWAY + 1)})
@@ -415,25 +567,25 @@ class SweepTests(GatewayCase):
     def test_signatures_are_forgotten(self) -> None:
         """What is no longer valid is not remembered."""
         self.ready().chat(*"abcdef")
-        signatures = self.parts.verifier.signatures
+        signatures = self.context.authentication._signatures
         self.assertGreater(len(signatures), 0)
-        self.session().cut()
+        self.conversation().close(CloseReason.SHUTDOWN, cut=True)
         self.run_for(400.0)
         self.assertEqual(len(signatures), 0)
 
     def test_large_tables(self) -> None:
         """What is remembered of very many addresses is swept in turns, and others have theirs."""
-        limits = self.parts.limits
+        limits = self.context.limits
         for number in range(5_000):
             limits.admit(f"10.0.{number // 250}.{number % 250}")
         turns: list[object] = []
-        soon = self.registry.call_soon
+        soon = self.context.call_soon
 
         def counted(function: Callable[[], object]) -> None:
             turns.append(function)
             soon(function)
 
-        self.registry.call_soon = counted  # type: ignore[method-assign]
+        self.context.call_soon = counted  # type: ignore[method-assign]
         self.run_for(11.0)
         self.assertEqual(len(turns), 4)
         self.run_for(60.0)
@@ -442,24 +594,24 @@ class SweepTests(GatewayCase):
     def test_outlives_mistakes_of_a_part(self) -> None:
         """What goes wrong with one device costs neither the next one nor the next sweep."""
 
-        def broken(fate: object) -> None:
+        def broken(status: object, reason: str) -> None:
             raise ZeroDivisionError
 
-        for number, on_fate in (1, broken), (2, None):
+        for number, on_status in (1, broken), (2, None):
             self.ready(key(number)).drop()
-            self.device(key(number)).send(Reply("방", "1", "봇", "말"), None, on_fate)
+            self.device(key(number)).send(Reply("방", "1", "봇", "말"), None, on_status)
         self.run_for(40.0)
         self.assertTrue(self.flushLoggedErrors())
-        self.assertEqual((self.registry.budget.expired, self.registry.health()), (2, None))
-        self.registry.stop()
-        self.assertEqual(self.registry.health(), "it does not run")
+        self.assertEqual((self.context.budget.expired, self.directory.sweep.health()), (2, None))
+        self.directory.sweep.stop()
+        self.assertEqual(self.directory.sweep.health(), "it does not run")
 
     def test_outlives_mistakes(self) -> None:
         """A mistake of ours costs one connection, not the sweep."""
         peer, other = self.ready(key(1)), self.ready(key(2))
-        broken = next(iter(self.registry))
-        broken._leaving = CloseReason.SHUTDOWN, "never"  # type: ignore[assignment]
-        broken.due = 0.0
+        broken = self.conversations()[0]
+        broken._leaving = CloseReason.SHUTDOWN, "never"
+        broken._due = 0.0
         self.run_for(1.5)
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
         self.assertEqual((peer.lost, other.finished), (True, False))
@@ -470,16 +622,16 @@ class SweepTests(GatewayCase):
         self.serve(("server.max_connections", "1"))
         self.ready(key(1))
         self.connect()
-        next(iter(self.registry._guests))._carrier = None  # type: ignore[assignment]
+        self.conversation()._transport = None
         self.run_for(3.0)
         self.assertTrue(self.flushLoggedErrors(AttributeError))
-        self.assertIsNone(self.registry.health())
+        self.assertIsNone(self.directory.sweep.health())
 
     def test_closing_outlives_mistakes(self) -> None:
         """A mistake of ours with one connection keeps no other from being closed."""
         peers = [self.ready(key(number)) for number in (1, 2)]
-        next(iter(self.registry))._carrier = None  # type: ignore[assignment]
-        self.registry.ban_made(Ban("192.0.2.0/24", "", 0.0, None))
+        self.conversations()[0]._transport = None
+        self.directory.decisions.ban_made(Ban("192.0.2.0/24", "", 0.0, None))
         self.run_for(0.0)
         self.assertTrue(self.flushLoggedErrors(AttributeError))
         self.assertEqual(peers[1].errors, ["BANNED"])
@@ -488,9 +640,9 @@ class SweepTests(GatewayCase):
         """Stopped, and its connections gone, it leaves nothing to be called."""
         peers = self.ready(key(1)), self.greeted(key(2)), self.connect()
         for session in self.registry:
-            session.cut()
+            session.close(CloseReason.SHUTDOWN, cut=True)
         self.run_for(0.1)
-        self.registry.stop()
+        self.directory.sweep.stop()
         self.assertEqual([peer.lost for peer in peers], [True] * 3)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual((self.registry.connections, len(self.registry)), (0, 0))
+        self.assertEqual((self.registry.connections, self.directory.admission.taken), (0, 0))

@@ -17,7 +17,7 @@ class StoredRoomsTests(StoreTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.rooms = StoredRooms(self.database, self.clock)
+        self.rooms = StoredRooms(self.database, self.clock, wall=self.wall)
         self.start()
 
     def hear(self, key: RoomKey = ROOM, device: DeviceKey = PHONE, name: str = "방") -> bool:
@@ -26,13 +26,13 @@ class StoredRoomsTests(StoreTestCase):
 
     def again(self) -> StoredRooms:
         """The rooms as another start finds them: the same store, nothing in memory."""
-        rooms = StoredRooms(self.database, self.clock, self.rooms.mode)
-        rooms._table._load(self.successResultOf(self.database.run_read(rooms._table._read)))
+        rooms = StoredRooms(self.database, self.clock, self.rooms.mode, wall=self.wall)
+        rooms._load(self.successResultOf(self.database.run_read(rooms._read)))
         return rooms
 
     def test_nothing_is_answered_before_the_store_has_spoken(self) -> None:
         """A room that an operator refused must not be answered for want of knowing."""
-        rooms = StoredRooms(self.make_database(), self.clock)
+        rooms = StoredRooms(self.make_database(), self.clock, wall=self.wall)
         self.assertFalse(rooms.enter(ROOM, PHONE, "방", True))
 
     def test_new_rooms_wait_for_a_store_in_trouble(self) -> None:
@@ -91,6 +91,35 @@ class StoredRoomsTests(StoreTestCase):
         assert room is not None
         self.assertEqual(room.device, OTHER_PHONE)
         self.assertIsNone(self.rooms.record(RoomKey("bot", "unknown")))
+
+    def test_answerable(self) -> None:
+        """The last word counts: chat, or a report of the same phone, since its app was started."""
+        self.hear()
+        started = self.wall() - 60.0
+
+        def answerable() -> bool | None:
+            (room,) = self.rooms.named("bot", "방")
+            return room.is_answerable(started)
+
+        self.assertIs(answerable(), True)
+        self.rooms.reported(ROOM, PHONE, False)
+        self.assertIs(answerable(), False)
+        self.rooms.reported(ROOM, OTHER_PHONE, True)
+        self.assertIs(answerable(), False)
+        self.hear()
+        self.assertIs(answerable(), True)
+        started = self.wall() + 1.0
+        self.assertIsNone(answerable())
+
+    def test_answerable_after_the_clock_was_set_back(self) -> None:
+        """A report counts, though chat before it has a later time."""
+        self.wall.step(30.0)
+        self.hear()
+        self.hear()
+        self.wall.step(-30.0)
+        self.rooms.reported(ROOM, PHONE, False)
+        (room,) = self.rooms.named("bot", "방")
+        self.assertIs(room.is_answerable(self.wall() - 60.0), False)
 
     def test_is_found_by_name(self) -> None:
         """Rooms of one bot that bear a name are found, the one heard last first."""
@@ -152,3 +181,26 @@ class StoredRoomsTests(StoreTestCase):
         self.clock.advance(0)
         self.successResultOf(stopping)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_forgotten(self) -> None:
+        """Neither memory nor store has it; it is new when it is heard again."""
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.successResultOf(self.rooms.set_approval(ROOM, Approval.BLOCKED))
+        self.successResultOf(self.rooms.forget(ROOM))
+        self.assertIsNone(self.rooms.record(ROOM))
+        self.assertIsNone(self.again().record(ROOM))
+        self.assertTrue(self.hear())
+
+    def test_device_is_forgotten(self) -> None:
+        """A room is not sent to by way of a phone of which nothing is known."""
+        other = RoomKey("bot", "200")
+        self.hear()
+        self.hear(other, OTHER_PHONE)
+        self.hear(RoomKey("zbot", "100"), DeviceKey("zbot", "a1"))
+        self.clock.advance(WRITE_SECONDS)
+        self.rooms.forget_device(PHONE)
+        self.clock.advance(WRITE_SECONDS)
+        for rooms in (self.rooms, self.again()):
+            found = [room.device and room.device.device_id for room in rooms.page(None, 9)]
+            self.assertEqual(found, [None, "a2", "a1"])

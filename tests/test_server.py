@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.metrics import Metrics
-from domaeka.web.room import MAX_CONNECTIONS, MAX_OF_AN_ADDRESS, RESERVED
+from domaeka.web.admission import MAX_CONNECTIONS, MAX_OF_A_BANNED_ONE, MAX_OF_AN_ADDRESS, RESERVED
 from domaeka.web.routes import (
     MAX_BODY_BYTES,
     MAX_WAITING_EVENTS,
@@ -33,8 +33,9 @@ from domaeka.web.server import (
     REQUEST_SECONDS,
     WRITE_SECONDS,
     Channel,
-    make_site,
+    Site,
 )
+from tests.clocks import WallClock
 
 TOKEN = "correct horse"
 BEARER = b"Authorization: Bearer correct horse\r\n"
@@ -76,7 +77,7 @@ class ServerTests(SynchronousTestCase):
         self.pending: Deferred[Any] = Deferred(self.cancelled.append)
         self.ended: list[EventStream] = []
         self.stream = EventStream(self.ended.append)
-        self.site = make_site(
+        self.site = Site(
             (
                 Route("GET", "/hello", self.hello),
                 Route("POST", "/hello", self.hello),
@@ -92,7 +93,8 @@ class ServerTests(SynchronousTestCase):
             ),
             self.clock,
             self.metrics,
-            TOKEN,
+            lambda: TOKEN,
+            wall=WallClock(self.clock, 1_790_000_000.0),
         )
         self.line = self.connect()
         self.addCleanup(self.check_nothing_is_left)
@@ -153,7 +155,7 @@ class AnswerTests(ServerTests):
             headers,
             {
                 "Server": "domaeka",
-                "Date": "Thu, 01 Jan 1970 00:16:40 GMT",
+                "Date": "Mon, 21 Sep 2026 14:13:20 GMT",
                 "Cache-Control": "no-store",
                 "Content-Type": "application/json",
                 "Content-Length": "17",
@@ -414,8 +416,47 @@ class LimitTests(ServerTests):
         lines[3].channel.connectionLost(Failure(ConnectionError()))
 
     def test_banned(self) -> None:
-        """Who is banned is closed at once, and counted; this machine never is."""
+        """Who is banned gets no answer but to a health check; this machine gets them all."""
         self.site.bars = lambda address: True
+        for data, status, host in (
+            (b"GET /anywhere HTTP/1.1\r\n\r\n", 200, "192.0.2.1"),
+            (b"HEAD /anywhere HTTP/1.0\r\n\r\n", 200, "192.0.2.1"),
+            (b"GET /hello HTTP/1.1\r\n" + BEARER + b"\r\n", 403, "192.0.2.1"),
+            (b"POST /private HTTP/1.1\r\n" + BEARER + b"Content-Length: 9\r\n\r\n", 403, "::2"),
+            (b"GET /nothing HTTP/1.1\r\n\r\n", 403, "192.0.2.1"),
+            (b"GET /hello HTTP/1.1\r\n\r\n", 200, "127.0.0.1"),
+        ):
+            self.line = self.connect(host)
+            self.assertEqual(self.ask(data)[0], status, data)
+            self.line.channel.connectionLost(Failure(ConnectionError()))
+        self.assertEqual(self.calls[-1].peer, "127.0.0.1")
+        self.assertEqual((len(self.calls), self.metrics.http_refused.value), (3, 3))
+
+    def test_banned_while_it_is_connected(self) -> None:
+        """A connection that was there before the ban gets no further answer either."""
+        self.line = self.connect("192.0.2.1")
+        self.assertEqual(self.ask(b"GET /anywhere HTTP/1.1\r\n\r\n")[0], 200)
+        self.site.bars = lambda address: True
+        self.assertEqual(self.error(b"GET /hello HTTP/1.1\r\n\r\n"), (403, "BANNED"))
+
+    def test_banned_ones_take_nobodys_place(self) -> None:
+        """Two connections of one address that is banned, and no new ones where it gets full."""
+        self.site.bars = lambda address: True
+        banned = IPv4Address("TCP", "192.0.2.1", 1)
+        lines = [self.connect("192.0.2.1") for _ in range(MAX_OF_A_BANNED_ONE)]
+        self.assertIsNone(self.site.buildProtocol(banned))
+        lines[0].channel.dataReceived(b"GET /anywhere HTTP/1.1\r\n\r\n")
+        self.clock.advance(0)
+        self.connect("192.0.2.1")
+        self.assertEqual([line.aborted for line in lines], [True, False])
+        lines[0].channel.connectionLost(Failure(ConnectionError()))
+        while len(self.site.channels) < MAX_CONNECTIONS - RESERVED:
+            self.connect()
+        self.assertIsNone(self.site.buildProtocol(IPv4Address("TCP", "192.0.2.2", 1)))
+
+    def test_denied(self) -> None:
+        """Who is denied is closed at once, and counted; this machine never is."""
+        self.site.denies = lambda address: True
         self.assertIsNone(self.site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))
         self.assertEqual(self.metrics.http_refused.value, 1)
         self.connect()
@@ -495,7 +536,7 @@ class StreamTests(ServerTests):
         self.line.channel.dataReceived(b"GET /stream HTTP/1.1\r\n\r\n")
         request = self.line.channel.requests[0]
         self.line.channel.connectionLost(Failure(ConnectionError()))
-        cast(Any, request)._say(self.stream)
+        cast(Any, request)._send(self.stream)
         self.assertEqual(self.ended, [self.stream])
 
     def test_slow_client(self) -> None:

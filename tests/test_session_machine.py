@@ -14,9 +14,9 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.gateway.states import State
+from domaeka.gateway.peer import State
 from domaeka.interfaces import Approval, DeviceKey
-from tests.gateway_case import NOW, SECRET, GatewayCase, Peer
+from tests.gateway_case import SECRET, GatewayCase, Peer
 
 KEYS = [DeviceKey("봇", letter * 16) for letter in "abc"]
 MAX_CONNECTIONS = 2
@@ -196,29 +196,30 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def one_connection_a_device(self) -> None:
         """A device has one connection at most, and only one that has proven who it is."""
-        for session in self.world.registry:
-            device = session.device
-            if device is not None and not session.closing:
-                assert device.session is session and device.key == session.key
-            if not session.closing:
-                proven = session.state in (State.KNOWN, State.READY)
-                assert session.authenticated is proven
+        for session in self.world.conversations():
+            device = session._device
+            if device is not None and not session.peer.closing:
+                assert device.connection is session and device.key == session.peer.key
+            if not session.peer.closing:
+                proven = session.peer.state in (State.KNOWN, State.READY)
+                assert session.peer.authenticated is proven
 
     @invariant()
     def counts_agree(self) -> None:
         """The counts are those of what there is, and within the limit."""
         registry = self.world.registry
-        sessions = list(registry)
-        guests = registry._guests.keys()
-        assert all(guest in sessions and not guest.authenticated for guest in guests)
-        seated = [each for each in sessions if not each.closing and each not in guests]
-        assert (registry.connections, len(registry)) == (len(sessions), len(seated))
+        sessions = self.world.conversations()
+        admission = self.world.directory.admission
+        guests = admission._guests.keys()
+        assert all(guest in sessions and not guest.peer.authenticated for guest in guests)
+        seated = [each for each in sessions if not each.peer.closing and each not in guests]
+        assert (registry.connections, admission.taken) == (len(sessions), len(seated))
         assert len(seated) <= MAX_CONNECTIONS
-        strangers = {session.number for session in seated if session.device is None}
-        assert strangers == registry._strangers.keys()
-        assert all(session.reason is not None for session in sessions if session.closing)
+        strangers = {session.peer.number for session in seated if session._device is None}
+        assert strangers == admission._strangers.keys()
+        assert all(session.peer.reason is not None for session in sessions if session.peer.closing)
         waits = sum(device.outbox.bytes for device in registry.devices())
-        assert registry.budget.used == waits
+        assert self.world.context.budget.used == waits
         ended = sum(self.world.reasons.values())
         assert ended + len(sessions) - len(guests) == sum(
             self.world.counted(self.world.metrics.attempts).values()
@@ -241,9 +242,8 @@ class SessionMachine(RuleBasedStateMachine):
         world.run_for(LONG_SECONDS)
         assert world.registry.connections == 0
         assert not any(device.outbox.bytes or device.pending for device in world.registry.devices())
-        world.registry.stop()
+        world.directory.sweep.stop()
         assert not world.clock.getDelayedCalls()
-        assert world.clock.seconds() >= NOW
 
 
 class SessionMachineTests(SynchronousTestCase):

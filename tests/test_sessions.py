@@ -50,7 +50,9 @@ class SessionsTestCase(StoreTestCase):
 
     def sibling(self) -> StoredSessions:
         """Those of another server on the same store, or of this one after a restart."""
-        return StoredSessions(self.database, self.clock, LIFETIME, lambda: self.accepted)
+        return StoredSessions(
+            self.database, self.clock, LIFETIME, lambda: self.accepted, wall=self.wall
+        )
 
 
 class RuleTests(SessionsTestCase):
@@ -184,6 +186,23 @@ class LifetimeTests(SessionsTestCase):
         self.clock.advance(LIFETIME + 2 * SWEEP_SECONDS)
         self.assertIsNone(self.successResultOf(sibling.resume(token, PHONE)).token)
 
+    def test_clock_is_set(self) -> None:
+        """A token that a connection holds outlives any step; others end at their date."""
+        for step in (-32_400.0, -3600.0, 86_400.0):
+            for passed in (0.0, SWEEP_SECONDS):
+                token = self.issue()
+                self.wall.step(step)
+                self.clock.advance(passed)
+                self.use(token)
+        token = self.issue()
+        self.sessions.connection_ended(PHONE, token)
+        self.wall.step(-3600.0)
+        self.clock.pump([SWEEP_SECONDS] * 70)
+        token = self.use(token)  # it lives longer by the step
+        self.sessions.connection_ended(PHONE, token)
+        self.wall.step(86_400.0)
+        self.assertIsNone(self.resume(token))
+
     def test_dead_tokens_are_removed(self) -> None:
         """The sweep removes what has ended, and the count follows."""
         first = self.issue()
@@ -272,11 +291,11 @@ class BatchTests(SessionsTestCase):
         self.thread.go_on()
         self.successResultOf(stopping)
         (row,) = self.rows(SESSIONS)
-        self.assertEqual(row["expires"], round((self.clock.seconds() + LIFETIME) * 1000))
+        self.assertEqual(row["expires"], round((self.wall() + LIFETIME) * 1000))
         self.stopped(self.sessions)
 
     def test_not_open(self) -> None:
         """Before the store is open a phone is told at once, and goes on without."""
         database: Database = self.make_database()
-        sessions = StoredSessions(database, self.clock)
+        sessions = StoredSessions(database, self.clock, wall=self.wall)
         self.failureResultOf(sessions.issue(PHONE, NO_KEY), StoreError)

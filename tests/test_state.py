@@ -1,20 +1,25 @@
-"""Tests for L{domaeka.state}."""
+"""Tests for L{domaeka.state} and L{domaeka.secrets}."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from domaeka import state
+from domaeka import secrets, state
 from domaeka.config import AuthSettings
 from domaeka.errors import ConfigError
+from domaeka.secrets import Secrets, load_or_create_secrets, load_secrets
 from domaeka.state import (
-    Secrets,
-    load_or_create_secrets,
-    load_secrets,
+    lock_directory,
+    make_private_file,
+    make_state_directory,
     node_name,
-    state_directory,
+    state_path,
 )
 
 
@@ -33,35 +38,221 @@ class StateDirectoryTests(SynchronousTestCase):
         """The option goes first, then systemd's word, then XDG's, then the home directory."""
         environment = {"HOME": str(self.base / "home")}
         expected = self.base / "home/.local/state/domaeka"
-        self.assertEqual(state_directory(None, environment), expected)
+        self.assertEqual(make_state_directory(None, environment), expected)
         environment["XDG_STATE_HOME"] = str(self.base / "xdg")
-        self.assertEqual(state_directory(None, environment), self.base / "xdg/domaeka")
+        self.assertEqual(make_state_directory(None, environment), self.base / "xdg/domaeka")
         environment["STATE_DIRECTORY"] = f"{self.base}/one:{self.base}/two"
-        self.assertEqual(state_directory(None, environment), self.base / "one")
-        self.assertEqual(state_directory(f"{self.base}/given", environment), self.base / "given")
+        self.assertEqual(make_state_directory(None, environment), self.base / "one")
+        self.assertEqual(
+            make_state_directory(f"{self.base}/given", environment), self.base / "given"
+        )
 
     def test_private(self) -> None:
         """A directory that is made, or found empty, is nobody else's business."""
         found = self.base / "found"
         found.mkdir(mode=0o755)
         for path in (found, self.base / "deep" / "er"):
-            self.assertEqual(mode_of(state_directory(str(path), {})), 0o700)
+            self.assertEqual(mode_of(make_state_directory(str(path), {})), 0o700)
 
     def test_leaves_others_alone(self) -> None:
         """A directory with other things in it keeps its mode, and must not be writable by all."""
         self.base.chmod(0o755)
         (self.base / "something").touch()
-        self.assertEqual(mode_of(state_directory(str(self.base), {})), 0o755)
+        self.assertEqual(mode_of(make_state_directory(str(self.base), {})), 0o755)
         self.base.chmod(0o777)
-        self.assertRaises(ConfigError, state_directory, str(self.base), {})
+        self.assertRaises(ConfigError, make_state_directory, str(self.base), {})
 
     def test_unusable(self) -> None:
         """What cannot be used is named in one line."""
         (self.base / "file").touch()
         for option in (f"{self.base}/file", f"{self.base}/file/below", "/proc/nothing", "a\0b"):
-            error = self.assertRaises(ConfigError, state_directory, option, {})
+            error = self.assertRaises(ConfigError, make_state_directory, option, {})
             self.assertEqual(len(str(error).splitlines()), 1)
             self.assertIn("state directory", str(error))
+
+
+class VolumeTests(SynchronousTestCase):
+    """
+    The root of a volume in a container, which is root's and others may write to.
+
+    Only root can be somebody else for a while.
+    """
+
+    UID, ANOTHER = 12345, 12346
+
+    def setUp(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("needs root")
+        self.root = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.root)
+        self.addCleanup(self.become, 0)
+
+    def become(self, uid: int) -> None:
+        """Be somebody else from now on."""
+        os.seteuid(0)
+        os.setegid(uid)
+        os.seteuid(uid)
+
+    def volume(self, mode: int, owner: int = 0) -> str:
+        """The root, given to us by a group or by all."""
+        self.become(0)
+        os.chown(self.root, owner, self.UID)
+        self.root.chmod(mode)
+        self.become(self.UID)
+        return str(self.root)
+
+    def refusal(self, option: str) -> str:
+        said = str(self.assertRaises(ConfigError, make_state_directory, option, {}))
+        self.assertEqual(len(said.splitlines()), 1)
+        return said
+
+    def test_own_directory_below(self) -> None:
+        """There is a private directory of our own in it, which the commands find, root's too."""
+        own = self.root / "domaeka"
+        for mode in (0o2777, 0o2775, 0o2770, 0o777, 0o1777):
+            volume = self.volume(mode)
+            self.assertEqual(make_state_directory(volume, {}), own)
+            self.assertEqual((mode_of(own), own.stat().st_uid), (0o700, self.UID))
+            load_or_create_secrets(own)
+            self.assertEqual(state_path(volume, {}), own)
+            self.become(0)
+            self.assertEqual(state_path(volume, {}), own)
+
+    def test_opened_by_kubernetes(self, owner: int = 0) -> None:
+        """What an fsGroup has opened for its group at a restart is closed again, and kept."""
+        directory = make_state_directory(self.volume(0o2770, owner), {})
+        made = load_or_create_secrets(directory)
+        (directory / state.SECRETS_NAME).chmod(0o660)
+        directory.chmod(0o2770)
+        self.assertEqual(make_state_directory(str(self.root), {}), directory)
+        self.assertEqual(mode_of(directory), 0o700)
+        self.assertEqual(load_secrets(directory), made)
+
+    def test_own_root_opened_by_kubernetes(self) -> None:
+        """Likewise where the root of the volume is ours, and so the state directory itself."""
+        self.test_opened_by_kubernetes(self.UID)
+
+    def test_another_users(self) -> None:
+        """A directory of another user is refused, however it is open, and whoever we are."""
+        for mode in (0o700, 0o755, 0o777, 0o1777):
+            self.assertIn(str(self.root), self.refusal(self.volume(mode, self.ANOTHER)))
+        self.volume(0o1777)
+        self.become(self.ANOTHER)
+        planted = self.root / "domaeka"
+        planted.mkdir(0o755)
+        for uid in (self.UID, 0):
+            self.become(uid)
+            self.assertIn("another user", self.refusal(str(planted)))
+        self.assertEqual(os.listdir(planted), [])
+
+    def test_planted_link(self) -> None:
+        """A symbolic link of another user leads nowhere, though it be to a directory of ours."""
+        ours = self.root / "ours"
+        for mode in (0o777, 0o1777):
+            volume = self.volume(mode)
+            ours.mkdir(0o755, exist_ok=True)
+            link = self.root / "domaeka"
+            self.become(self.ANOTHER)
+            link.symlink_to(ours)
+            for uid, option in ((self.UID, volume), (self.UID, f"{link}/x"), (0, str(link))):
+                self.become(uid)
+                self.assertIn("symbolic link of another user", self.refusal(option))
+            self.become(0)
+            self.assertEqual((os.listdir(ours), mode_of(ours)), ([], 0o755))
+            link.unlink()
+
+    def test_own_link(self) -> None:
+        """A symbolic link of our own is followed."""
+        self.volume(0o1777)
+        (self.root / "ours").mkdir()
+        (self.root / "link").symlink_to(self.root / "ours")
+        self.assertEqual(make_state_directory(f"{self.root}/link", {}), self.root / "link")
+
+    def test_not_for_us(self) -> None:
+        """Where we may not write we are told whose it must be."""
+        for option in (self.volume(0o755), f"{self.root}/x"):
+            self.assertIn(f"install -d -o {self.UID} -m 700", self.refusal(option))
+
+
+class LockTests(SynchronousTestCase):
+    """Tests for L{lock_directory}."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+
+    def test_one_server(self) -> None:
+        """A second server is refused until the first one has ended."""
+        first = lock_directory(self.directory)
+        assert first is not None
+        error = self.assertRaises(ConfigError, lock_directory, self.directory)
+        self.assertIn("another server uses it", str(error))
+        first.close()
+        second = lock_directory(self.directory)
+        assert second is not None
+        second.close()
+
+    def test_commands(self) -> None:
+        """What only reads the secrets, or changes them, does not mind the server."""
+        lock = lock_directory(self.directory)
+        assert lock is not None
+        load_or_create_secrets(self.directory)
+        secrets.rotate_secret_key(self.directory, 0.0, 0.0)
+        lock.close()
+
+    def test_no_locks(self) -> None:
+        """A file system without locks keeps no server from its work."""
+
+        def refuse(file: object, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks")
+
+        self.patch(fcntl, "flock", refuse)
+        self.assertIsNone(lock_directory(self.directory))
+
+    def test_cannot_be_written(self) -> None:
+        """The file is named."""
+        (self.directory / state.LOCK_NAME).mkdir()
+        error = self.assertRaises(ConfigError, lock_directory, self.directory)
+        self.assertIn(state.LOCK_NAME, str(error))
+
+
+class PrivateFileTests(SynchronousTestCase):
+    """Tests for L{make_private_file}."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.addCleanup(os.umask, os.umask(0o022))
+
+    def test_modes(self) -> None:
+        """A new one is private, as is one that all could read; a group keeps what it has."""
+        make_private_file(self.path)
+        self.assertEqual(mode_of(self.path), 0o600)
+        self.path.write_text("kept")
+        for mode, then in ((0o644, 0o600), (0o666, 0o600), (0o640, 0o640)):
+            self.path.chmod(mode)
+            make_private_file(self.path)
+            self.assertEqual(mode_of(self.path), then)
+        self.assertEqual(self.path.read_text(), "kept")
+
+    def test_another_users(self) -> None:
+        """One that all may read, and that is not ours to mend, is refused, with what helps."""
+
+        def refuse(number: int, mode: int) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        make_private_file(self.path)
+        self.path.chmod(0o666)
+        self.patch(os, "fchmod", refuse)
+        error = self.assertRaises(ConfigError, make_private_file, self.path)
+        self.assertIn(f"try: chmod 600 {self.path}", str(error))
+
+    def test_no_file(self) -> None:
+        """What is none is named, at once."""
+        os.mkfifo(self.path)
+        error = self.assertRaises(ConfigError, make_private_file, self.path)
+        self.assertEqual(str(error), f"{self.path}: not a file")
+        error = self.assertRaises(ConfigError, make_private_file, self.path / "x", "storage.url: x")
+        self.assertEqual(str(error), "storage.url: x: Not a directory")
 
 
 class SecretsTests(SynchronousTestCase):
@@ -92,7 +283,7 @@ class SecretsTests(SynchronousTestCase):
     def test_second_of_two_takes_what_the_first_wrote(self) -> None:
         """A process that comes late by an instant replaces nothing."""
         first = load_or_create_secrets(self.directory)
-        state._create(self.path)
+        secrets._create(self.path)
         self.assertEqual(load_secrets(self.directory), first)
         self.assertEqual(os.listdir(self.directory), [state.SECRETS_NAME])
 
@@ -138,7 +329,7 @@ class SecretsTests(SynchronousTestCase):
             ('\nsecret_key = "sesame-sesame', "secrets.toml:2:"),
             ("secret_key = " + "9" * 5000, "secrets.toml"),
             (f"secret_key = 5\nsalt = 's'\n{token}", "secret_key"),
-            (f"sesame = 5\nsecret_key = '{'k' * 16}'\nsalt = 's'\n{token}", "unknown"),
+            (f"sesame = 5\nsecret_key = '{'k' * 16}'\nsalt = 's'\n{token}", "sesame"),
         ):
             said = self.refusal(text)
             self.assertIn(named, said)
@@ -148,13 +339,13 @@ class SecretsTests(SynchronousTestCase):
     def test_published_key(self) -> None:
         """The key that everybody knows is let through only where the operator says so."""
         known = "known-to-everybody"
-        self.patch(state, "PUBLISHED_KEY_SHA256", hashlib.sha256(known.encode()).hexdigest())
+        self.patch(secrets, "PUBLISHED_KEY_SHA256", hashlib.sha256(known.encode()).hexdigest())
         text = f'secret_key = "{known}"\nsalt = "s"\nadmin_token = "{"t" * 32}"\n'
         self.assertIn("auth.accept_published_key", self.refusal(text))
         accepting = AuthSettings(accept_published_key=True)
         found = load_secrets(self.directory, accepting)
         self.assertEqual((found.secret_key, found.has_published_key(0.0)), (known, True))
-        found = state.rotate_secret_key(self.directory, 10.0, 0.0)
+        found = secrets.rotate_secret_key(self.directory, 10.0, 0.0)
         self.assertEqual([found.has_published_key(now) for now in (9.0, 10.0)], [True, False])
 
     def test_previous_key_that_has_ended(self) -> None:
@@ -187,12 +378,12 @@ class SecretsTests(SynchronousTestCase):
     def test_rotated(self) -> None:
         """A new key takes the place of the old one, which is accepted for a while, or is not."""
         old = load_or_create_secrets(self.directory)
-        new = state.rotate_secret_key(self.directory, 60.0, 1000.0)
+        new = secrets.rotate_secret_key(self.directory, 60.0, 1000.0)
         self.assertEqual(load_secrets(self.directory), new)
         self.assertEqual((new.salt, new.admin_token), (old.salt, old.admin_token))
         self.assertEqual(new.accepted_keys(1059.0), (new.secret_key, old.secret_key))
         self.assertEqual((new.accepted_keys(1060.0), new.previous_ends), ((new.secret_key,), 1060))
-        last = state.rotate_secret_key(self.directory, 0.0, 1000.0)
+        last = secrets.rotate_secret_key(self.directory, 0.0, 1000.0)
         self.assertEqual(last.accepted_keys(0.0), (last.secret_key,))
         self.assertEqual(len({old.secret_key, new.secret_key, last.secret_key}), 3)
         self.assertEqual(os.listdir(self.directory), [state.SECRETS_NAME])
@@ -206,7 +397,7 @@ class SecretsTests(SynchronousTestCase):
             'salt = "소금 👋\\u007f\\"\\\\\\n\\t\\u0001"\n'
         )
         self.assertEqual(load_secrets(self.directory).salt, salt)
-        self.assertEqual(state.rotate_secret_key(self.directory, 1.0, 0.0).salt, salt)
+        self.assertEqual(secrets.rotate_secret_key(self.directory, 1.0, 0.0).salt, salt)
         self.assertEqual(load_secrets(self.directory).salt, salt)
 
     def test_odd_files(self) -> None:
@@ -248,3 +439,27 @@ class NodeNameTests(SynchronousTestCase):
             directory.mkdir()
             names.append(node_name(directory))
         self.assertNotEqual(*names)
+
+    def test_full_disk(self) -> None:
+        """One that cannot be written is named, and leaves nothing; an empty one is made anew."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        (directory / "node").touch()
+
+        def full(number: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        fsync = os.fsync
+        self.patch(os, "fsync", full)
+        error = self.assertRaises(ConfigError, node_name, directory)
+        self.assertEqual(str(error), f"{directory}/node: No space left on device")
+        self.assertEqual(os.listdir(directory), ["node"])
+        self.patch(os, "fsync", fsync)
+        self.assertEqual(node_name(directory), node_name(directory))
+
+    def test_no_file(self) -> None:
+        """A pipe in its place holds nobody up."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        os.mkfifo(directory / "node")
+        self.assertRaises(ConfigError, node_name, directory)

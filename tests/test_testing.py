@@ -11,22 +11,24 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from domaeka.errors import ErrorCode
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey, RoomKey
-from domaeka.messages import Dialect, FrameReader, Media, Reply, encode_ping, encode_reply
 from domaeka.policies.auth import NO_KEY
 from domaeka.testing import (
-    Comeback,
     FakeDevices,
     FakeDispatcher,
     FakeOrigin,
     FakePhone,
     FakeRooms,
+    FakeServer,
     FakeSessions,
+    Reconnection,
     VirtualServer,
     VirtualTransport,
     run_clock,
 )
-from domaeka.wire import LineDecoder
+from domaeka.wire import Dialect, FrameReader, LineDecoder, Media, Reply, encode_ping, encode_reply
+from tests.test_docs import ROOT, fenced
 
 NOW = 1_790_000_000.0
 SECRET = "a secret of enough bytes"
@@ -159,8 +161,8 @@ class FakePhoneTests(SynchronousTestCase):
 
     def test_closed_port(self) -> None:
         """With the port closed it tries after 4, 8, 16, 32, 60, 60 s."""
-        comeback = Comeback(1)
-        self.assertEqual([comeback.delay() for _ in range(7)], [4, 8, 16, 32, 60, 60, 60])
+        reconnection = Reconnection(1)
+        self.assertEqual([reconnection.delay() for _ in range(7)], [4, 8, 16, 32, 60, 60, 60])
         self.server.open = False
         self.phone.drop()
         self.run_for(27.0)
@@ -190,7 +192,7 @@ class FakePhoneTests(SynchronousTestCase):
             self.run_for(4.0)
         self.assertEqual(self.connect_times(self.phone), [0.0, 4.0, 8.0, 12.0])
 
-    def test_deaf(self) -> None:
+    def test_blocked(self) -> None:
         """While it sends files nothing is read from the socket, and pings wait."""
         server = self.factory.connections[0]
         server.write(reply_line(Media((b"png",), wait_ms=3000)))
@@ -205,7 +207,7 @@ class FakePhoneTests(SynchronousTestCase):
     def test_writes_until_it_sees_the_end(self) -> None:
         """What is said before it reads that the server has ended its side goes out all the same."""
         server = self.factory.connections[0]
-        self.phone.deafen(1.0)
+        self.phone.block(1.0)
         server.transport.loseWriteConnection()
         self.run_for(0.5)
         self.phone.say("late")
@@ -213,11 +215,11 @@ class FakePhoneTests(SynchronousTestCase):
         self.assertEqual((server.texts, self.phone.online), (["late"], False))
 
     def test_pauses_its_transport(self) -> None:
-        """On any transport, deafness pauses reading."""
+        """On any transport, a blocked phone pauses reading."""
         transport = StringTransport()
         phone = FakePhone(self.clock, [_Endpoint(transport)], None)
         phone.start()
-        phone.deafen(2.0)
+        phone.block(2.0)
         self.assertEqual(transport.producerState, "paused")
         self.clock.advance(2.0)
         self.assertEqual(transport.producerState, "producing")
@@ -383,14 +385,17 @@ class FakesTests(SynchronousTestCase):
         self.assertTrue(rooms.enter(room, self.key, "방", True))
 
     def test_sessions(self) -> None:
-        """A token is good once, and for its own device only."""
+        """A token is good until its successor is shown, and for its own device only."""
         sessions = FakeSessions()
         first = self.successResultOf(sessions.issue(self.key, NO_KEY))
         other = DeviceKey("가게봇", "another")
         self.assertIsNone(self.successResultOf(sessions.resume(first, other)).token)
-        second = self.successResultOf(sessions.resume(first, self.key, "key")).token
-        self.assertIsNone(self.successResultOf(sessions.resume(first, self.key)).token)
-        self.assertEqual(sessions.live, {second: self.key})
+        lost = self.successResultOf(sessions.resume(first, self.key, "key")).token
+        second = self.successResultOf(sessions.resume(first, self.key)).token
+        third = self.successResultOf(sessions.resume(second, self.key)).token
+        for spent in (first, lost):
+            self.assertIsNone(self.successResultOf(sessions.resume(spent, self.key)).token)
+        self.assertEqual(sessions.live, {second: self.key, third: self.key})
 
     def test_dispatcher(self) -> None:
         """Messages are answered and done, at once or when released."""
@@ -401,3 +406,51 @@ class FakesTests(SynchronousTestCase):
         self.assertEqual((origin.texts, origin.done), ([], []))
         dispatcher.release()
         self.assertEqual((origin.texts, origin.done), (["A"], [chat]))
+
+
+class FakeServerTests(SynchronousTestCase):
+    """Tests for L{FakeServer}; those of the client show the rest."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.server = FakeServer(self.clock, SECRET, SALT)
+        self.port = VirtualServer(self.clock, self.server)
+        self.phone = FakePhone(self.clock, [self.port], SECRET, SALT)
+
+    def test_example(self) -> None:
+        """The example of docs/client.md runs."""
+        (example,) = (
+            code for code in fenced(ROOT / "docs/client.md", "python") if "FakeServer" in code
+        )
+        exec(example, {})
+
+    def test_serves_phones(self) -> None:
+        """Phones of the field are served, too; wrong signatures are not."""
+        stranger = FakePhone(self.clock, [self.port], "another secret of enough", SALT)
+        for phone in (self.phone, stranger):
+            phone.start()
+            run_clock(self.clock, 1.0)
+            phone.say("안녕", room="방")
+            run_clock(self.clock, 1.0)
+        self.assertEqual((self.phone.texts(), stranger.texts()), (["안녕"], []))
+        self.assertEqual([chat.text for chat in self.server.chats], ["안녕"])
+
+    def test_refuses(self) -> None:
+        """Nobody is served while it refuses; those who are here already are."""
+        self.phone.start()
+        run_clock(self.clock, 1.0)
+        self.server.refuse(ErrorCode.BANNED)
+        self.phone.say("하나", room="방")
+        run_clock(self.clock, 1.0)
+        self.assertEqual(self.server.connections, 1)
+        self.port.accepted[-1].abortConnection()
+        run_clock(self.clock, 60.0)
+        self.assertEqual(self.server.connections, 0)
+        self.server.refuse(None)
+        run_clock(self.clock, 120.0)
+        self.assertEqual(self.server.connections, 1)
+
+    def test_stops(self) -> None:
+        """Once it is stopped, nothing of it is scheduled any more."""
+        self.server.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])

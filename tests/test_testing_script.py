@@ -11,15 +11,23 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.messages import Dialect, FrameReader, Media, Reply, encode_ping, encode_reply
-from domaeka.phonewire import Identity, Said
 from domaeka.policies.auth import Signer
 from domaeka.testing import (
     SCRIPTS,
     STANDARD_IDENTITY,
     BridgeScript,
-    JavaLines,
+    JavaLineReader,
     PhoneRecord,
+)
+from domaeka.wire import (
+    Dialect,
+    FrameReader,
+    Identity,
+    Media,
+    Reply,
+    Said,
+    encode_ping,
+    encode_reply,
 )
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -44,11 +52,11 @@ def reply_line(content: str | Media, dialect: Dialect = Dialect.V33, **changes: 
 
 
 class JavaLinesTests(SynchronousTestCase):
-    """Tests for L{JavaLines}."""
+    """Tests for L{JavaLineReader}."""
 
     def test_what_ends_a_line(self) -> None:
         """LF, CR and CRLF do, and the end of the stream."""
-        lines = JavaLines()
+        lines = JavaLineReader()
         lines.feed(b"a\nb\rc\r\n\nd")
         self.assertEqual([lines.next_line() for _ in range(5)], [b"a", b"b", b"c", b"", None])
         self.assertEqual(lines.take_rest(), b"d")
@@ -57,7 +65,7 @@ class JavaLinesTests(SynchronousTestCase):
     def test_any_pieces(self, pieces: list[bytes]) -> None:
         """However the bytes are cut, the lines are the same."""
         whole = [bytes(line) for line in b"".join(pieces).splitlines()]
-        lines = JavaLines()
+        lines = JavaLineReader()
         found: list[bytes] = []
         for piece in pieces:
             lines.feed(piece)
@@ -302,13 +310,13 @@ class ReadingTests(_ScriptCase):
             self.hear(b'{"event":"handshakeComplete","data":{"success":false}}')
             self.assertEqual(self.script.closing, closing)
 
-    def test_deaf(self) -> None:
+    def test_blocked(self) -> None:
         """While it sends files it reads nothing: wait time + 1.2 s, one frame after the other."""
         self.script.take_output()
         picture = reply_line(Media((b"png",), wait_ms=3000))
         self.hear(picture, picture, encode_ping("가게봇", "t"))
         self.clock.advance(4.2)
-        self.assertEqual(self.script.deaf_until, NOW + 4.2)
+        self.assertEqual(self.script.blocked_until, NOW + 4.2)
         self.script.wake()
         self.assertEqual(len(self.record.replies), 2)
         self.assertEqual(self.script.take_output(), b"")
@@ -316,7 +324,7 @@ class ReadingTests(_ScriptCase):
         self.script.wake()
         self.assertEqual(self.sent(), ["Pong"])
 
-    def test_how_long_deaf(self) -> None:
+    def test_how_long_blocked(self) -> None:
         """Without a wait time 15 + 1.2 s, and on 3.2.0 always."""
         for version, wait, seconds in (
             ("3.3.3", None, 16.2),
@@ -327,10 +335,10 @@ class ReadingTests(_ScriptCase):
             self.start(version)
             dialect = SCRIPTS[version].dialect
             self.hear(reply_line(Media((b"png",)), dialect, media_wait_time=wait))
-            self.assertEqual(self.record.replies[0].deaf_seconds, seconds)
+            self.assertEqual(self.record.replies[0].blocked_seconds, seconds)
 
     def test_learns_late_that_it_is_offline(self) -> None:
-        """A deaf script reads what is left, a line without an end too, before it is offline."""
+        """A blocked script reads what is left, a line without an end too, before it is offline."""
         self.hear(reply_line(Media((b"png",), wait_ms=3000)))
         self.script.bytes_received(reply_line("last words"))
         self.script.connection_lost()

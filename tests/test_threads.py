@@ -4,7 +4,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import StoreError
-from domaeka.store.threads import MAX_WAITING_CALLS, DatabaseFailed, Lane, StoreClosed
+from domaeka.store.threads import MAX_WAITING_CALLS, DatabaseFailed, Executor, StoreClosed
 from tests.storing import FakeThread
 
 
@@ -13,38 +13,38 @@ def fails() -> None:
     raise DatabaseFailed("disk full")
 
 
-class LaneTests(SynchronousTestCase):
-    """Tests for L{Lane}."""
+class ExecutorTests(SynchronousTestCase):
+    """Tests for L{Executor}."""
 
     def setUp(self) -> None:
         self.thread = FakeThread()
-        self.lane = Lane(self.thread, Clock().seconds)
+        self.executor = Executor(self.thread, Clock().seconds)
 
     def test_one_after_the_other(self) -> None:
         """A call is begun once the one before is over, its answer given."""
         seen: list[str] = []
         self.thread.stuck = True
-        first = self.lane.submit(lambda: seen.append("first"))
+        first = self.executor.submit(lambda: seen.append("first"))
         first.addCallback(lambda _: seen.append("answered"))
-        self.lane.submit(lambda: seen.append("second"))
-        self.assertEqual((len(self.lane), seen), (2, []))
+        self.executor.submit(lambda: seen.append("second"))
+        self.assertEqual((len(self.executor), seen), (2, []))
         self.thread.go_on()
-        self.assertEqual((len(self.lane), seen), (0, ["first", "answered", "second"]))
+        self.assertEqual((len(self.executor), seen), (0, ["first", "answered", "second"]))
 
     def test_remembers_the_last_failure(self) -> None:
         """What the database said stands until a call works; other mistakes are none of its."""
-        self.failureResultOf(self.lane.submit(fails), DatabaseFailed)
-        self.failureResultOf(self.lane.submit(lambda: 1 // 0), ZeroDivisionError)
-        self.assertEqual(self.lane.failure, "disk full")
-        self.successResultOf(self.lane.submit(lambda: None))
-        self.assertIsNone(self.lane.failure)
+        self.failureResultOf(self.executor.submit(fails), DatabaseFailed)
+        self.failureResultOf(self.executor.submit(lambda: 1 // 0), ZeroDivisionError)
+        self.assertEqual(self.executor.failure, "disk full")
+        self.successResultOf(self.executor.submit(lambda: None))
+        self.assertIsNone(self.executor.failure)
 
     def test_giving_up_refuses_what_waits(self) -> None:
         """A thread that is stuck is left alone; what waited for it is told."""
         self.thread.stuck = True
-        self.lane.submit(lambda: None)
-        waiting = self.lane.submit(lambda: None)
-        self.lane.give_up()
+        self.executor.submit(lambda: None)
+        waiting = self.executor.submit(lambda: None)
+        self.executor.give_up()
         self.failureResultOf(waiting, StoreClosed)
         self.assertFalse(self.thread.closed)
 
@@ -52,8 +52,8 @@ class LaneTests(SynchronousTestCase):
         """A full queue refuses calls, but for the one that ends it."""
         self.thread.stuck = True
         for _ in range(MAX_WAITING_CALLS + 1):
-            self.lane.submit(lambda: None)
-        self.failureResultOf(self.lane.submit(lambda: None), StoreError)
-        last = self.lane.finish(lambda: "closed")
+            self.executor.submit(lambda: None)
+        self.failureResultOf(self.executor.submit(lambda: None), StoreError)
+        last = self.executor.finish(lambda: "closed")
         self.thread.go_on()
         self.assertEqual(self.successResultOf(last), "closed")

@@ -1,1 +1,1 @@
-"""Bots: what their authors import, and how messages reach them."""
+"""Bots: the API for their authors, and the way of messages to their commands."""

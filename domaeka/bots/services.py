@@ -19,15 +19,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 #: "Breakers".
 SLOW_SERVICE_SECONDS: Final = 10.0
 
-#: What ends a call from outside: it says nothing of the service.
+#: Errors that end a call from outside: they say nothing about the service.
 _BROKEN_OFF: Final = (CancelledError, asyncio.CancelledError, GeneratorExit)
 
 
 class Service:
     """
-    One outside service, used from any thread.
-
-    Until a server has attached it, every call is let through: so bots can be tried without one.
+    An outside service, used from any thread.  Until a server has attached it, it lets every call
+    through: bots can be tried without a server.
     """
 
     def __init__(self, name: str, slow: float) -> None:
@@ -40,16 +39,12 @@ class Service:
 
     @property
     def state(self) -> BreakerState:
-        """Whether calls are let through."""
+        """The state of its breaker."""
         with self._lock:
             return BreakerState.CLOSED if self._breaker is None else self._breaker.state
 
     def attach(self, seconds: Callable[[], float], settings: BreakerSettings) -> None:
-        """
-        Begin to count.
-
-        @param seconds: the time now, in seconds.
-        """
+        """Begin to count.  @param seconds: the time now, in seconds."""
         with self._lock:
             self._seconds = seconds
             self._breaker = Breaker(
@@ -61,18 +56,14 @@ class Service:
             )
 
     def begin(self) -> "_Call":
-        """
-        A call is about to be made.
-
-        @raise BreakerOpen: it is not to be made.
-        """
+        """Count a call that is about to be made.  @raise BreakerOpen: it must not be made."""
         with self._lock:
             breaker = self._breaker
             return _Call(self, breaker, breaker.begin() if breaker is not None else 0)
 
 
 class _Call:
-    """One call to a service, and how it ended."""
+    """A call to a service, and how it ended."""
 
     __slots__ = ("_began", "_breaker", "_permit", "_service")
 
@@ -82,71 +73,56 @@ class _Call:
         self._permit = permit
         self._began = service._seconds()
 
-    def succeeded(self) -> None:
-        if self._breaker is not None:
-            with self._service._lock:
-                self._breaker.succeeded(self._permit, self._took())
-
-    def failed(self, error: BaseException | None) -> None:
+    def ended(self, error: BaseException | None = None) -> None:
+        """Count it; C{error}: it failed."""
         if self._breaker is None:
             return
+        took = max(0.0, self._service._seconds() - self._began)
         with self._service._lock:
+            if error is None:
+                self._breaker.succeeded(self._permit, took)
             # Broken off after a long wait: the service was slow.
-            if isinstance(error, _BROKEN_OFF) and self._took() < self._service.slow:
+            elif isinstance(error, _BROKEN_OFF) and took < self._service.slow:
                 self._breaker.dropped(self._permit)
             else:
                 self._breaker.failed(self._permit)
 
-    def _took(self) -> float:
-        return max(0.0, self._service._seconds() - self._began)
 
-
-class _Known:
-    """Every service that code has named: the decorator runs before there is a server."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, Service] = {}
-        self.terms: tuple[Callable[[], float], BreakerSettings] | None = None
-
-
-_known: Final = _Known()
+# The process has one set of services: the decorator runs before there is a server.
+_services: Final[dict[str, Service]] = {}
+_attached: list[tuple[Callable[[], float], BreakerSettings]] = []  # the last call's, if any
 
 
 def services() -> Mapping[str, Service]:
     """Every outside service that a loaded bot has named, by its name."""
-    return _known.services
+    return _services
 
 
 def attach_services(seconds: Callable[[], float], settings: BreakerSettings) -> None:
-    """
-    Begin to count, for all services that are named, or will be.
-
-    @param seconds: the time now, in seconds.
-    """
-    _known.terms = seconds, settings
-    for service in _known.services.values():
+    """Attach all services that are named, or will be, as L{Service.attach} does."""
+    _attached[:] = [(seconds, settings)]
+    for service in _services.values():
         service.attach(seconds, settings)
 
 
 def breaker(name: str, *, slow: float = SLOW_SERVICE_SECONDS) -> Callable[[_F], _F]:
     """
-    Guard the decorated function, which calls an outside service, with a circuit breaker: it may
-    be C{async def}, Deferred-returning or plain, and is called on the reactor or in a thread as
-    before.
+    Guard the decorated function, which calls an outside service, with a circuit breaker.  It may be
+    C{async def}, give a Deferred or be plain, and is called on the reactor or in a thread, as ever.
 
     After C{breaker.failure_threshold} failures it is not called for C{breaker.recovery_timeout}:
-    it raises (or fails with) L{BreakerOpen<domaeka.policies.retry.BreakerOpen>} instead.  A
-    command that lets that through is answered for by the server, once for a room.
+    it raises (or fails with) L{BreakerOpen<domaeka.policies.retry.BreakerOpen>} instead.  If a
+    command lets that through, the server answers, once for each room.
 
     @param name: of the service.  Functions with the same name share a breaker, and the C{slow}
         of the first.
     @param slow: a call that takes this long has failed, in seconds.  It is not broken off.
     """
-    service = _known.services.get(name)
+    service = _services.get(name)
     if service is None:
-        service = _known.services[name] = Service(name, slow)
-        if _known.terms is not None:
-            service.attach(*_known.terms)
+        service = _services[name] = Service(name, slow)
+        for seconds, settings in _attached:
+            service.attach(seconds, settings)
 
     def decorate(function: _F) -> _F:
         if inspect.iscoroutinefunction(function):
@@ -157,9 +133,9 @@ def breaker(name: str, *, slow: float = SLOW_SERVICE_SECONDS) -> Callable[[_F], 
                 try:
                     result = await function(*args, **named)
                 except BaseException as error:
-                    call.failed(error)
+                    call.ended(error)
                     raise
-                call.succeeded()
+                call.ended()
                 return result
 
         else:
@@ -170,11 +146,11 @@ def breaker(name: str, *, slow: float = SLOW_SERVICE_SECONDS) -> Callable[[_F], 
                 try:
                     result = function(*args, **named)
                 except BaseException as error:
-                    call.failed(error)
+                    call.ended(error)
                     raise
                 if isinstance(result, Deferred):
                     return result.addBoth(_deferred_ended, call)
-                call.succeeded()
+                call.ended()
                 return result
 
         return cast(_F, guarded)
@@ -183,8 +159,5 @@ def breaker(name: str, *, slow: float = SLOW_SERVICE_SECONDS) -> Callable[[_F], 
 
 
 def _deferred_ended(result: Any, call: _Call) -> Any:
-    if isinstance(result, Failure):
-        call.failed(result.value)
-    else:
-        call.succeeded()
+    call.ended(result.value if isinstance(result, Failure) else None)
     return result

@@ -1,4 +1,4 @@
-"""Threads for what may block: plain commands, and the reading of files."""
+"""Threads for functions that may block: plain commands, and the reading of files."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -12,7 +12,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from domaeka.errors import DomaekaError
+from domaeka.bots.failures import report
+from domaeka.errors import BotError
 
 _T = TypeVar("_T")
 
@@ -20,18 +21,18 @@ _T = TypeVar("_T")
 MAX_THREADS: Final = 30
 #: Most calls that run or wait for a thread.  Source: as above.
 MAX_CALLS: Final = 1000
-#: How long a stop waits for threads that are busy, in seconds.
+#: Longest time that a stop waits for busy threads, in seconds.
 JOIN_SECONDS: Final = 2.0
 
 _log = Logger()
 
 
-class ThreadsBusy(DomaekaError):
-    """There is no thread free, and enough waits for one."""
+class ThreadsBusy(BotError):
+    """No thread is free, and too many calls wait."""
 
 
 class Reactor(Protocol):
-    """What bots need of the reactor."""
+    """The part of the reactor that bots need."""
 
     def seconds(self) -> float:
         """The time now, in seconds."""
@@ -44,14 +45,14 @@ class Reactor(Protocol):
 
 
 class Threads(Protocol):
-    """What calls functions that may block."""
+    """A pool that calls functions that may block."""
 
     def call(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
         """
         Call C{function}.
 
-        @return: what it gives.  To cancel it is not to wait any longer: a call that has not begun
-            is not made, one that has cannot be stopped, and what it gives is dropped.
+        @return: its result.  Cancel it to wait no longer: a call that has not begun is not made;
+            one that has cannot be stopped, and its result is dropped.
         """
 
     def close(self) -> "Deferred[None]":
@@ -61,43 +62,46 @@ class Threads(Protocol):
 class _DaemonPool(ThreadPool):
     """A pool whose threads do not hold up the end of the process."""
 
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+    threadFactory = staticmethod(partial(Thread, daemon=True))  # type: ignore[assignment]
 
 
 class _Call:
-    """One call; C{given_up} is written by the reactor's thread alone."""
+    """A call; only the reactor's thread writes C{given_up}."""
 
-    __slots__ = ("function", "given_up")
+    __slots__ = ("function", "given", "given_up")
 
-    def __init__(self, function: Callable[..., object]) -> None:
+    def __init__(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
         self.function = function
+        self.given = args[0] if args else None
         self.given_up = False
+
+    @property
+    def fields(self) -> dict[str, str | None]:
+        """Fields for the log, where it was given a command's context."""
+        return dict(getattr(self.given, "log_fields", {}))
 
 
 class CommandThreads:
     """
-    A bounded pool, made of daemonic threads when first needed: one that is stuck for ever costs
-    its place in the pool, and does not hold the process.
+    A bounded pool of daemonic threads, made when first needed: a thread that is stuck for ever
+    costs its place in the pool, and does not hold up the end of the process.
     """
 
     def __init__(self, reactor: Reactor) -> None:
-        """@param reactor: where results come back to."""
+        """@param reactor: results come back in its thread."""
         self._reactor = reactor
         self._pool: ThreadPool | None = None
         self._calls = 0
         self._closed = False
 
     def call(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
-        """
-        See L{Threads}.  The Deferred fails with L{ThreadsBusy} where too many calls wait, as it
-        does once L{close} was called.
-        """
+        """See L{Threads}.  Fails with L{ThreadsBusy} if too many calls wait, or after L{close}."""
         if self._closed or self._calls >= MAX_CALLS:
             return fail(ThreadsBusy("no thread is free"))
         if self._pool is None:
             self._pool = _DaemonPool(0, MAX_THREADS, "domaeka-bots")
             self._pool.start()
-        call = _Call(function)
+        call = _Call(function, args)
 
         def give_up(_: object) -> None:
             call.given_up = True
@@ -124,8 +128,11 @@ class CommandThreads:
                 result.errback(value)
             else:
                 result.callback(value)
-        elif not (isinstance(value, Failure) and isinstance(value.value, CancelledError)):
-            _log.warn("{function} came back after it was given up", function=call.function)
+        elif not isinstance(value, Failure):
+            name = getattr(call.function, "__qualname__", None)
+            _log.warn("{function} came back after it was given up", function=name, **call.fields)
+        elif not isinstance(value.value, CancelledError):
+            report("a call failed after it was given up", value, call.fields, call.function)
 
     def close(self) -> "Deferred[None]":
         """See L{Threads}.  Waits for L{JOIN_SECONDS} at most."""

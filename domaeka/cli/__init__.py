@@ -5,33 +5,42 @@ A module here holds a command or a few of a kind; L{main} knows which, and impor
 it is used.
 """
 
+import errno
 from importlib import import_module
 from typing import Any, Final
 
 import click
 
 from domaeka import __version__
+from domaeka.cli.groups import Suggesting
 from domaeka.errors import DomaekaError
 
 #: Each command, the module of this package that has it, and what it is called there.
 COMMANDS: Final = {
     "bans": ("operator", "bans"),
+    "bots": ("watching", "bots"),
     "check-config": ("configuration", "check_config"),
     "connections": ("operator", "connections"),
+    "db": ("database", "db"),
     "devices": ("operator", "devices"),
     "drain": ("changes", "drain"),
+    "events": ("watching", "events"),
+    "import": ("importing", "import_command"),
     "init": ("configuration", "init"),
     "migrate": ("changes", "migrate"),
     "phone": ("phone", "phone"),
+    "phone-script": ("script", "phone_script"),
     "reload": ("changes", "reload"),
     "rooms": ("operator", "rooms"),
     "secrets": ("keys", "secrets"),
     "send": ("changes", "send"),
+    "serve": ("serve", "serve"),
     "status": ("operator", "status"),
+    "version": ("serve", "version"),
 }
 
 
-class _Commands(click.Group):
+class _Commands(Suggesting):
     """Commands that are imported when they are used, and whose errors are one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,6 +61,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except DomaekaError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise click.ClickException("output: no space left on the device") from None
 
 
 @click.command(
@@ -60,9 +73,11 @@ class _Commands(click.Group):
     epilog="""\b
 Examples:
   domaeka init                     write a config and secrets, show the script's lines
-  domaeka check-config FILE        would the server start with it?
+  domaeka check-config             would the server start here?
+  domaeka serve                    start it, in the foreground
   domaeka phone                    be a phone: type chat, see what the bots answer
   echo '# help' | domaeka phone    the same for scripts
+  domaeka phone-script             the script for a real phone, filled in
   domaeka status                   how the server is
   domaeka connections --watch      who is connected, and how well
   domaeka devices approve BOT ID   have a phone be answered
@@ -70,7 +85,6 @@ Examples:
   domaeka secrets rotate           make a new key for the phones
 
 \b
-The server itself is started with:  twistd -n domaeka
 Completion (bash; also zsh, fish):  eval "$(_DOMAEKA_COMPLETE=bash_source domaeka)"
 """,
 )

@@ -1,4 +1,4 @@
-"""What an operator does to a server: messages, a stop, a move, other settings."""
+"""C{domaeka send}, C{drain}, C{migrate} and C{reload}: an operator changes a server."""
 
 import sys
 from base64 import b64encode
@@ -8,18 +8,27 @@ from typing import Any, Final, NoReturn, get_args
 
 import click
 
-from domaeka.bots.media import MAX_MEDIA_BYTES, MAX_MEDIA_ITEMS, MAX_WAIT_MS
 from domaeka.cli import views
-from domaeka.cli.answers import Accepted, Drain, Health, Message, Migration, Reloaded
+from domaeka.cli.api_client import ApiClient, Unreachable, name, operators, path_of, read_as
 from domaeka.cli.operator import STATUSES
-from domaeka.cli.reach import Desk, Unreachable, name, operators, path_of, read_as
-from domaeka.cli.text import one_line
-from domaeka.messages import MediaType
+from domaeka.cli.output import one_line
+from domaeka.schema import (
+    MAX_MEDIA_BYTES,
+    MAX_MEDIA_ITEMS,
+    MAX_WAIT_MS,
+    Accepted,
+    DrainState,
+    Health,
+    Message,
+    MigrationState,
+    Reloaded,
+)
+from domaeka.wire import MediaType
 
 #: Longest text that is read from standard input, in bytes.  Source: C{server.max_text_chars} is at
 #: most 10,000,000, and a character has at most 4.
 MAX_TEXT_BYTES: Final = 40_000_000
-#: How often a message, and a stop or a move, is asked after, in seconds.
+#: Seconds between two requests for the state of a message, and of a stop or a move.
 MESSAGE_SECONDS: Final = 0.25
 CHANGE_SECONDS: Final = 1.0
 
@@ -65,7 +74,7 @@ Examples:
 @click.option("--wait", is_flag=True, help="Until it was sent, or its time is over.")
 @operators
 def send(
-    desk: Desk,
+    api: ApiClient,
     text: str | None,
     bot: str,
     room: str | None,
@@ -106,21 +115,22 @@ def send(
         body["media"] = _media(media)
     else:
         body["text"] = _input() if text is None else _checked(text)
-    found = desk.ask("POST", "/messages", body)
+    found = api.request("POST", "/messages", body)
     path = "/messages" + path_of(read_as(found, Accepted).id)
     if wait:
-        found = desk.ask("GET", path)
+        found = api.request("GET", path)
         while read_as(found, Message).state == "queued":
-            desk.pause(MESSAGE_SECONDS)
-            found = desk.ask("GET", path)
-    if desk.as_json:
-        desk.show_json(found)
+            api.pause(MESSAGE_SECONDS)
+            found = api.request("GET", path)
+    if api.as_json:
+        api.show_json(found)
     elif wait:
         message = read_as(found, Message)
-        click.echo(one_line(f"{message.id}: {message.state}, by {message.device}"))
+        why = f": {message.reason}" if message.reason else ""
+        click.echo(one_line(f"{message.id}: {message.state}, by {message.device}{why}"))
     else:
         click.echo(one_line(f"{read_as(found, Accepted).id}: taken"))
-    if wait and read_as(found, Message).state not in ("sent", "acknowledged"):
+    if wait and read_as(found, Message).state not in ("sent", "acknowledged", "delivered"):
         raise click.exceptions.Exit(1)
 
 
@@ -128,7 +138,7 @@ def _media(names: tuple[str, ...]) -> list[dict[str, str]]:
     """
     Files by their bytes, addresses as they are.
 
-    @raise click.ClickException: one cannot be read, or they are too many or too large.
+    @raise click.ClickException: one cannot be read, or there are too many, or too large ones.
     """
     if len(names) > MAX_MEDIA_ITEMS:
         raise click.ClickException(f"--media: at most {MAX_MEDIA_ITEMS}")
@@ -154,7 +164,7 @@ def _media(names: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def _input() -> str:
-    """What is piped in, without the newline at its end."""
+    """The text from standard input, without the newline at its end."""
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError("TEXT, or --media, must be given")
     raw = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
@@ -194,7 +204,7 @@ Examples:
 @click.option("--off", is_flag=True, help="Call it off, as long as phones are connected.")
 @click.option("--wait", is_flag=True, help="Until the server has ended.")
 @operators
-def drain(desk: Desk, ask: bool, off: bool, wait: bool) -> None:
+def drain(api: ApiClient, ask: bool, off: bool, wait: bool) -> None:
     """
     Stop the server in order.
 
@@ -203,42 +213,36 @@ def drain(desk: Desk, ask: bool, off: bool, wait: bool) -> None:
     """
     if ask + off + wait > 1:
         raise click.UsageError("--status, --off, --wait: only one of them")
-    found = desk.ask("GET" if ask else "DELETE" if off else "POST", "/drain")
+    found = api.request("GET" if ask else "DELETE" if off else "POST", "/drain")
     if not wait:
-        state = read_as(found, Drain)
-        if desk.as_json:
-            desk.show_json(found)
-        else:
-            begun = not ask and not off
-            click.echo(views.DRAINED if begun and not state.draining else views.drain_line(state))
+        state = read_as(found, DrainState)
+        emptied = not (ask or off or state.draining)
+        api.show(found, lambda: views.DRAINED if emptied else views.drain_line(state))
         return
     with suppress(Unreachable):
-        _drained(desk, found)
-    if desk.as_json:
-        desk.show_json({"ended": True})
-    else:
-        click.echo("the server has ended")
+        _drained(api, found)
+    api.show({"ended": True}, lambda: "the server has ended")
 
 
-def _drained(desk: Desk, found: Any) -> NoReturn:
+def _drained(api: ApiClient, found: Any) -> NoReturn:
     """
-    Show how a stop goes, to the end.
+    Show the progress of a stop, to the end.
 
     @raise Unreachable: the server has ended.
     @raise click.ClickException: it was called off.
     """
     last = ""
     while True:
-        state = read_as(found, Drain)
-        # Once no phone is left it only writes what is to be kept.
-        if not state.draining and read_as(desk.page("/health")[1], Health).status != "draining":
+        state = read_as(found, DrainState)
+        # Once no phone is left the server only writes to the store.
+        if not state.draining and read_as(api.page("/health")[1], Health).status != "draining":
             raise click.ClickException("the drain was called off")
         line = views.drain_line(state) if state.draining else views.DRAINED
-        if not desk.as_json and line != last:
+        if not api.as_json and line != last:
             click.echo(line)
         last = line
-        desk.pause(CHANGE_SECONDS)
-        found = desk.ask("GET", "/drain")
+        api.pause(CHANGE_SECONDS)
+        found = api.request("GET", "/drain")
 
 
 # Move
@@ -273,7 +277,7 @@ Examples:
 @click.option("--wait", is_flag=True, help="Until it is over.")
 @operators
 def migrate(
-    desk: Desk,
+    api: ApiClient,
     target: str | None,
     tls: bool,
     migrate_after: float | None,
@@ -293,7 +297,7 @@ def migrate(
     if target is None and (tls or migrate_after is not None or spread is not None):
         raise click.UsageError("--tls, --migrate-after, --spread: only with HOST:PORT")
     if target is None:
-        found = desk.ask("GET" if ask else "DELETE", "/migration")
+        found = api.request("GET" if ask else "DELETE", "/migration")
     else:
         host, port = read_target(target)
         body: dict[str, object] = {"host": host, "port": port, "tls": tls}
@@ -301,21 +305,21 @@ def migrate(
             body["migrate_after"] = migrate_after
         if spread is not None:
             body["spread"] = spread
-        found = desk.ask("POST", "/migration", body)
+        found = api.request("POST", "/migration", body)
     last = ""
     while True:
-        state = read_as(found, Migration)
+        state = read_as(found, MigrationState)
         line = views.migration_line(state)
         over = not wait or state.phase not in ("moving", "emptying")
-        if desk.as_json and over:
-            desk.show_json(found)
-        elif not desk.as_json and line != last:
+        if api.as_json and over:
+            api.show_json(found)
+        elif not api.as_json and line != last:
             click.echo(one_line(line))
         if over:
             break
         last = line
-        desk.pause(CHANGE_SECONDS)
-        found = desk.ask("GET", "/migration")
+        api.pause(CHANGE_SECONDS)
+        found = api.request("GET", "/migration")
     if wait and state.phase != "done":
         raise click.exceptions.Exit(1)
 
@@ -346,15 +350,15 @@ Examples:
   1 where something is wrong: then nothing has changed."""
 )
 @operators
-def reload(desk: Desk) -> None:
+def reload(api: ApiClient) -> None:
     """
     Have settings and bots read again.
 
     Secrets and certificates too. What is changed and only holds at a restart is named.
     """
-    found = desk.ask("POST", "/reload")
-    if desk.as_json:
-        desk.show_json(found)
+    found = api.request("POST", "/reload")
+    if api.as_json:
+        api.show_json(found)
         return
     state = read_as(found, Reloaded)
     click.echo(one_line(f"changed: {', '.join(state.changed) or 'nothing'}"))

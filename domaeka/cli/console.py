@@ -5,7 +5,7 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
@@ -15,8 +15,9 @@ from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from domaeka.cli import words
+from domaeka.cli import output, texts
 from domaeka.cli.prompt import ERASE, LineEditor
+from domaeka.cli.talk import PipedTalk
 from domaeka.client import Reply
 from domaeka.errors import WireError
 from domaeka.wire import MAX_LINE_BYTES, LineDecoder
@@ -27,31 +28,17 @@ STDOUT: Final = 1
 STDERR: Final = 2
 
 
-class Sink(Protocol):
-    """Where lines go: a talk that reads from a pipe."""
-
-    @property
-    def has_room(self) -> bool:
-        """Whether more lines may be written."""
-
-    def line_written(self, line: str) -> None:
-        """A line came."""
-
-    def input_ended(self) -> None:
-        """There are no more lines."""
-
-
 def note_error(text: str) -> None:
     """Show a line on standard error."""
     if sys.stderr is None:
         return
-    with contextlib.suppress(OSError):  # nobody reads it, or not now
-        sys.stderr.write(f"domaeka: {words.printable(text)}\n")
+    with contextlib.suppress(OSError):  # nobody reads it now
+        sys.stderr.write(f"domaeka: {output.printable(text)}\n")
         sys.stderr.flush()
 
 
 def fill_standard_files() -> None:
-    """Have the standard files that are closed lead nowhere, before sockets take their numbers."""
+    """Open the standard files that are closed to nowhere, before sockets take their numbers."""
     for number in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(number)
@@ -64,7 +51,7 @@ def standard_files() -> Iterator[tuple[int, int]]:
     """
     Copies of standard input and output that may be closed.
 
-    What a transport does to the files themselves is undone: the shell goes on with them.
+    A transport's changes to the files themselves are undone: the shell goes on with them.
     """
     blocking = [(number, os.get_blocking(number)) for number in (STDIN, STDOUT)]
     try:
@@ -76,7 +63,7 @@ def standard_files() -> Iterator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def single_keys() -> Iterator[None]:
-    """Have the terminal hand over keys as they are pressed, and show none."""
+    """Set the terminal to pass on keys as they are pressed, and to show none."""
     before = termios.tcgetattr(STDIN)
     changed = termios.tcgetattr(STDIN)
     changed[0] &= ~(termios.IXON | termios.ICRNL)
@@ -90,7 +77,7 @@ def single_keys() -> Iterator[None]:
 
 @implementer(interfaces.IHalfCloseableProtocol)
 class _Files(protocol.Protocol):
-    """What both kinds of console share: bytes out, and an end that waits for them."""
+    """The base of both consoles: bytes out, and an end that waits for them."""
 
     transport: Any
 
@@ -126,41 +113,41 @@ class _Files(protocol.Protocol):
 
 
 class Pipe(_Files):
-    """Lines in, answers out, no more read than can be said."""
+    """Lines in, answers out; no more lines are read than can be sent."""
 
-    def __init__(self, sink: Sink) -> None:
-        """@param sink: told of lines; it calls L{read_on} when it has room again."""
+    def __init__(self, talk: PipedTalk) -> None:
+        """@param talk: gets the lines; it calls L{read_on} when it takes more."""
         super().__init__()
-        self._sink = sink
+        self._talk = talk
         self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._ended = False
         self._reading = False
 
-    def send(self, reply: Reply, ttl: float | None = None, on_fate: object = None) -> None:
+    def show(self, reply: Reply) -> None:
         """Show an answer, and nothing else."""
-        self.write(words.reply_text(reply) + "\n")
+        self.write(texts.reply_text(reply) + "\n")
 
     def read_on(self) -> None:
-        """Hand over lines while there is room for them."""
+        """Pass on lines while the talk takes them."""
         if self._reading:
             return
         self._reading = True
         try:
-            while self._sink.has_room:
+            while self._talk.accepts_lines:
                 line = self._decoder.next_line()
                 if line is None:
                     if self._ended:
-                        self._sink.input_ended()
+                        self._talk.input_ended()
                     else:
                         self.transport.resumeProducing()
                     return
-                self._sink.line_written(str(line, "utf-8", "replace"))
+                self._talk.line_written(str(line, "utf-8", "replace"))
             self.transport.pauseProducing()
         except WireError as error:
             note_error(f"standard input: {error.text}")
             self._ended = True
             self._decoder.take_rest()
-            self._sink.input_ended()
+            self._talk.input_ended()
         finally:
             self._reading = False
 
@@ -181,15 +168,14 @@ class Pipe(_Files):
 
 
 class Terminal(_Files):
-    """A prompt at the bottom, the talk above it."""
+    """A terminal with a prompt at the bottom and the talk above it."""
 
     def __init__(self, room: str, sender: str) -> None:
-        """@param room: what the prompt names."""
         super().__init__()
         self._room = room
         self._sender = sender
         self._console = Console()
-        self._editor = LineEditor(f"{words.printable(room)}> ")
+        self._editor = LineEditor(f"{output.printable(room)}> ")
         self._open = True
         self.on_line: Callable[[str], None] = lambda line: None
         self.on_end: Callable[[], None] = lambda: None
@@ -199,14 +185,14 @@ class Terminal(_Files):
         other = f"[{reply.room}] " if reply.room != self._room else ""
         style = "" if isinstance(reply.content, str) else "magenta"
         who = (f"{other}{reply.bot_name}: ", "bold cyan")
-        self._print(Text.assemble(who, (words.reply_text(reply), style)))
+        self._print(Text.assemble(who, (texts.reply_text(reply), style)))
 
     def note(self, text: str) -> None:
         """Show a line that is no answer."""
         self._print(Text(text, style="dim"))
 
     def _print(self, text: Text) -> None:
-        text.plain = words.printable(text.plain)
+        text.plain = output.printable(text.plain)
         with self._console.capture() as captured:
             self._console.print(text, highlight=False, soft_wrap=True)
         self.write(ERASE + captured.get())

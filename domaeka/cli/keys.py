@@ -1,4 +1,4 @@
-"""C{domaeka secrets}: what the server and its phones share."""
+"""C{domaeka secrets}: the secrets that the server and its phones share."""
 
 import os
 from datetime import UTC, datetime
@@ -9,25 +9,76 @@ import click
 import msgspec
 from twisted.python.runtime import seconds
 
-from domaeka.cli.configuration import own_address, script_lines
-from domaeka.cli.groups import Group
-from domaeka.config import AuthSettings, load_settings
-from domaeka.errors import ConfigError
-from domaeka.state import (
-    SECRETS_NAME,
-    Secrets,
-    given_secrets,
-    load_secrets,
-    rotate_secret_key,
-    state_path,
+from domaeka.cli.configuration import (
+    BOT_OPTION,
+    CONFIG_OPTION,
+    STATE_DIR_OPTION,
+    show_script_lines,
 )
+from domaeka.cli.groups import Group
+from domaeka.config import AuthSettings, settings_here
+from domaeka.errors import ConfigError
+from domaeka.secrets import Secrets, load_secrets, rotate_secret_key, secrets_in_settings
+from domaeka.state import SECRETS_NAME, state_path
 
 _DAY: Final = 86_400.0
 
 
+_HOST: Final = click.option(
+    "--host", help="The server's address as phones reach it; guessed by default."
+)
+_PORT: Final = click.option(
+    "--port", type=click.IntRange(1, 65535), help="Its port; by default the settings'."
+)
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="A JSON object in a line.")
+
+
 @click.group(cls=Group, no_args_is_help=True)
 def secrets() -> None:
-    """Change what the server and its phones share."""
+    """Show and change what the server and its phones share."""
+
+
+@secrets.command(
+    epilog="""\b
+Examples:
+  domaeka secrets show
+  domaeka secrets show --host chat.example --bot 가게봇
+  sudo domaeka secrets show --state-dir /var/lib/domaeka --config /etc/domaeka.toml
+"""
+)
+@STATE_DIR_OPTION
+@CONFIG_OPTION
+@_HOST
+@_PORT
+@BOT_OPTION
+@_JSON
+def show(
+    state_dir: str | None,
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    bot: str,
+    as_json: bool,
+) -> None:
+    """
+    Show the lines for the phones' scripts again.
+
+    Only who may read secrets.toml can. A key or salt that the settings give is shown in its place,
+    as it is the one in force.
+    """
+    settings = settings_here(config).load()
+    directory = state_path(state_dir, os.environ)
+    held = load_secrets(directory, settings.auth, seconds())
+    if as_json:
+        _show_json(held)
+        return
+    given = secrets_in_settings(settings.auth)
+    names = [f"auth.{name}" for name in ("secret_key", "salt") if name in given]
+    more = f", but {' and '.join(names)} of the settings" if names else ""
+    click.echo(f"Secrets:  {directory / SECRETS_NAME}{more}")
+    if len(held.accepted_keys(seconds())) > 1:
+        click.echo(f"Old key:  accepted until {_when(held)}")
+    show_script_lines(bot, host, port or settings.server.port, held)
 
 
 @secrets.command(
@@ -46,23 +97,20 @@ Examples:
     show_default=True,
     help="How long the old key is accepted too; 0: not at all.",
 )
-@click.option("--state-dir", metavar="DIR", help="The server's state directory.")
-@click.option(
-    "--config",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The server's settings, for its port, and to see whether they give the key.",
-)
-@click.option("--host", help="The server's address as phones reach it; guessed by default.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Its port; by default the settings'.")
+@STATE_DIR_OPTION
+@CONFIG_OPTION
+@_HOST
+@_PORT
+@BOT_OPTION
 @click.option("--force", is_flag=True, help="Give up an old key that is still accepted.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object in a line.")
+@_JSON
 def rotate(
     keep: float,
     state_dir: str | None,
     config: Path | None,
     host: str | None,
     port: int | None,
+    bot: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -73,11 +121,11 @@ def rotate(
     the old one ends phones may sign with either; only one old key is accepted at a time. What is
     shown goes into the phones' scripts.
     """
-    settings = load_settings(config)
+    settings = settings_here(config).load()
     if keep != keep:
         raise click.BadParameter("not a number", param_hint="--keep")
     for name in ("secret_key", "previous_secret_key"):
-        if name in given_secrets(settings.auth):
+        if name in secrets_in_settings(settings.auth):
             raise ConfigError(f"auth.{name}: the settings give it: change it where they do")
     directory = state_path(state_dir, os.environ)
     old = load_secrets(directory, AuthSettings(accept_published_key=True), seconds())
@@ -88,12 +136,7 @@ def rotate(
         )
     new = rotate_secret_key(directory, keep * _DAY, seconds())
     if as_json:
-        shown = {
-            "secret_key": new.secret_key,
-            "salt": new.salt,
-            "previous_valid_until": new.previous_valid_until or None,
-        }
-        click.echo(msgspec.json.encode(shown))
+        _show_json(new)
         return
     click.echo(f"Secrets:  {directory / SECRETS_NAME}")
     if new.previous_secret_key:
@@ -101,11 +144,22 @@ def rotate(
     else:
         click.echo("Old key:  not accepted any more, once the server has read the new one")
     click.echo("Then:     domaeka reload")
-    click.echo("\nFor the phone's bridge script; whoever reads it can speak for the phone:\n")
-    click.echo(script_lines(host or own_address(), port or settings.server.port, new))
+    show_script_lines(bot, host, port or settings.server.port, new)
+
+
+def _show_json(held: Secrets) -> None:
+    """Show the secrets as JSON, for scripts."""
+    shown = {
+        "secret_key": held.secret_key,
+        "salt": held.salt,
+        "previous_valid_until": held.previous_valid_until or None,
+    }
+    click.echo(msgspec.json.encode(shown))
 
 
 def _when(held: Secrets) -> str:
-    """When the old key ends, by the local clock."""
+    """The end of the old key, by the local clock."""
+    if not held.previous_valid_until:
+        return "it is removed"
     ends = datetime.fromtimestamp(held.previous_valid_until, UTC).astimezone()
     return f"{ends:%Y-%m-%d %H:%M %Z}"

@@ -1,9 +1,11 @@
-"""What an operator sees, and decides: status, connections, devices, rooms, bans."""
+"""Views and decisions for operators: status, connections, devices, rooms, bans."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from http import HTTPStatus
-from typing import Any, Final
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import islice
+from typing import Any, Final, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,22 +14,9 @@ from rich.live import Live
 from rich.text import Text
 
 from domaeka.cli import views
-from domaeka.cli.answers import (
-    Ban,
-    Bans,
-    ClosedConnections,
-    Connection,
-    Connections,
-    Device,
-    Devices,
-    Overview,
-    Room,
-    Rooms,
-)
-from domaeka.cli.groups import Listing
-from domaeka.cli.reach import (
+from domaeka.cli.api_client import (
     PAGE,
-    Desk,
+    ApiClient,
     Refused,
     Unreachable,
     name,
@@ -35,19 +24,37 @@ from domaeka.cli.reach import (
     path_of,
     read_as,
 )
-from domaeka.cli.text import one_line
+from domaeka.cli.groups import Listing
+from domaeka.cli.output import one_line
 from domaeka.errors import CloseReason
-
-#: Most items that a command lists where nothing is said: more than a server remembers.
-MAX_ITEMS: Final = 1_000_000
-#: As the API has them: a test compares.  To import it would take longer than most commands do.
-GRADES: Final = ("good", "fair", "poor", "failing")
-STATES: Final = ("pending", "approved", "denied", "revoked", "blocked")
-SORTS: Final = (
-    *("bot", "device", "address", "version", "since", "score", "rtt", "loss", "silent"),
-    *("messages", "bytes", "queue"),
+from domaeka.schema import (
+    Approval,
+    Ban,
+    Bans,
+    ClosedConnections,
+    Connection,
+    ConnectionOrder,
+    Connections,
+    Device,
+    Devices,
+    Grade,
+    Room,
+    Rooms,
 )
-#: What decides on a device or a room, and its state then.
+
+#: Most items that a command lists by default: more than a server remembers.
+MAX_ITEMS: Final = 1_000_000
+#: The words of the API, to choose from.
+GRADES: Final = tuple(grade.value for grade in Grade)
+STATES: Final = tuple(approval.value for approval in Approval)
+SORTS: Final[tuple[str, ...]] = get_args(ConnectionOrder)
+#: Largest network that is banned without a question, in bits of its prefix, by version of IP.
+LARGEST_BAN: Final = {4: 16, 6: 32}
+#: Bits before an address of IPv4 that is mapped into IPv6.  Source: RFC 4291, 2.5.5.2.
+_MAPPED_BITS: Final = 96
+#: Most phones that are named in a question.
+_NAMED: Final = 5
+#: The verbs that decide on a device or a room, and its state afterwards.
 DECISIONS: Final = {
     "approve": "approved",
     "deny": "denied",
@@ -69,7 +76,7 @@ _limit: Final = click.option(
 def _hyphenated(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Reasons as shells can complete them: each one word."""
+    """Complete reasons, which are one word each for shells."""
     words = (reason.replace(" ", "-") for reason in CloseReason)
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
@@ -97,30 +104,28 @@ Examples:
 """
 )
 @operators
-def status(desk: Desk) -> None:
+def status(api: ApiClient) -> None:
     """Show how the server is."""
-    answered, health = desk.page("/health")
-    found: dict[str, Any] = {"health": health, "stats": desk.page("/stats")[1]}
+    answered, health = api.page("/health")
+    found: dict[str, Any] = {"health": health, "stats": api.page("/stats")[1]}
     found["grades"] = {
-        grade: read_as(desk.ask("GET", "/connections", grade=grade, limit=1), Connections).total
+        grade: read_as(api.request("GET", "/connections", grade=grade, limit=1), Connections).total
         for grade in GRADES
     }
-    every = read_as(desk.ask("GET", "/connections", limit=1), Connections).total
+    every = read_as(api.request("GET", "/connections", limit=1), Connections).total
     found["grades"]["unknown"] = max(0, every - sum(found["grades"].values()))
     found["pending"], found["more_pending"] = {}, []
     for kind in ("devices", "rooms"):
-        page = desk.items(f"/{kind}", PAGE, status="pending")
+        page = api.items(f"/{kind}", PAGE, status="pending")
         found["pending"][kind] = len(page[kind])
         if page["next"] is not None:
             found["more_pending"].append(kind)
-    found["bans"] = read_as(desk.ask("GET", "/bans", limit=1), Bans).total
-    found["drain"] = desk.ask("GET", "/drain")
-    found["migration"] = desk.find("/migration")
-    found["bots"] = desk.ask("GET", "/bots")
-    if desk.as_json:
-        desk.show_json(found)
-    else:
-        views.show(views.overview(desk.place, read_as(found, Overview)))
+    banned = api.request("GET", "/bans", limit=views.BANS_SHOWN)
+    found["bans"], found["banned"] = read_as(banned, Bans).total, banned["bans"]
+    found["drain"] = api.request("GET", "/drain")
+    found["migration"] = api.find("/migration")
+    found["bots"] = api.request("GET", "/bots")
+    api.show(found, lambda: views.overview(api.server_url, read_as(found, views.Overview)))
     if answered != HTTPStatus.OK:
         raise click.exceptions.Exit(1)
 
@@ -162,7 +167,7 @@ Examples:
 )
 @operators
 def connections(
-    desk: Desk,
+    api: ApiClient,
     bot: str | None,
     device: str | None,
     sort: str | None,
@@ -187,42 +192,41 @@ def connections(
             raise click.UsageError(f"{option}: {other}")
     if closed:
         query = {"bot": bot, "device": device, "address": address, "reason": reason}
-        found = desk.items("/connections/closed", limit, **query)
-        _show(desk, found, ClosedConnections, lambda said: views.closed_table(said.connections))
+        ended = api.items("/connections/closed", limit, **query)
+        api.show(ended, lambda: views.closed_table(read_as(ended, ClosedConnections).connections))
         return
 
     def look(most: int) -> tuple[Any, RenderableType]:
         if bot is not None and device is not None:
-            one = desk.ask("GET", "/connections" + path_of(bot, device))
+            one = api.request("GET", "/connections" + path_of(bot, device))
             return one, views.connection_facts(read_as(one, Connection))
         query = {"bot": bot, "address": address, "grade": grade, "sort": sort}
         order = "desc" if desc else None
-        seen = desk.items("/connections", min(limit, most), order=order, **query)
-        said = read_as(seen, Connections)
-        table: RenderableType = views.connections_table(said.connections)
-        if len(said.connections) < said.total:
-            table = Group(table, Text(f"{said.total - len(said.connections)} more"))
+        seen = api.items("/connections", min(limit, most), order=order, **query)
+        answer = read_as(seen, Connections)
+        table: RenderableType = views.connections_table(answer.connections)
+        if (more := answer.total - len(answer.connections)) > 0:
+            table = Group(table, Text(f"{more} more"))
         return seen, table
 
     if watch:
-        _watch(desk, look, interval)
+        _watch(api, look, interval)
         return
     found, table = look(MAX_ITEMS)
-    if desk.as_json:
-        desk.show_json(found)
-    else:
-        views.show(table)
+    api.show(found, lambda: table)
 
 
-def _watch(desk: Desk, look: Callable[[int], tuple[Any, RenderableType]], interval: float) -> None:
+def _watch(
+    api: ApiClient, look: Callable[[int], tuple[Any, RenderableType]], interval: float
+) -> None:
     """
-    Show it again and again; once it was seen, a server that is away is waited for.
+    Show a view again and again; after the first time, wait for a server that is away.
 
-    @param look: given how many items have room, gives back the answer and how to show it.
+    @param look: given the number of items that fit, returns the answer and its table.
     """
     console = views.make_console()
     live = Live(console=console, screen=True, auto_refresh=False)
-    on_screen = console.is_terminal and not desk.as_json
+    on_screen = console.is_terminal and not api.as_json
     # The heading, and two lines below.
 
     def seen() -> tuple[Any, RenderableType]:
@@ -233,12 +237,12 @@ def _watch(desk: Desk, look: Callable[[int], tuple[Any, RenderableType]], interv
         while True:
             if on_screen:
                 live.update(table, refresh=True)
-            elif desk.as_json:
-                desk.show_json(found)
+            elif api.as_json:
+                api.show_json(found)
             else:
                 views.show(table)
             while True:
-                desk.pause(interval)
+                api.pause(interval)
                 try:
                     found, table = seen()
                     break
@@ -253,22 +257,16 @@ def _watch(desk: Desk, look: Callable[[int], tuple[Any, RenderableType]], interv
 # Devices and rooms
 
 
-def _show(desk: Desk, found: Any, kind: type[Any], table: Callable[[Any], RenderableType]) -> None:
-    """Show an answer, as JSON or as a table."""
-    if desk.as_json:
-        desk.show_json(found)
-    else:
-        views.show(table(read_as(found, kind)))
-
-
 @click.group(
     cls=Listing,
     epilog=f"""\b
 Examples:
   domaeka devices                             all; the options are those of `devices list`
   domaeka devices --status pending
+  domaeka devices --outdated                  whose script is older than this server's
   domaeka devices approve 가게봇 a1b2c3d4e5f60718
   domaeka devices block 가게봇 a1b2c3d4e5f60718   at once, on the open connection too
+  domaeka devices forget 가게봇 a1b2c3d4e5f60718  one that is gone for good
 
 {STATUSES}""",
 )
@@ -279,12 +277,18 @@ def devices() -> None:
 @devices.command("list")
 @click.option("--bot", callback=name, help="Only those of this bot.")
 @click.option("--status", type=click.Choice(STATES), help="Only those in this state.")
+@click.option("--outdated", is_flag=True, help="Only phones with old scripts.")
 @_limit
 @operators
-def list_devices(desk: Desk, bot: str | None, status: str | None, limit: int) -> None:
+def list_devices(
+    api: ApiClient, bot: str | None, status: str | None, outdated: bool, limit: int
+) -> None:
     """List the devices that are known."""
-    found = desk.items("/devices", limit, bot=bot, status=status)
-    _show(desk, found, Devices, lambda said: views.devices_table(said.devices))
+    found = api.items("/devices", MAX_ITEMS if outdated else limit, bot=bot, status=status)
+    if outdated:
+        old = (one for one in found["devices"] if read_as(one, Device).outdated)
+        found["devices"] = list(islice(old, limit))
+    api.show(found, lambda: views.devices_table(read_as(found, Devices).devices))
 
 
 @click.group(
@@ -307,24 +311,24 @@ def rooms() -> None:
 @click.option("--status", type=click.Choice(STATES), help="Only those in this state.")
 @_limit
 @operators
-def list_rooms(desk: Desk, bot: str | None, status: str | None, limit: int) -> None:
+def list_rooms(api: ApiClient, bot: str | None, status: str | None, limit: int) -> None:
     """List the rooms that are known."""
-    found = desk.items("/rooms", limit, bot=bot, status=status)
-    _show(desk, found, Rooms, lambda said: views.rooms_table(said.rooms))
+    found = api.items("/rooms", limit, bot=bot, status=status)
+    api.show(found, lambda: views.rooms_table(read_as(found, Rooms).rooms))
 
 
 def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
     """
-    Do it with each.  What cannot be done with one is said, and done with the others.
+    Call C{do} with each.  An error with one is shown, and the others go on.
 
-    @raise click.exceptions.Exit: with 1, at the end, where one could not.
+    @raise click.exceptions.Exit: with 1, at the end, if there was an error.
     """
     failed = False
     for one in names:
         try:
             do(one)
         except click.ClickException as error:
-            if error.exit_code != 1:  # nobody is there, or trusts us: so it is with all
+            if error.exit_code != 1:  # unreachable, or not trusted: true for all
                 raise
             failed = True
             click.echo(f"domaeka: {one_line(one)}: {error.message}", err=True)
@@ -332,19 +336,30 @@ def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _decide(desk: Desk, kind: str, bot: str, names: tuple[str, ...], state: str) -> None:
-    """Decide on each; what was decided is shown."""
+def _decide(
+    api: ApiClient, kind: str, bot: str, names: tuple[str, ...], state: str, new: bool
+) -> None:
+    """
+    Decide on each, and show the decisions.
+
+    @param new: true if one that was never seen may be approved: its name may be a mistake.
+    """
     done: list[Any] = []
 
     def decide(one: str) -> None:
-        which = _room_id(desk, bot, one) if kind == "rooms" else one
-        done.append(desk.ask("PATCH", f"/{kind}" + path_of(bot, which), {"status": state}))
+        which = _room_id(api, bot, one) if kind == "rooms" else one
+        path = f"/{kind}" + path_of(bot, which)
+        if state == "approved" and not new and not _was_seen(api.find(path), kind):
+            name = one_line(f"{bot} {one}")
+            listed = f"`domaeka {kind}` lists those that were"
+            api.confirm(f"{name} was never seen ({listed})", "--new")
+        done.append(api.request("PATCH", path, {"status": state}))
 
     try:
         _each(names, decide)
     finally:
-        if desk.as_json and done:
-            desk.show_json({kind: done})
+        if api.as_json and done:
+            api.show_json({kind: done})
         elif done and kind == "rooms":
             decided = [read_as(one, Room) for one in done]
             _note_new(one.room for one in decided if one.last_heard is None)
@@ -355,16 +370,25 @@ def _decide(desk: Desk, kind: str, bot: str, names: tuple[str, ...], state: str)
             views.show(views.devices_table(found))
 
 
+def _was_seen(found: Any, kind: str) -> bool:
+    """True if a device or a room was heard, not only entered by an operator."""
+    if found is None:
+        return False
+    if kind == "rooms":
+        return read_as(found, Room).last_heard is not None
+    return read_as(found, Device).first_seen is not None
+
+
 def _note_new(names: Iterable[str]) -> None:
     for one in names:
         click.echo(f"domaeka: {one_line(one)} is new to the server: entered", err=True)
 
 
-def _room_id(desk: Desk, bot: str, room: str) -> str:
-    """What a room is known by, which an operator may call by its name."""
-    if desk.find("/rooms" + path_of(bot, room)) is not None:
+def _room_id(api: ApiClient, bot: str, room: str) -> str:
+    """The id of a room that an operator may call by its name."""
+    if api.find("/rooms" + path_of(bot, room)) is not None:
         return room
-    known = read_as(desk.items("/rooms", MAX_ITEMS, bot=bot), Rooms).rooms
+    known = read_as(api.items("/rooms", MAX_ITEMS, bot=bot), Rooms).rooms
     found = [one.room for one in known if one.name == room]
     if len(found) > 1:
         raise click.ClickException(f"{len(found)} rooms have this name: {', '.join(found)}")
@@ -372,17 +396,51 @@ def _room_id(desk: Desk, bot: str, room: str) -> str:
 
 
 def _add_decision(group: click.Group, kind: str, one: str, verb: str, state: str) -> None:
-    @group.command(verb, help=f"Have {kind} be {state} from now on.")
     @click.argument("bot", callback=name)
     @click.argument("names", metavar=f"{one}...", nargs=-1, required=True, callback=name)
     @operators
-    def decide(desk: Desk, bot: str, names: tuple[str, ...]) -> None:
-        _decide(desk, kind, bot, names, state)
+    def decide(api: ApiClient, bot: str, names: tuple[str, ...], new: bool = False) -> None:
+        _decide(api, kind, bot, names, state, new)
+
+    if state == "approved":
+        option = click.option("--new", is_flag=True, help="Though one was never seen: do not ask.")
+        decide = option(decide)
+    group.command(verb, help=f"Have {kind} be {state} from now on.")(decide)
+
+
+def _add_forget(group: click.Group, kind: str, one: str, help: str) -> None:
+    @group.command("forget", help=help)
+    @click.argument("bot", callback=name)
+    @click.argument("names", metavar=f"{one}...", nargs=-1, required=True, callback=name)
+    @click.option("--chat-log", is_flag=True, help="What was said there goes, too.")
+    @operators
+    def forget(api: ApiClient, bot: str, names: tuple[str, ...], chat_log: bool) -> None:
+        def forget_one(one: str) -> None:
+            which = _room_id(api, bot, one) if kind == "rooms" else one
+            path = f"/{kind}" + path_of(bot, which)
+            api.request("DELETE", path, chat_log="true" if chat_log else None)
+            api.show({"forgotten": one}, lambda: f"{one_line(one)}: forgotten")
+
+        _each(names, forget_one)
 
 
 for _verb, _state in DECISIONS.items():
     _add_decision(devices, "devices", "DEVICE", _verb, _state)
     _add_decision(rooms, "rooms", "ROOM", _verb, _state)
+_add_forget(
+    devices,
+    "devices",
+    "DEVICE",
+    "Forget devices: their status, their session tokens, what waits for them. One that is "
+    "connected is refused. One that comes back is new, even if it was blocked.",
+)
+_add_forget(
+    rooms,
+    "rooms",
+    "ROOM",
+    "Forget rooms: their status, and where they were last heard. One in which something is said "
+    "again is new, even if it was blocked.",
+)
 
 
 # Bans
@@ -406,10 +464,10 @@ def bans() -> None:
 @bans.command("list")
 @_limit
 @operators
-def list_bans(desk: Desk, limit: int) -> None:
+def list_bans(api: ApiClient, limit: int) -> None:
     """List the bans that are in force."""
-    found = desk.items("/bans", limit)
-    _show(desk, found, Bans, lambda said: views.bans_table(said.bans))
+    found = api.items("/bans", limit)
+    api.show(found, lambda: views.bans_table(read_as(found, Bans).bans))
 
 
 @bans.command("add")
@@ -421,28 +479,67 @@ def list_bans(desk: Desk, limit: int) -> None:
     help="How long.  [default: limits.ban_seconds]",
 )
 @click.option("--forever", is_flag=True, help="Until it is lifted.")
+@click.option("--yes", is_flag=True, help="Do not ask, whoever is in it.")
 @operators
-def add_ban(desk: Desk, network: str, reason: str, seconds: float | None, forever: bool) -> None:
-    """Ban NETWORK, an address or a network in CIDR form, and close its connections."""
+def add_ban(
+    api: ApiClient, network: str, reason: str, seconds: float | None, forever: bool, yes: bool
+) -> None:
+    """
+    Ban NETWORK, an address or a network in CIDR form, and close its connections.
+
+    Asks where phones are connected from there, or it is larger than /16 (of IPv6: /32).
+    """
     if forever and seconds is not None:
         raise click.UsageError("--seconds: not with --forever")
     body: dict[str, object] = {"network": network, "reason": reason}
     if forever or seconds is not None:
         body["seconds"] = seconds
-    _show(desk, desk.ask("POST", "/bans", body), Ban, lambda ban: views.bans_table([ban]))
+    if not yes and (why := _too_many(api, network)):
+        api.confirm(f"{one_line(network)} {why}", "--yes")
+    made = api.request("POST", "/bans", body)
+    api.show(made, lambda: views.bans_table([read_as(made, Ban)]))
+
+
+def _too_many(api: ApiClient, text: str) -> str:
+    """The reason against a ban of a network; empty: none."""
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return ""  # the server says so
+    start = network.network_address
+    mapped = getattr(start, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+        network = ip_network(f"{mapped}/{network.prefixlen - _MAPPED_BITS}", strict=False)
+    reasons = []
+    if network.prefixlen < LARGEST_BAN[network.version]:
+        reasons.append(f"is larger than /{LARGEST_BAN[network.version]}")
+    open_now = read_as(api.items("/connections", MAX_ITEMS), Connections).connections
+    # A connection that has only named a device may be the one to be banned.
+    phones = [one for one in open_now if one.state != "greeted" and _is_in(one.address, network)]
+    if phones:
+        names = ", ".join(one_line(f"{one.bot} {one.device}") for one in phones[:_NAMED])
+        more = ", …" if len(phones) > _NAMED else ""
+        count = f"{len(phones)} connected phone{'s' * (len(phones) != 1)}"
+        reasons.append(f"holds {count} ({names}{more})")
+    return " and ".join(reasons)
+
+
+def _is_in(text: str, network: IPv4Network | IPv6Network) -> bool:
+    try:
+        address = ip_address(text)
+    except ValueError:  # of a local socket
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address) in network
 
 
 @bans.command("lift")
 @click.argument("networks", metavar="NETWORK...", nargs=-1, required=True, callback=name)
 @operators
-def lift_ban(desk: Desk, networks: tuple[str, ...]) -> None:
+def lift_ban(api: ApiClient, networks: tuple[str, ...]) -> None:
     """Lift bans."""
 
     def lift(network: str) -> None:
-        desk.ask("DELETE", "/bans", network=network)
-        if desk.as_json:
-            desk.show_json({"lifted": network})
-        else:
-            click.echo(f"{one_line(network)}: lifted")
+        api.request("DELETE", "/bans", network=network)
+        api.show({"lifted": network}, lambda: f"{one_line(network)}: lifted")
 
     _each(networks, lift)

@@ -16,7 +16,7 @@ from twisted.internet import task
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.runtime import seconds
 
-from domaeka.cli import words
+from domaeka.cli import output
 from domaeka.cli.console import (
     STDIN,
     STDOUT,
@@ -29,7 +29,7 @@ from domaeka.cli.console import (
     standard_files,
 )
 from domaeka.cli.load import Load
-from domaeka.cli.talk import PipedTalk, Talk, TypedTalk
+from domaeka.cli.talk import PipedTalk, Talk
 from domaeka.client import (
     CAPABILITIES,
     Client,
@@ -41,23 +41,25 @@ from domaeka.client import (
     Said,
     Server,
 )
-from domaeka.config import load_settings
+from domaeka.clock import keep_going
+from domaeka.config import settings_here
 from domaeka.errors import ConfigError
-from domaeka.state import SECRETS_NAME, read_secrets, state_path
+from domaeka.secrets import read_secrets, secrets_in_settings
+from domaeka.state import SECRETS_NAME, state_path
 
 #: Most phones at once: their connections are files of this process.
 MAX_PHONES: Final = 10_000
 #: Most lines that are read for many phones.
 MAX_LINES: Final = 100_000
-#: What each of many phones says where nothing is piped in, and how often.
+#: The line of each of many phones if standard input has none, and how often it is sent.
 _ECHO: Final = "# echo {phone}: "
 _ECHOES: Final = 10
-#: In the state directory: which stand-in phones run, a byte for each.
+#: Name of a file in the state directory with a locked byte for each stand-in phone that runs.
 _LOCK_NAME: Final = "phones.lock"
 
 
 class Options(msgspec.Struct, kw_only=True, frozen=True):
-    """What the command line says; the help of L{phone} says what it means."""
+    """The options of the command line; the help of L{phone} explains them."""
 
     host: str
     port: int
@@ -80,7 +82,7 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def only_figures(self) -> bool:
-        """Whether what is asked for are figures, not answers."""
+        """True if the user wants figures, not answers."""
         return self.count > 1 or self.messages is not None
 
 
@@ -100,7 +102,9 @@ Exit status, where standard input is no terminal, or with --count or --messages:
 """
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where the server is.")
-@click.option("--port", default=9000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Its port.  [default: server.port, 9000]"
+)
 @click.option("--tls", is_flag=True, help="Connect with TLS; the certificate must be good.")
 @click.option("--bot", default="domaeka", show_default=True, help="The bot's name.")
 @click.option("--room", default="테스트방", show_default=True, help="The room's name.")
@@ -141,7 +145,11 @@ Exit status, where standard input is no terminal, or with --count or --messages:
     type=click.Path(path_type=Path),
     help="A file with secret_key and salt, as secrets.toml, instead.",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="The server's settings.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The server's settings; else ./domaeka.toml, if it is there.",
+)
 def phone(**given: Any) -> None:
     """
     Be a phone: type chat, see what the bots answer.
@@ -152,6 +160,10 @@ def phone(**given: Any) -> None:
     The secrets are those of the local state directory. DOMAEKA_AUTH_SECRET_KEY and
     DOMAEKA_AUTH_SALT in the environment go before them.
     """
+    if given["port"] is None:
+        given["port"] = settings_here(given["config"]).load().server.port
+        if not given["port"]:
+            raise click.UsageError("--port must be given: server.port is 0, any free one")
     options = Options(**given)
     credentials = find_credentials(options)
     fill_standard_files()
@@ -159,6 +171,7 @@ def phone(**given: Any) -> None:
 
     async def run(reactor: Any) -> None:
         nonlocal status
+        keep_going(reactor)
         await task.deferLater(reactor, 0)  # signals are the reactor's once it runs
         with free_device_ids(options) as device_id:
             status = await _run(reactor, options, partial(_client, options, credentials, device_id))
@@ -166,26 +179,32 @@ def phone(**given: Any) -> None:
     try:
         task.react(lambda reactor: ensureDeferred(run(reactor)))
     except SystemExit as ended:
-        # Without a status, run() has failed, which was reported.
+        # Without a status, run() has failed and reported that.
         raise SystemExit(ended.code if status is None else status) from None
 
 
 def find_credentials(options: Options) -> Credentials:
     """
-    What to sign with.
+    The key and the salt to sign with.
 
-    @raise ConfigError: there is nothing, or it is unusable.
+    @raise ConfigError: there are none, or they are unusable.
     """
-    auth = load_settings(options.config).auth
+    auth = settings_here(options.config).load().auth
     if auth.secret_key and auth.salt and options.secrets_file is None:
-        return Credentials(auth.secret_key, auth.salt)
+        return Credentials(auth.previous_secret_key or auth.secret_key, auth.salt)
     path = options.secrets_file or state_path(options.state_dir, os.environ) / SECRETS_NAME
     if not path.exists():
         raise ConfigError(
             f"{path}: no secrets. Start the server once, or give --state-dir or --secrets-file"
         )
-    secrets = read_secrets(path, auth, seconds())
-    return Credentials(secrets.secret_key, secrets.salt)
+    now = seconds()
+    secrets = read_secrets(path, auth, now)
+    # The older key, if two are accepted: a server takes it whether it has read the new one yet or
+    # not.  Not one from elsewhere, for it may be another server's.
+    given = secrets_in_settings(auth)
+    together = ("secret_key" in given) is ("previous_secret_key" in given)
+    key = secrets.accepted_keys(now)[-1] if together else secrets.secret_key
+    return Credentials(key, secrets.salt)
 
 
 @contextlib.contextmanager
@@ -193,8 +212,8 @@ def free_device_ids(options: Options) -> Iterator[Callable[[], str]]:
     """
     A function that gives each phone an id.
 
-    Two phones with one id throw each other out, so those that run at the same time have different
-    ones; and they are the same from day to day, so that an operator need approve them only once.
+    Phones with the same id take over each other's connection, so those that run at the same time
+    get different ones; these stay the same, so that an operator need approve them only once.
     """
     numbers = iter(range(1, MAX_PHONES * 2))
     if options.device_id is not None:
@@ -212,7 +231,7 @@ def free_device_ids(options: Options) -> Iterator[Callable[[], str]]:
 
 
 def _free_id(lock: IO[bytes], numbers: Iterator[int]) -> str:
-    """The first id that no other process has."""
+    """The first id that no other process uses."""
     for number in numbers:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
@@ -236,20 +255,24 @@ def _client(
     on_event: Callable[[ClientEvent], None],
 ) -> Client:
     old = options.script_version.startswith("3.2")
+    identity = Identity(
+        bot_name=options.bot,
+        device_id=device_id(),
+        version=options.script_version,
+        device_info="domaeka phone",
+    )
+    if old or options.legacy:
+        identity = msgspec.structs.replace(identity, client_type="MessengerBotR")
     return Client(
         reactor,
         [Server(options.host, options.port, options.tls)],
-        Identity(
-            bot_name=options.bot,
-            device_id=device_id(),
-            version=options.script_version,
-            device_info="domaeka phone",
-        ),
+        identity,
         credentials,
         on_reply,
         on_event,
         dialect=Dialect.V32 if old else Dialect.V33,
         capabilities=() if options.legacy or old else CAPABILITIES,
+        wall=seconds,
     )
 
 
@@ -271,18 +294,39 @@ async def _run(reactor: Any, options: Options, make_client: Callable[..., Client
     """@return: the exit status."""
     phrase = partial(_phrase, options)
     client = partial(make_client, reactor)
-    typed = os.isatty(STDIN) and os.isatty(STDOUT)
     if options.only_figures:
         return await _run_load(reactor, options, client, phrase)
-    with standard_files() as files:
-        if typed:
-            with single_keys():
-                return await _run_typed(reactor, options, client, phrase, files)
-        return await _run_piped(reactor, options, client, phrase, files)
+    console: Pipe | Terminal
+    pipe: Pipe
+    talk: Talk
+    with contextlib.ExitStack() as stack:
+        files = stack.enter_context(standard_files())
+        if os.isatty(STDIN) and os.isatty(STDOUT):
+            stack.enter_context(single_keys())
+            console = terminal = Terminal(options.room, options.sender)
+            talk = Talk(reactor, client, phrase, terminal.note, terminal.show)
+            terminal.on_line = talk.line_written
+            terminal.on_end = partial(talk.finish, output.ALL_ANSWERED)
+        else:
+            talk = piped = PipedTalk(
+                *(reactor, client, phrase, note_error, lambda reply: pipe.show(reply)),
+                wait=options.wait,
+                pause=options.interval,
+            )
+            console = pipe = Pipe(piped)
+            piped.on_accepting = pipe.read_on
+            # If nobody reads the answers, none are needed.
+            pipe.closed.addCallback(lambda _: piped.finish(output.UNANSWERED))
+        open_files(reactor, files, console)
+        interrupt(reactor, talk)
+        talk.start()
+        status = await talk.done
+        await console.close()
+        return status
 
 
 def interrupt(reactor: Any, talk: Talk | Load) -> None:
-    """Have a signal end C{talk} in order."""
+    """Make a signal end C{talk} in order."""
     over: Deferred[None] = Deferred()
 
     def ended(status: int) -> int:
@@ -290,62 +334,15 @@ def interrupt(reactor: Any, talk: Talk | Load) -> None:
         return status
 
     def interrupted() -> "Deferred[None] | None":
-        talk.finish(words.INTERRUPTED)
+        talk.finish(output.INTERRUPTED)
         return None if over.called else over
 
     talk.done.addCallback(ended)
     reactor.addSystemEventTrigger("before", "shutdown", interrupted)
 
 
-async def _run_typed(
-    reactor: Any,
-    options: Options,
-    client: Callable[..., Client],
-    phrase: Callable[[str], Said],
-    files: tuple[int, int],
-) -> int:
-    terminal = Terminal(options.room, options.sender)
-    talk = TypedTalk(reactor, client, phrase, terminal.note, terminal.show)
-    terminal.on_line = talk.line_written
-    terminal.on_end = partial(talk.finish, words.ALL_ANSWERED)
-    open_files(reactor, files, terminal)
-    interrupt(reactor, talk)
-    talk.start()
-    status = await talk.done
-    await terminal.close()
-    return status
-
-
-async def _run_piped(
-    reactor: Any,
-    options: Options,
-    client: Callable[..., Client],
-    phrase: Callable[[str], Said],
-    files: tuple[int, int],
-) -> int:
-    def answer(reply: Reply) -> None:
-        pipe.send(reply)
-
-    talk = PipedTalk(
-        reactor, client, phrase, note_error, answer, options.wait, pause=options.interval
-    )
-    pipe = Pipe(talk)
-    talk.on_room = pipe.read_on
-    open_files(reactor, files, pipe)
-    # Where nobody reads the answers, none need be asked for.
-    pipe.closed.addCallback(lambda _: talk.finish(words.UNANSWERED))
-    interrupt(reactor, talk)
-    talk.start()
-    status = await talk.done
-    await pipe.close()
-    return status
-
-
 async def _run_load(
-    reactor: Any,
-    options: Options,
-    client: Callable[..., Client],
-    phrase: Callable[[str], Said],
+    reactor: Any, options: Options, client: Callable[..., Client], phrase: Callable[[str], Said]
 ) -> int:
     lines: list[str] = []
     if options.messages is None and not os.isatty(STDIN):
@@ -354,11 +351,10 @@ async def _run_load(
     if not lines:
         lines = [f"{_ECHO}{number + 1}" for number in range(options.messages or _ECHOES)]
 
-    def make_talk(
-        number: int, note: Callable[[str], None], took: Callable[[float], None]
-    ) -> PipedTalk:
+    def make_talk(note: Callable[[str], None], took: Callable[[float], None]) -> PipedTalk:
         return PipedTalk(
-            *(reactor, client, phrase, note, lambda reply: None, options.wait),
+            *(reactor, client, phrase, note, lambda reply: None),
+            wait=options.wait,
             pause=options.interval,
             took=took,
         )

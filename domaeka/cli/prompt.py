@@ -1,30 +1,30 @@
-"""A line of input at the bottom of a terminal: keys in, lines and what to draw out."""
+"""A line editor at the bottom of a terminal: keys in, lines and texts to draw out."""
 
 import codecs
 from typing import Final
 
 from rich.cells import cell_len
 
-from domaeka.messages import MAX_TEXT_CHARS
+from domaeka.wire import MAX_TEXT_CHARS
 
 #: Lines that are remembered for the arrow keys.
 _HISTORY: Final = 200
-#: Longest sequence that a key sends, in characters; what is longer is no key.
+#: Longest sequence that a key sends, in characters; a longer one is no key.
 _MAX_SEQUENCE: Final = 16
-#: Back to the left edge, and nothing left of the line.
+#: Moves to the left edge and clears the line.
 ERASE: Final = "\r\x1b[2K"
 
 
 class LineEditor:
     """
-    Edit one line, of which wide characters may be part.
+    Edits a line, which may have wide characters.
 
-    @ivar ended: whether the user wants no more: Ctrl-C, or Ctrl-D in an empty line.
+    @ivar ended: true once the user has ended it: Ctrl-C, or Ctrl-D in an empty line.
     """
 
     def __init__(self, prompt: str, width: int = 80) -> None:
         """
-        @param prompt: what stands before the line.
+        @param prompt: the text before the line.
         @param width: of the terminal, in cells.
         """
         self.prompt = prompt
@@ -35,7 +35,7 @@ class LineEditor:
         self._text = ""
         self._cursor = 0
         self._history: list[str] = []
-        self._place = 0  # in the history; its length: the line that is being written
+        self._index = 0  # in the history; its length: the line that is being written
 
     def feed(self, data: bytes) -> list[str]:
         """
@@ -60,7 +60,7 @@ class LineEditor:
         return [line for line in entered if line]
 
     def draw(self) -> str:
-        """What shows the line anew, with the cursor in its place."""
+        """The text that draws the line again, with the cursor in its place."""
         prompt = _fit(self.prompt, self.width // 2)
         room = self.width - cell_len(prompt) - 1
         before = _fit(self._text[: self._cursor][::-1], room)[::-1]
@@ -73,7 +73,7 @@ class LineEditor:
         if line and self._history[-1:] != [line]:
             self._history.append(line)
             del self._history[:-_HISTORY]
-        self._place = len(self._history)
+        self._index = len(self._history)
         return line
 
     def _insert(self, text: str) -> None:
@@ -104,17 +104,13 @@ class LineEditor:
         self._sequence += key
         if len(self._sequence) == 2 and key in "[O":
             return
-        if (
-            len(self._sequence) > 2
-            and not "@" <= key <= "~"
-            and len(self._sequence) < _MAX_SEQUENCE
-        ):
+        if 2 < len(self._sequence) < _MAX_SEQUENCE and not "@" <= key <= "~":
             return
         sequence, self._sequence = self._sequence[1:].replace("O", "[", 1), ""
         if sequence == "[A":
-            self._recall(self._place - 1)
+            self._recall(self._index - 1)
         elif sequence == "[B":
-            self._recall(self._place + 1)
+            self._recall(self._index + 1)
         elif sequence == "[C":
             self._cursor = self._right()
         elif sequence == "[D":
@@ -126,10 +122,10 @@ class LineEditor:
         elif sequence == "[3~":
             self._delete(self._cursor, self._right())
 
-    def _recall(self, place: int) -> None:
-        if 0 <= place <= len(self._history):
-            self._place = place
-            self._text = self._history[place] if place < len(self._history) else ""
+    def _recall(self, index: int) -> None:
+        if 0 <= index <= len(self._history):
+            self._index = index
+            self._text = self._history[index] if index < len(self._history) else ""
             self._cursor = len(self._text)
 
     def _delete(self, start: int, end: int) -> None:
@@ -137,26 +133,26 @@ class LineEditor:
         self._cursor = start
 
     def _left(self) -> int:
-        """Where the character before the cursor begins, with what has no width of its own."""
-        place = self._cursor
-        while place > 0:
-            place -= 1
-            if cell_len(self._text[place]):
+        """The start of the character before the cursor, with combining ones after it."""
+        index = self._cursor
+        while index > 0:
+            index -= 1
+            if cell_len(self._text[index]):
                 break
-        return place
+        return index
 
     def _right(self) -> int:
-        """Where the character at the cursor ends."""
-        place = min(self._cursor + 1, len(self._text))
-        while place < len(self._text) and not cell_len(self._text[place]):
-            place += 1
-        return place
+        """The end of the character at the cursor."""
+        index = min(self._cursor + 1, len(self._text))
+        while index < len(self._text) and not cell_len(self._text[index]):
+            index += 1
+        return index
 
 
 def _fit(text: str, cells: int) -> str:
-    """As much of the beginning of C{text} as is no wider than C{cells}."""
-    for place, character in enumerate(text):
+    """The longest beginning of C{text} that is no wider than C{cells}."""
+    for index, character in enumerate(text):
         cells -= cell_len(character)
         if cells < 0:
-            return text[:place]
+            return text[:index]
     return text

@@ -1,21 +1,21 @@
 """
-A phone's talk with a server: lines to say, answers to show.
+A phone's talk with a server: lines to send, answers to show.
 
-L{PipedTalk} is for scripts and for load: a line, its answer, the next line.  L{TypedTalk} is for
-people.  Neither knows of terminals and files.
+L{PipedTalk} is for scripts and for load: a line, its answer, the next line.  L{Talk} itself is for
+people.  Neither uses terminals and files.
 """
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from domaeka.cli import words
+from domaeka.cli import output, texts
 from domaeka.client import (
     Client,
     ClientEvent,
-    Complaint,
+    ErrorFrame,
     Failed,
     Fate,
     Greeting,
@@ -27,39 +27,44 @@ from domaeka.client import (
 )
 from domaeka.errors import ErrorCode
 
-#: Lines that wait to be said, before no more are read.
+#: Most lines that wait to be sent; at this number no more are read.
 MAX_WAITING_LINES: Final = 100
 #: Longest time that closing may take, in seconds: as a client lingers, and some.
 _CLOSE_SECONDS: Final = 7.0
 
 
+#: Makes a client, given its callbacks for replies and for events.
+ClientMaker: TypeAlias = Callable[[Callable[[Reply], None], Callable[[ClientEvent], None]], Client]
+
+
 class Talk:
     """
-    What both kinds share: one client, and when to give up.
+    Sends lines and shows replies until it is finished, or the server cannot be reached.
 
     @ivar done: fires with an exit status once all is over and closed.
-    @ivar tells_greetings: whether connecting is worth a line.
+    @ivar notes_greetings: true if connecting is worth a line.
     """
 
     def __init__(
         self,
         reactor: Any,
-        make_client: Callable[[Callable[[Reply], None], Callable[[ClientEvent], None]], Client],
+        make_client: ClientMaker,
         phrase: Callable[[str], Said],
         note: Callable[[str], None],
+        show: Callable[[Reply], None],
     ) -> None:
         """
-        @param make_client: given what is told of replies and of events.
-        @param phrase: what is said where a line was written.
-        @param note: shows a line for people that is no answer.
+        @param phrase: makes a message of a line.
+        @param note: shows a line for people that is no reply.
         """
         self._reactor = reactor
         self._phrase = phrase
         self._note = note
+        self._show = show
         self._refused: str | None = None
         self._finished = False
         self.greeted = False
-        self.tells_greetings = True
+        self.notes_greetings = True
         self.done: Deferred[int] = Deferred()
         self._client = make_client(self._reply_came, self._event_came)
 
@@ -76,26 +81,29 @@ class Talk:
         closed.addTimeout(_CLOSE_SECONDS, self._reactor)
         closed.addBoth(lambda _: self.done.callback(status))
 
+    def line_written(self, line: str) -> None:
+        """Send a line."""
+        self._say(line)
+
     def replied(self, reply: Reply) -> None:
-        """Something came for a room."""
-        raise NotImplementedError
+        """A reply for a room came."""
+        self._show(reply)
 
     def ready(self) -> None:
         """The server has greeted us for the first time."""
 
     def _say(self, line: str) -> bool:
-        """@return: whether the client took it."""
+        """@return: true if the client took it."""
         try:
-            self._client.say(self._phrase(line)).addCallback(self._fate_came)
+            self._client.say(self._phrase(line)).addCallback(self._delivered)
         except (ValueError, QueueFull) as error:
             self._note(f"not said: {error}")
             return False
         return True
 
-    def _fate_came(self, fate: Fate) -> None:
-        text = words.fate_text(fate)
-        if text is not None:
-            self._note(text)
+    def _delivered(self, status: Fate) -> None:
+        if status in texts.DELIVERIES:
+            self._note(texts.DELIVERIES[status])
 
     def _reply_came(self, reply: Reply) -> None:
         if not self._finished:
@@ -104,39 +112,38 @@ class Talk:
     def _event_came(self, event: ClientEvent) -> None:
         if self._finished:
             return
-        if isinstance(event, Complaint) and event.code in words.REFUSALS:
-            self._refused = words.refusal(event.code, event.message)
+        if isinstance(event, ErrorFrame) and event.code in texts.REFUSALS:
+            self._refused = texts.refusal(event.code, event.message)
         if isinstance(event, Greeting) and event.success:
             self._greeting_came(event)
         elif not self.greeted and isinstance(event, Failed):
             why = f"cannot connect to {event.server}: {event.why.rstrip('.')}"
-            self._give_up(words.UNREACHABLE, f"{why}. Is the server running?")
+            self._give_up(output.UNREACHABLE, f"{why}. Is the server running?")
         elif isinstance(event, Stopped):
-            self._give_up(words.REFUSED, words.refusal(event.code, ""))
+            self._give_up(output.REFUSED, texts.refusal(event.code, ""))
         elif not self.greeted and isinstance(event, Lost):
             if self._refused is not None:
-                self._give_up(words.REFUSED, self._refused)
+                self._give_up(output.REFUSED, self._refused)
             else:
                 server = event.server
-                why = f"{server} does not answer as a domaeka server does: {words.loss(event)}"
-                self._give_up(words.UNREACHABLE, why)
-        elif not self.judged(event):
-            self._tell(event)
+                why = f"{server} does not answer as a domaeka server does: {texts.loss(event)}"
+                self._give_up(output.UNREACHABLE, why)
+        elif not self.handled(event):
+            self._note_event(event)
 
-    def judged(self, event: ClientEvent) -> bool:
-        """Look at an event.  @return: whether that was all that is to be done about it."""
+    def handled(self, event: ClientEvent) -> bool:
+        """Handle an event.  @return: true if it is not to be shown."""
         return False
 
     def _greeting_came(self, greeting: Greeting) -> None:
-        if self.tells_greetings:
-            self._tell(greeting)
+        if self.notes_greetings:
+            self._note_event(greeting)
         if not self.greeted:
             self.greeted = True
             self.ready()
 
-    def _tell(self, event: ClientEvent) -> None:
-        text = words.event_text(event)
-        if text is not None:
+    def _note_event(self, event: ClientEvent) -> None:
+        if (text := texts.event_text(event)) is not None:
             self._note(text)
 
     def _give_up(self, status: int, why: str) -> None:
@@ -146,30 +153,27 @@ class Talk:
 
 class PipedTalk(Talk):
     """
-    Say a line, wait for its answer, say the next; end after the last.
+    Sends a line, waits for its answer, sends the next; ends after the last.
 
-    @ivar answered: how many lines were answered.
+    @ivar answered: the number of lines that were answered.
+    @ivar on_ready: called when the server has greeted us.
+    @ivar on_accepting: called when more lines may be written.
     """
 
     def __init__(
         self,
-        reactor: Any,
-        make_client: Callable[[Callable[[Reply], None], Callable[[ClientEvent], None]], Client],
-        phrase: Callable[[str], Said],
-        note: Callable[[str], None],
-        answer: Callable[[Reply], None],
+        *talk: Any,
         wait: float,
         pause: float = 0.0,
         took: Callable[[float], None] | None = None,
     ) -> None:
         """
-        @param answer: shows an answer.
-        @param wait: longest time to wait for one, in seconds.
-        @param pause: how long to wait before the next line, in seconds.
-        @param took: told how long each answer was under way, in seconds.
+        @param talk: the arguments of L{Talk}.
+        @param wait: longest time to wait for an answer, in seconds.
+        @param pause: from an answer to the next line, in seconds.
+        @param took: called with the latency of each answer, in seconds.
         """
-        super().__init__(reactor, make_client, phrase, note)
-        self._answer = answer
+        super().__init__(*talk)
         self._wait = wait
         self._pause = pause
         self._took = took
@@ -179,16 +183,16 @@ class PipedTalk(Talk):
         self._call: Any = None  # the next line, or the end of the wait
         self.answered = 0
         self._missed = 0
-        self.on_ready: Callable[[], None] = lambda: None  # the server has greeted us
-        self.on_room: Callable[[], None] = lambda: None  # more lines may be written
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_accepting: Callable[[], None] = lambda: None
 
     @property
-    def has_room(self) -> bool:
-        """Whether more lines may be written."""
+    def accepts_lines(self) -> bool:
+        """True while more lines may be written."""
         return len(self._lines) < MAX_WAITING_LINES
 
     def line_written(self, line: str) -> None:
-        """A line is to be said, when its turn comes; an empty one is not."""
+        """Send a line after those before it; an empty one is dropped."""
         if line and not self._finished:
             self._lines.append(line)
             self._go_on()
@@ -206,20 +210,20 @@ class PipedTalk(Talk):
         super().finish(status)
 
     def ready(self) -> None:
-        """The first line may be said."""
+        """Send the first line."""
         self.on_ready()
         self._go_on()
 
-    def judged(self, event: ClientEvent) -> bool:
-        """A refusal is not waited out."""
-        if isinstance(event, Complaint) and self._refused is not None:
-            self._give_up(words.REFUSED, self._refused)
+    def handled(self, event: ClientEvent) -> bool:
+        """End at once after a refusal."""
+        if isinstance(event, ErrorFrame) and self._refused is not None:
+            self._give_up(output.REFUSED, self._refused)
             return True
         return False
 
     def replied(self, reply: Reply) -> None:
         """An answer came: to the line that waits, if there is one."""
-        self._answer(reply)
+        self._show(reply)
         if self._said_at is None:
             return
         if self._took is not None:
@@ -231,15 +235,15 @@ class PipedTalk(Talk):
         if greeting.approved:
             super()._greeting_came(greeting)
         else:
-            self._give_up(words.REFUSED, words.REFUSALS[ErrorCode.NOT_APPROVED])
+            self._give_up(output.REFUSED, texts.REFUSALS[ErrorCode.NOT_APPROVED])
 
     def _go_on(self) -> None:
-        """Say the next line, if it is time for it."""
+        """Send the next line, if it is time for it."""
         if not self.greeted or self._finished or self._call is not None:
             return
         if not self._lines:
             if self._no_more:
-                self.finish(words.UNANSWERED if self._missed else words.ALL_ANSWERED)
+                self.finish(output.UNANSWERED if self._missed else output.ALL_ANSWERED)
             return
         line = self._lines.popleft()
         self._said_at = self._reactor.seconds()
@@ -247,7 +251,7 @@ class PipedTalk(Talk):
         if not self._say(line):
             self._missed += 1
             self._done_with_line()
-        self.on_room()  # only now: it may bring the next line
+        self.on_accepting()  # only now: it may bring the next line
 
     def _answer_missed(self) -> None:
         self._call = None
@@ -259,33 +263,9 @@ class PipedTalk(Talk):
         self._said_at = None
         if self._call is not None:
             self._call.cancel()
-        # Later, so that what came along with the answer is shown with it.
+        # Later, so that replies that came together with the answer are shown with it.
         self._call = self._reactor.callLater(self._pause, self._next)
 
     def _next(self) -> None:
         self._call = None
         self._go_on()
-
-
-class TypedTalk(Talk):
-    """Say what is typed, show what comes, for as long as the user likes."""
-
-    def __init__(
-        self,
-        reactor: Any,
-        make_client: Callable[[Callable[[Reply], None], Callable[[ClientEvent], None]], Client],
-        phrase: Callable[[str], Said],
-        note: Callable[[str], None],
-        show: Callable[[Reply], None],
-    ) -> None:
-        """@param show: shows what came for a room."""
-        super().__init__(reactor, make_client, phrase, note)
-        self._show = show
-
-    def line_written(self, line: str) -> None:
-        """Something was typed."""
-        self._say(line)
-
-    def replied(self, reply: Reply) -> None:
-        """Something came for a room."""
-        self._show(reply)

@@ -1,32 +1,40 @@
-"""Tables for operators.  What strangers named is shown as it is, and obeyed nowhere."""
+"""Tables for operators.  Names from strangers are shown as plain text, without control codes."""
 
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
 
+import msgspec
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from domaeka.cli.answers import (
+from domaeka.cli.output import duration, milliseconds, one_line, size
+from domaeka.schema import (
     Ban,
+    BotCommand,
+    Bots,
     Connection,
     Device,
-    Drain,
+    DrainState,
     Ended,
-    Migration,
-    Overview,
-    Quality,
+    Health,
+    LineQuality,
+    LoadedBot,
+    MigrationState,
     Room,
+    ServiceState,
+    Stats,
 )
-from domaeka.cli.text import duration, milliseconds, one_line, size
 
-#: How wide a line may become where nobody looks at it, in cells: nothing is folded for a program.
+#: Longest line in a pipe, in cells: nothing is folded for a program.
 _PIPE_WIDTH: Final = 20_000
 #: Cells between two columns.
 _GAP: Final = 2
+#: Most bans that are shown with the state of a server.
+BANS_SHOWN: Final = 5
 #: A stop whose last phone has left.
 DRAINED: Final = "no phone is left: the server ends"
 _STYLES: Final = {
@@ -47,6 +55,28 @@ _STYLES: Final = {
 }
 
 
+class Overview(msgspec.Struct):
+    """
+    The answers that C{domaeka status} shows.
+
+    @ivar grades: the connections of each grade; C{unknown}: no ping was answered or missed yet.
+    @ivar pending: how many devices and rooms wait for a decision.
+    @ivar more_pending: those of them of which there are more than counted.
+    @ivar banned: some of the bans.
+    """
+
+    health: Health
+    stats: Stats
+    grades: dict[str, int]
+    pending: dict[str, int]
+    more_pending: list[str]
+    bans: int
+    banned: list[Ban]
+    drain: DrainState
+    migration: MigrationState | None
+    bots: Bots
+
+
 def make_console() -> Console:
     """Standard output: a terminal, or a pipe, in which no line is folded."""
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
@@ -54,7 +84,7 @@ def make_console() -> Console:
 
 
 def show(what: RenderableType) -> None:
-    """Write it on standard output."""
+    """Write a table or a text to standard output."""
     console = make_console()
     with console.capture() as capture:
         console.print(what)
@@ -65,7 +95,7 @@ def show(what: RenderableType) -> None:
 
 
 def say(text: str, style: str = "") -> Text:
-    """A text of strangers, in one line."""
+    """A stranger's text, in one line."""
     line = one_line(text)
     return Text(line, style or _STYLES.get(line, ""), overflow="fold")
 
@@ -78,18 +108,18 @@ def _table(
     spare: str = "",
 ) -> Table:
     """
-    A table without lines.
+    A table without lines, of texts as L{say} shows them.
 
-    @param names: of the columns, with spaces in between, as all that follow.
-    @param right: those of numbers.
-    @param fold: those that give way where the terminal is narrow.
-    @param spare: those that are left out before that, the first one first.
+    @param names: the columns, separated by spaces, as in all that follow.
+    @param right: columns of numbers.
+    @param fold: columns that are folded in a narrow terminal.
+    @param spare: columns that are left out before that, the first one first.
     """
     columns = names.split()
-    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    cells = [[say(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     widths = {
-        column: max(cell_len(column), *(row[place].cell_len for row in cells), 0)
-        for place, column in enumerate(columns)
+        column: max(cell_len(column), *(row[index].cell_len for row in cells), 0)
+        for index, column in enumerate(columns)
     }
     console_width = make_console().width
     for column in spare.split():
@@ -105,7 +135,7 @@ def _table(
             no_wrap=column not in fold.split(),
         )
     for row in cells:
-        table.add_row(*(row[place] for place, column in enumerate(columns) if column in widths))
+        table.add_row(*(row[index] for index, column in enumerate(columns) if column in widths))
     return table
 
 
@@ -120,7 +150,7 @@ def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
 
 
 def _time(text: str | None, otherwise: str = "") -> str:
-    """A time of the API, to the second, as clocks here show it."""
+    """A time of the API, to the second, in the local time zone."""
     if text is None:
         return otherwise
     try:
@@ -129,38 +159,31 @@ def _time(text: str | None, otherwise: str = "") -> str:
         return one_line(text)
 
 
-def _quality(quality: Quality | None) -> Text:
+def _quality(quality: LineQuality | None) -> Text:
     if quality is None or quality.grade is None:
         return Text("")
     return Text(f"{one_line(quality.grade)} {quality.score}", _STYLES.get(quality.grade, ""))
 
 
 def _state(connection: Connection) -> Text:
-    """What stands between a phone and its answers, if anything does."""
+    """The state of a connection, or the reason why its phone gets no answers."""
     approval = connection.approval
     return say(connection.state if approval in (None, "approved") else approval or "")
 
 
 def connections_table(connections: Iterable[Connection]) -> Table:
-    """Those that are open."""
+    """Open connections."""
 
     def row(one: Connection) -> Sequence[str | Text]:
         quality = one.quality
         rtt = None if quality is None else quality.rtt
         return (
-            say(one.bot),
-            say(one.device),
-            say(one.address),
-            say(one.version),
-            _state(one),
-            _quality(quality),
+            *(one.bot, one.device, one.address, one.version, _state(one), _quality(quality)),
             milliseconds(None if rtt is None else rtt.smoothed),
             milliseconds(None if rtt is None else rtt.p95),
             "" if quality is None else f"{quality.loss:.0%}",
             duration(one.silent_seconds),
-            f"{one.messages.received}",
-            f"{one.messages.sent}",
-            f"{one.queue.messages}",
+            *map(str, (one.messages.received, one.messages.sent, one.queue.messages)),
             duration(one.age_seconds),
         )
 
@@ -174,7 +197,7 @@ def connections_table(connections: Iterable[Connection]) -> Table:
 
 
 def connection_facts(one: Connection) -> Table:
-    """All that is known of a connection."""
+    """All facts about a connection."""
     rows: list[tuple[str, str | Text]] = [
         ("bot", one.bot),
         ("device", one.device),
@@ -197,12 +220,8 @@ def connection_facts(one: Connection) -> Table:
         rows += (("", reason) for reason in quality.reasons)
         rows.append(("loss", f"{quality.loss:.0%} of the last 20 pings"))
         if (rtt := quality.rtt) is not None:
-            parts = (
-                ("least", rtt.min),
-                ("median", rtt.median),
-                ("p95", rtt.p95),
-                ("most", rtt.max),
-            )
+            names = ("least", "median", "p95", "most")
+            parts = zip(names, (rtt.min, rtt.median, rtt.p95, rtt.max), strict=True)
             text = ", ".join(f"{name} {milliseconds(value)}" for name, value in parts)
             rows.append(("round trip", f"{milliseconds(rtt.smoothed)} ({text})"))
             rows.append(("jitter", milliseconds(rtt.jitter)))
@@ -228,20 +247,14 @@ def connection_facts(one: Connection) -> Table:
 
 
 def closed_table(connections: Iterable[Ended]) -> Table:
-    """Those that have ended."""
+    """Ended connections."""
 
     def row(one: Ended) -> Sequence[str | Text]:
         grade = "" if one.grade is None else f"{one.grade} {one.score}"
         return (
-            _time(one.ended),
-            _time(one.since),
-            say(one.bot),
-            say(one.device),
-            say(one.address),
-            say(one.reason),
+            *(_time(one.ended), _time(one.since), one.bot, one.device, one.address, one.reason),
             say(grade, _STYLES.get(one.grade or "", "")),
-            str(one.messages.received),
-            str(one.messages.sent),
+            *map(str, (one.messages.received, one.messages.sent)),
         )
 
     return _table(
@@ -253,28 +266,35 @@ def closed_table(connections: Iterable[Ended]) -> Table:
     )
 
 
-def devices_table(devices: Iterable[Device]) -> Table:
-    """Devices."""
+def devices_table(devices: Sequence[Device]) -> RenderableType:
+    """Devices; if there are old scripts among them, the way to the new one stands below."""
 
     def row(one: Device) -> Sequence[str | Text]:
         return (
-            say(one.bot),
-            say(one.device),
-            say(one.status),
-            "yes" if one.connected else "no",
-            say(one.version),
-            say(one.address),
-            _time(one.last_seen, "never"),
-            str(one.queue.messages),
+            *(one.bot, one.device, one.status, "yes" if one.connected else "no"),
+            say(f"{one.version} (old script)", "yellow") if one.outdated else one.version,
+            *(one.address, _time(one.last_seen, "never"), str(one.queue.messages)),
         )
 
-    return _table(
+    table = _table(
         "BOT DEVICE STATUS CONNECTED VERSION ADDRESS LAST_SEEN QUEUE",
         map(row, devices),
         right="QUEUE",
         fold="BOT DEVICE VERSION ADDRESS",
-        spare="VERSION ADDRESS QUEUE",
+        spare="ADDRESS QUEUE VERSION",
     )
+    old = sum(one.outdated for one in devices)
+    if not old:
+        return table
+    have = "1 phone has an old script" if old == 1 else f"{old} phones have old scripts"
+    return Group(table, Text(f"{have}: domaeka phone-script writes the new one (docs/phones.md)"))
+
+
+_ANSWERABLE: Final[Mapping[bool | None, str | Text]] = {
+    True: "yes",
+    False: Text("no", "yellow"),
+    None: "?",
+}
 
 
 def rooms_table(rooms: Iterable[Room]) -> Table:
@@ -282,20 +302,15 @@ def rooms_table(rooms: Iterable[Room]) -> Table:
 
     def row(one: Room) -> Sequence[str | Text]:
         return (
-            say(one.bot),
-            say(one.room),
-            say(one.name),
-            "group" if one.is_group else "single",
-            say(one.status),
-            _time(one.last_heard, "never"),
-            say(one.device or ""),
+            *(one.bot, one.room, one.name, "group" if one.is_group else "single", one.status),
+            *(_time(one.last_heard, "never"), one.device or "", _ANSWERABLE[one.answerable]),
         )
 
     return _table(
-        "BOT ROOM NAME KIND STATUS LAST_HEARD ON_DEVICE",
+        "BOT ROOM NAME KIND STATUS LAST_HEARD ON_DEVICE ANSWERABLE",
         map(row, rooms),
         fold="BOT ROOM NAME ON_DEVICE",
-        spare="ON_DEVICE KIND",
+        spare="ON_DEVICE KIND ANSWERABLE",
     )
 
 
@@ -304,25 +319,104 @@ def bans_table(bans: Iterable[Ban]) -> Table:
 
     def row(one: Ban) -> Sequence[str | Text]:
         return (
-            say(one.network),
-            _time(one.made_at),
-            _time(one.expires, "lifted"),
-            str(one.times),
-            say(one.made_by or "server"),
-            say(one.reason),
+            *(one.network, _time(one.made_at), _time(one.expires, "lifted"), str(one.times)),
+            *(one.made_by or "server", one.claimed_bot, one.claimed_device, one.reason),
         )
 
     return _table(
-        "NETWORK SINCE UNTIL TIMES BY REASON",
+        "NETWORK SINCE UNTIL TIMES BY CLAIMS_BOT CLAIMS_DEVICE REASON",
         map(row, bans),
         right="TIMES",
-        fold="NETWORK BY REASON",
-        spare="TIMES",
+        fold="NETWORK BY CLAIMS_BOT CLAIMS_DEVICE REASON",
+        spare="TIMES SINCE BY",
     )
 
 
-def drain_line(drain: Drain) -> str:
-    """How a stop goes."""
+def bots_table(bots: Iterable[LoadedBot]) -> Table:
+    """Bots, a line for each command."""
+
+    def rows(bot: LoadedBot) -> Iterator[Sequence[str | Text]]:
+        for one in bot.commands:
+            yield (
+                bot.name,
+                one.name,
+                ", ".join(one.aliases),
+                "operators" if one.operators_only else "all",
+                f"{one.calls}",
+                Text(f"{one.failures}", "red" if one.failures else ""),
+                one.breaker,
+            )
+        if not bot.commands:
+            yield bot.name, Text("no commands", "yellow"), "", "", "", "", ""
+
+    return _table(
+        "BOT COMMAND ALIASES FOR CALLS FAILURES BREAKER",
+        (row for bot in bots for row in rows(bot)),
+        right="CALLS FAILURES",
+        fold="BOT COMMAND ALIASES",
+        spare="ALIASES FOR",
+    )
+
+
+def services_table(services: Iterable[ServiceState]) -> Table:
+    """Outside services that bots use."""
+    return _table("SERVICE BREAKER", ((one.name, one.breaker) for one in services))
+
+
+#: The text of each event, made from its data; the fields are those of docs/api.md, "Events".
+_EVENTS: Final[dict[str, Callable[[Any], str]]] = {
+    "connected": lambda e: f"{e['bot']} {e['device']} from {e['address']}, script {e['version']}",
+    "grade": lambda e: (
+        f"{e['bot']} {e['device']}: {e['grade']} {e['score']}"
+        + (f" ({'; '.join(e['reasons'])})" if e["reasons"] else "")
+    ),
+    "closed": lambda e: (
+        f"{e['bot']} {e['device']} from {e['address']}: {e['reason']}, after "
+        f"{duration(_moment(e['ended']) - _moment(e['since']))}, "
+        f"{e['messages']['received']} in, {e['messages']['sent']} out"
+    ),
+    "approval": lambda e: f"{e['kind']} {e['bot']} {e['name']}: {e['status']}",
+    "forgotten": lambda e: f"{e['kind']} {e['bot']} {e['name']}",
+    "ban": lambda e: (
+        f"{e['network']} until {_time(e['expires'], 'lifted')}"
+        + (f": {e['reason']}" if e["reason"] else "")
+    ),
+    "lifted": lambda e: f"{e['network']}",
+    "drain": lambda e: f"{e['state']}",
+    "migration": lambda e: f"{e['state']}",
+}
+
+
+def event_line(name: str, data: Mapping[str, Any], now: float) -> str:
+    """
+    An event in a line: time, name, text.
+
+    @param now: when it came, for events without a time; in seconds since 1970.
+    """
+    try:
+        text = _EVENTS[name](data)
+    except (KeyError, TypeError, ValueError, OverflowError):  # of a newer server
+        text = ", ".join(f"{key} {value}" for key, value in data.items())
+    came = datetime.fromtimestamp(now, UTC).isoformat()
+    at = _time(str(data.get("at") or data.get("ended") or came))
+    return one_line(f"{at}  {name:<9}  {text}")
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _ban_line(ban: Ban) -> str:
+    """A ban in a line: network, reason, end."""
+    claims = ""
+    if ban.claimed_bot:
+        claims = f"claims to be {ban.claimed_bot!r} {ban.claimed_device!r}: "
+    until = "until it is lifted" if ban.expires is None else f"until {_time(ban.expires)}"
+    return f"{ban.network}: {claims}{ban.reason or 'no reason given'}, {until}"
+
+
+def drain_line(drain: DrainState) -> str:
+    """The progress of a stop."""
     if not drain.draining:
         return "no drain runs"
     return (
@@ -331,8 +425,8 @@ def drain_line(drain: Drain) -> str:
     )
 
 
-def migration_line(move: Migration) -> str:
-    """How a move goes, or how the last one went."""
+def migration_line(move: MigrationState) -> str:
+    """The progress of a move, or the result of the last one."""
     host = f"[{move.host}]" if ":" in move.host else move.host
     why = f" ({move.reason})" if move.reason else ""
     return (
@@ -341,13 +435,13 @@ def migration_line(move: Migration) -> str:
     )
 
 
-def overview(place: str, seen: Overview) -> Table:
-    """What C{domaeka status} shows."""
+def overview(server: str, seen: Overview) -> Table:
+    """The output of C{domaeka status}."""
     health, stats = seen.health, seen.stats
     grades = ", ".join(f"{count} {grade}" for grade, count in seen.grades.items() if count)
     down, up = size(stats.throughput.get("received", 0)), size(stats.throughput.get("sent", 0))
     rows: list[tuple[str, str | Text]] = [
-        ("server", f"domaeka {health.version} at {place}"),
+        ("server", f"domaeka {health.version} at {server}"),
         ("status", health.status),
         ("up", duration(health.uptime)),
         ("connections", f"{health.connections:.0f}" + (f" ({grades})" if grades else "")),
@@ -359,9 +453,14 @@ def overview(place: str, seen: Overview) -> Table:
         text = f"{count}{more} waiting for approval" if count else "none waiting for approval"
         rows.append((kind, say(text, "yellow" if count else "")))
     rows.append(("bans", str(seen.bans)))
-    rows += ((name, found) for name, found in health.checks.items())
-    breakers = [command for bot in seen.bots.bots for command in bot.commands]
-    for one in (*breakers, *seen.bots.services):
+    rows += (("", _ban_line(ban)) for ban in seen.banned)
+    if seen.bans > len(seen.banned):
+        rows.append(("", f"and {seen.bans - len(seen.banned)} more: domaeka bans"))
+    for name, found in health.checks.items():
+        rows.append((name, say(found, "" if found == "ok" else "yellow")))
+    breakers: list[BotCommand | ServiceState] = [*seen.bots.services]
+    breakers[:0] = (command for bot in seen.bots.bots for command in bot.commands)
+    for one in breakers:
         if one.breaker != "closed":
             rows.append(
                 ("breaker", say(f"{one.name}: {one.breaker}", _STYLES.get(one.breaker, "")))

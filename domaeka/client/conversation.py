@@ -1,144 +1,198 @@
-"""
-One connection's conversation with a server, seen from the client: bytes in, events and bytes out.
+"""A client's conversation with a server over one connection: bytes in, events and bytes out."""
 
-docs/protocol.md says what happens on the wire.
-"""
-
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, TypeAlias
 
 import msgspec
 
-from domaeka.client.outgoing import SendQueue
+from domaeka.client.send_queue import SendQueue
 from domaeka.errors import CloseReason, WireError
-from domaeka.messages import Dialect, Monitoring
-from domaeka.phonewire import (
+from domaeka.policies.retry import SETTLED_SECONDS
+from domaeka.wire import (
     MAX_SERVER_LINE_BYTES,
-    Asked,
-    Closing,
-    Complaint,
+    Ack,
+    Deflater,
     Delivered,
+    DeliveryReport,
+    Dialect,
+    ErrorFrame,
     Greeting,
     Identity,
-    Moving,
+    Inflater,
+    LineDecoder,
+    Migrated,
+    MigrationNotice,
+    Monitoring,
     PhoneWriter,
-    Taken,
+    Ping,
+    Probe,
+    ServerAck,
+    ShutdownNotice,
     Unknown,
-    encode_migrated,
-    encode_received,
+    encode_frame,
+    pack_text,
     read_server_frame,
 )
-from domaeka.policies.compression import Deflater, Inflater, pack_text
-from domaeka.wire import LineDecoder
 
-#: Everything that a client can do beside the protocol of old.
-CAPABILITIES: Final = ("gzip", "deflate", "session", "ack")
-#: How long a server may take to greet us, in seconds: as long as it gives a phone to shake hands.
-#: Source: docs/settings.md, C{server.handshake_timeout}.
+#: Capabilities that this client supports.
+CAPABILITIES: Final = ("gzip", "deflate", "session", "ack", "delivery")
+#: Timeout for the greeting, in seconds: the server's own for a handshake.  Source:
+#: docs/settings.md, C{server.handshake_timeout}.
 GREETING_SECONDS: Final = 10.0
-#: Ping intervals without a word that end a connection.  Source: docs/client.md, "Watchdog".
+#: Silent ping intervals after which a connection is given up.  Source: docs/client.md, "Watchdog".
 SILENT_INTERVALS: Final = 2.5
-#: The interval where the server does not say, in seconds; and how long silence is always borne
-#: before the first ping, which may come late.  Source: docs/protocol.md, "Ping".
+#: Least and longest timeout for the acknowledgement of a message, in seconds.  Source:
+#: docs/client.md, "Watchdog".
+ACK_SECONDS: Final = 15.0
+MAX_ACK_SECONDS: Final = 120.0
+#: Least speed of a connection, in bytes per second: a long message has more time.  Source: as
+#: above.
+_LEAST_SPEED: Final = 8_192
+#: Ping interval where the server gives none, and least timeout before the first ping, which may
+#: come late, in seconds.  Source: docs/protocol.md, "Ping".
 _PING_INTERVAL_SECONDS: Final = 30.0
 _FIRST_PING_SECONDS: Final = 75.0
-#: Shortest and longest interval that is believed, in seconds.
+#: Bounds for the ping interval that a server gives, in seconds.
 _INTERVALS: Final = (1.0, 3600.0)
-#: Bytes of chat that are handed over at a time.
+#: Bytes of chat that are written at a time.
 _BATCH_BYTES: Final = 65_536
-#: How far the clock must be set back to be believed, in milliseconds: less is a second signature
-#: of the same millisecond, or a clock that is being trimmed.
+#: Least step back of the wall clock that is followed, in milliseconds: smaller ones are a second
+#: signature in one millisecond, or a clock that is being adjusted.
 _CLOCK_SET_BACK_MS: Final = 5_000
-#: Of how many servers' numberings the last message is remembered.
+#: Most numberings of which the last message is remembered.
 _MAX_EPOCHS: Final = 16
-#: Longest token that is kept, in characters: that of 256 bits takes 43.
+#: Most delivery reports that are kept; the oldest gives way.
+_MAX_REPORTS: Final = 500
+#: Time for which a report that was written is kept, in seconds: nobody acknowledges it, so that it
+#: goes once more over the next connection.  Source: docs/protocol.md, "delivery".
+_REPORT_SECONDS: Final = 60.0
+#: Longest token that is kept, in characters; one of 256 bits has 43.
 _MAX_TOKEN_CHARS: Final = 1024
 
 
 class State(Enum):
-    """How far a conversation has come."""
+    """State of a conversation."""
 
     NEW = "new"
-    SHAKING = "shaking"  # our handshake is out
+    SHAKING = "shaking"  # the handshake has been sent
     GREETED = "greeted"
     ENDED = "ended"
 
 
-class Numbers(msgspec.Struct):
-    """The last message that has come, of one numbering."""
+class LastNumber(msgspec.Struct):
+    """Number of the last message that was received, in one numbering."""
 
     last: int = 0
 
 
-class Memory:
-    """What a client remembers from one connection to the next."""
+class _Report(msgspec.Struct):
+    """A delivery report; C{written_at}: when it was last written, by the monotonic clock."""
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        """@param seconds: the time now, in seconds since 1970."""
+    epoch: str | None
+    report: DeliveryReport
+    written_at: float | None = None
+
+
+class SessionState:
+    """
+    State that a client keeps from one connection to the next.
+
+    @ivar ack_timeout: timeout for acknowledgements, in seconds.
+    @ivar began_at: when it was made, by the monotonic clock, in seconds.
+    """
+
+    def __init__(self, seconds: Callable[[], float], wall: Callable[[], float]) -> None:
+        """
+        @param seconds: the monotonic clock, in seconds.
+        @param wall: the wall clock, in seconds since 1970.
+        """
         self._seconds = seconds
-        self._numbers: dict[str | None, Numbers] = {}
+        self._wall = wall
+        self._numbers: dict[str | None, LastNumber] = {}
         self._token: str | None = None
         self._lifetime = 0.0
         self._ends_at: float | None = None
         self._last_ms = 0
         self._last_signer: object = None
+        self.ack_timeout = ACK_SECONDS
+        self.began_at = seconds()
+        self._reports: deque[_Report] = deque(maxlen=_MAX_REPORTS)
 
-    def numbers(self, epoch: str | None) -> Numbers:
-        """How far a numbering has come: servers that we come back to have their own."""
-        numbers = self._numbers.pop(epoch, None) or Numbers()
-        self._numbers[epoch] = numbers  # as the last one
+    def report(self, epoch: str | None, report: DeliveryReport) -> None:
+        """Keep a delivery report for a connection with this numbering."""
+        self._reports.append(_Report(epoch, report))
+
+    def unwritten_reports(self, epoch: str | None) -> list[DeliveryReport]:
+        """The delivery reports of a numbering that are to be written now, oldest first."""
+        found = []
+        for entry in self._reports:
+            if entry.epoch == epoch and entry.written_at is None:
+                entry.written_at = self._seconds()
+                found.append(entry.report)
+        return found
+
+    def greeted(self) -> None:
+        """A connection begins: the last reports are to be written again."""
+        oldest = self._seconds() - _REPORT_SECONDS
+        kept = [one for one in self._reports if one.written_at is None or one.written_at > oldest]
+        self._reports.clear()
+        for entry in kept:
+            entry.written_at = None
+            self._reports.append(entry)
+
+    def numbers(self, epoch: str | None) -> LastNumber:
+        """The last number in a numbering; each server has its own."""
+        numbers = self._numbers.pop(epoch, None) or LastNumber()
+        self._numbers[epoch] = numbers  # at the end: the most recent
         if len(self._numbers) > _MAX_EPOCHS:
             del self._numbers[next(iter(self._numbers))]
         return numbers
 
     def signing_time(self, signer: object) -> float:
         """
-        The time for a signature, in seconds since 1970.
-
-        Two signatures of one millisecond are the same; one that comes on a second connection is
-        taken for a replay.  So no two connections share a millisecond.
+        A time for a signature, in seconds since 1970; no two connections get the same millisecond,
+        since equal signatures on two connections count as a replay.
         """
-        now = int(self._seconds() * 1000)
+        now = int(self._wall() * 1000)
         if self._last_ms - now > _CLOCK_SET_BACK_MS:
             self._last_ms = now - 1
         if signer is not self._last_signer:
             now = max(now, self._last_ms + 1)
             self._last_signer = signer
         self._last_ms = max(now, self._last_ms)
-        return (self._last_ms + 0.5) / 1000  # half: floats of today's time round either way
+        return (self._last_ms + 0.5) / 1000  # half a millisecond: floats round either way
 
     @property
     def token(self) -> str | None:
-        """A session token that may still be good."""
+        """The session token, unless it has expired."""
         if self._ends_at is not None and self._seconds() >= self._ends_at:
             self._token = None
         return self._token
 
     def keep_token(self, token: str, lifetime: float) -> None:
-        """
-        A server gave us a token.
-
-        @param lifetime: from the end of this connection, in seconds.
-        """
+        """Keep a token; C{lifetime} counts from the end of this connection, in seconds."""
         if len(token) <= _MAX_TOKEN_CHARS:
             self._token = token
             self._lifetime = lifetime
             self._ends_at = None
 
     def connection_lost(self) -> None:
-        """The life of the token, if it is the one that the connection held, begins to run out."""
+        """The connection has ended: the token begins to expire."""
         if self._token is not None and self._ends_at is None:
             self._ends_at = self._seconds() + self._lifetime
 
 
 class Unreadable(msgspec.Struct):
-    """A frame that no phone would understand: dropped."""
+    """A frame that no phone would understand; it is dropped."""
 
     why: str
 
 
-Event: TypeAlias = Greeting | Delivered | Closing | Moving | Complaint | Unknown | Unreadable
+Event: TypeAlias = (
+    Greeting | Delivered | ShutdownNotice | MigrationNotice | ErrorFrame | Unknown | Unreadable
+)
 
 
 class Conversation:
@@ -146,11 +200,12 @@ class Conversation:
     Talk to one server over one connection.
 
     Give it L{feed}, then take L{next_event} until there is none, then write L{data_to_send}.
-    With capabilities, nothing is sent behind the handshake before the greeting has come.
+    With capabilities, nothing is sent between the handshake and the greeting.
 
-    @ivar sending: whether chat may be taken from the queue; the owner sets and clears it.
-    @ivar ended: why the connection must be closed at once, if it must.
-    @ivar granted: the capabilities that the server took.
+    @ivar sending: True if chat may be taken from the queue; the owner sets and clears it.
+    @ivar ended: the reason to close the connection at once, if there is one.
+    @ivar granted: the capabilities that the server accepted.
+    @ivar epoch: the numbering of its messages; L{None}: they have none.
     """
 
     def __init__(
@@ -158,20 +213,19 @@ class Conversation:
         identity: Identity,
         sign: Callable[[str], str] | None,
         queue: SendQueue,
-        memory: Memory,
+        session: SessionState,
         seconds: Callable[[], float],
         dialect: Dialect = Dialect.V33,
         capabilities: Sequence[str] = CAPABILITIES,
     ) -> None:
         """
-        @param sign: the signature of a text to which the salt is yet to be added; L{None}: nothing
-            is signed.
-        @param seconds: the time now, in seconds since 1970.
-        @param capabilities: what is offered; none: the protocol of old.
+        @param sign: sign a text, to which it adds the salt; L{None}: nothing is signed.
+        @param seconds: the monotonic clock, in seconds.
+        @param capabilities: those to offer; none: the protocol of old phones.
         """
-        self._writer = PhoneWriter(identity, sign, lambda: memory.signing_time(self))
+        self._writer = PhoneWriter(identity, sign, lambda: session.signing_time(self))
         self._queue = queue
-        self._memory = memory
+        self._session = session
         self._seconds = seconds
         self._dialect = dialect
         self._capabilities = capabilities
@@ -179,25 +233,35 @@ class Conversation:
         self._inflater: Inflater | None = None
         self._deflater: Deflater | None = None
         self._output: list[bytes] = []
-        self._numbers = Numbers()
+        self._numbers = LastNumber()
         self._to_acknowledge = 0
         self._pong = b""
         self._max_frame_bytes: int | None = None
-        self._patience = GREETING_SECONDS
+        self._timeout = GREETING_SECONDS
         self._interval = _PING_INTERVAL_SECONDS
         self._heard_at = 0.0
+        self._greeted_at = 0.0
+        self._unanswered: str | None = None  # the last message, until it is acknowledged
+        self._answered_at = 0.0  # the timeout for acknowledgements runs from here
+        self._longest = 0  # of the messages up to it, in bytes
         self._state = State.NEW
         self.granted: frozenset[str] = frozenset()
+        self.epoch: str | None = None
         self.sending = False
         self.ended: CloseReason | None = None
 
     @property
     def greeted(self) -> bool:
-        """Whether the server has answered our handshake, and we may speak."""
+        """True if the server has greeted us, so that frames may be sent."""
         return self._state is State.GREETED
 
+    @property
+    def ack_timeout(self) -> float:
+        """Timeout for acknowledgements, in seconds; a long message has more."""
+        return self._session.ack_timeout
+
     def begin(self) -> None:
-        """The connection is made: shake hands."""
+        """The connection is made: send the handshake."""
         self._state = State.SHAKING
         self._heard_at = self._seconds()
         self._output.append(
@@ -205,12 +269,17 @@ class Conversation:
                 bare=self._dialect is Dialect.V32,
                 signed=bool(self._capabilities),
                 capabilities=self._capabilities,
-                session_token=self._memory.token if "session" in self._capabilities else None,
+                session_token=self._session.token if "session" in self._capabilities else None,
+                uptime=(
+                    self._heard_at - self._session.began_at
+                    if "delivery" in self._capabilities
+                    else None
+                ),
             )
         )
 
     def feed(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Bytes were received."""
         self._heard_at = self._seconds()
         if self._inflater is None:
             self._decoder.feed(data)
@@ -218,7 +287,7 @@ class Conversation:
             self._inflater.feed(data)
 
     def next_event(self) -> Event | None:
-        """@return: what the server said; L{None} when more bytes are needed, or all is over."""
+        """@return: the next event; L{None}: more bytes are needed, or L{ended} is set."""
         while self.ended is None:
             try:
                 line = self._next_line()
@@ -231,30 +300,34 @@ class Conversation:
                 frame = read_server_frame(line, self._dialect)
             except WireError as error:
                 return Unreadable(error.text)
-            if isinstance(frame, Asked):
-                self._asked(frame)
-            elif isinstance(frame, Taken):
+            if isinstance(frame, Ping):
+                self._ping_received(frame)
+            elif isinstance(frame, ServerAck):
                 self._queue.taken(frame.client_id)
+                self._ack_received(frame.client_id)
             elif isinstance(frame, Greeting):
                 if self._greeting(frame):
                     return frame
+            elif isinstance(frame, Probe):
+                continue  # never asked for
             elif not isinstance(frame, Delivered) or self._is_new(frame):
+                if isinstance(frame, ErrorFrame):
+                    self._unanswered = None  # it may answer any message, instead of an ack
                 return frame
         return None
 
     def data_to_send(self) -> bytes:
-        """
-        What to write next; empty: nothing for now.
-
-        To be asked again, while the transport takes more, until it is empty.
-        """
+        """The bytes to write next.  To be called until it is empty, or the transport is paused."""
         pieces, self._output = self._output, []
         if self._pong:
             pieces.append(self._pong)
             self._pong = b""
         if self._to_acknowledge:
-            pieces.append(encode_received(self._to_acknowledge))
+            pieces.append(encode_frame("ack", Ack(self._to_acknowledge)))
             self._to_acknowledge = 0
+        if self.greeted and "delivery" in self.granted:
+            reports = self._session.unwritten_reports(self.epoch)
+            pieces.extend(encode_frame("delivery", report) for report in reports)
         size = 0
         while self.sending and size < _BATCH_BYTES:
             line = self._next_chat()
@@ -268,16 +341,33 @@ class Conversation:
         return data
 
     def migrated(self, host: str, port: int) -> None:
-        """Another server has greeted us: say so, here."""
-        self._output.append(encode_migrated(host, port))
+        """Notify this server that another one has greeted us."""
+        self._output.append(encode_frame("migrated", Migrated(host, port)))
 
-    def is_overdue(self) -> bool:
-        """Whether the server has been silent for too long: it is gone, or cannot reach us."""
-        return self._seconds() - self._heard_at >= self._patience
+    def overdue(self) -> CloseReason | None:
+        """
+        Check the timeouts; to be called every second.
 
-    def bear_with(self) -> None:
-        """The silence so far was ours: we were held up, and it says nothing of the server."""
-        self._heard_at = self._seconds()
+        A server that is heard and does not acknowledge may be holding back: on the next connection
+        the timeout for acknowledgements is twice as long, so that back-pressure does not end one
+        connection after the other.
+
+        @return: the reason to close the connection, if there is one.
+        """
+        now = self._seconds()
+        if now - self._heard_at >= self._timeout:
+            return CloseReason.PING_TIMEOUT if self.greeted else CloseReason.HANDSHAKE_TIMEOUT
+        if self._unanswered is None or not self.sending:  # a server that closes acknowledges none
+            self._answered_at = now
+        elif now - self._answered_at >= self.ack_timeout + self._longest / _LEAST_SPEED:
+            if self._heard_at > self._answered_at:
+                self._session.ack_timeout = min(2 * self._session.ack_timeout, MAX_ACK_SECONDS)
+            return CloseReason.TOO_SLOW
+        return None
+
+    def restart_timeouts(self) -> None:
+        """Restart the timeouts: we were held up ourselves, so the silence means nothing."""
+        self._heard_at = self._answered_at = self._seconds()
 
     def _next_line(self) -> bytes | None:
         line = self._decoder.next_line()
@@ -290,38 +380,49 @@ class Conversation:
         return line
 
     def _greeting(self, greeting: Greeting) -> bool:
-        """@return: whether it is news."""
+        """@return: True if it is the first one."""
         if self._state is not State.SHAKING:
             return False
         if not greeting.success:
             self._state = State.ENDED
             return True
         self._state = State.GREETED
+        self._greeted_at = self._seconds()
+        self._session.greeted()
         self.granted = granted = frozenset(greeting.capabilities).intersection(self._capabilities)
         self._max_frame_bytes = greeting.max_frame_bytes
         if greeting.ping_interval is not None:
             self._interval = min(max(greeting.ping_interval, _INTERVALS[0]), _INTERVALS[1])
-        self._patience = max(self._interval * SILENT_INTERVALS, _FIRST_PING_SECONDS)
+        self._timeout = max(self._interval * SILENT_INTERVALS, _FIRST_PING_SECONDS)
         if greeting.session_token is not None:
-            self._memory.keep_token(greeting.session_token, greeting.session_expires_in or 0.0)
+            self._session.keep_token(greeting.session_token, greeting.session_expires_in or 0.0)
         if "ack" in granted:
-            self._numbers = self._memory.numbers(greeting.epoch)
+            self.epoch = greeting.epoch
+            self._numbers = self._session.numbers(greeting.epoch)
         if "deflate" in granted:
             self._deflater = Deflater()
             self._inflater = Inflater()
-            # The compressed stream begins right behind the greeting's newline.
+            # The compressed stream begins right after the greeting's newline.
             self._inflater.feed(self._decoder.take_rest())
         return True
 
-    def _asked(self, ping: Asked) -> None:
-        self._patience = self._interval * SILENT_INTERVALS
+    def _ping_received(self, ping: Ping) -> None:
+        self._timeout = self._interval * SILENT_INTERVALS
         waiting = Monitoring(message_queue_size=len(self._queue))
         event = "ping" if self._dialect is Dialect.V32 else "pong"
-        # Only the answer to the last one counts; a server that does not read gets no more.
+        # Only the answer to the last ping counts, so no more than one waits.
         self._pong = self._writer.pong(ping.server_timestamp, waiting, event)  # type: ignore[arg-type]
 
+    def _ack_received(self, client_id: str) -> None:
+        """Any acknowledgement is progress; they come in the order of the messages."""
+        self._answered_at = now = self._seconds()
+        if client_id == self._unanswered:
+            self._unanswered = None
+            if now - self._greeted_at >= SETTLED_SECONDS:
+                self._session.ack_timeout = ACK_SECONDS
+
     def _is_new(self, frame: Delivered) -> bool:
-        """Whether a message has not come before.  That it came is acknowledged either way."""
+        """True if a message has not come before.  It is acknowledged either way."""
         number = frame.message_id
         if number is None or "ack" not in self.granted:
             return True
@@ -346,5 +447,11 @@ class Conversation:
                 self._queue.too_large(entry)
                 continue
             self._queue.written(entry, acknowledged)
+            if acknowledged:
+                if self._unanswered is None:
+                    self._answered_at = self._seconds()
+                    self._longest = 0
+                self._longest = max(self._longest, len(line))
+                self._unanswered = entry.client_id
             return line
         return None

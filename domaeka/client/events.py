@@ -1,4 +1,4 @@
-"""What a client tells its owner, beside what the server said."""
+"""Events of a client, beside the frames of the server."""
 
 import msgspec
 
@@ -8,31 +8,27 @@ from domaeka.errors import CloseReason, ErrorCode
 
 
 class Waiting(msgspec.Struct):
-    """The next try is made in C{delay} seconds."""
+    """The next attempt is made in C{delay} seconds."""
 
     server: Server
     delay: float
 
 
 class Failed(msgspec.Struct):
-    """A server could not be reached."""
+    """A connection attempt has failed."""
 
     server: Server
     why: str
 
 
 class Connected(msgspec.Struct):
-    """A connection is made; nothing has been said yet."""
+    """A connection is made; no frame has been exchanged yet."""
 
     server: Server
 
 
 class Lost(msgspec.Struct):
-    """
-    A connection has ended.
-
-    @ivar why: what the network, or TLS, says of it.
-    """
+    """A connection has ended.  C{why}: the error of the network or of TLS."""
 
     server: Server
     reason: CloseReason
@@ -40,16 +36,16 @@ class Lost(msgspec.Struct):
 
 
 class Moved(msgspec.Struct):
-    """Another server has taken the place of the one before."""
+    """Another server has replaced the one before."""
 
     server: Server
 
 
 class Stopped(msgspec.Struct):
-    """The client has given up by itself: its place was taken by another one of the same name."""
+    """The client has stopped by itself: another one with the same name has taken over."""
 
     code: ErrorCode
 
 
-#: Whatever is worth telling.
+#: Any event of a client.
 ClientEvent = Event | Waiting | Failed | Connected | Lost | Moved | Stopped

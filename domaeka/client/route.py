@@ -1,4 +1,4 @@
-"""Which server to try next, and when."""
+"""Choice of the next server, and of the delay before it is tried."""
 
 from collections.abc import Callable, Sequence
 from math import inf
@@ -6,34 +6,34 @@ from typing import Final
 
 import msgspec
 
-from domaeka.policies.retry import Backoff
+from domaeka.policies.retry import MAX_REFUSED_SECONDS, MAX_UNREACHABLE_SECONDS, Backoff
 
-#: How long a server that does not want us is left alone, in seconds; half of it is at random.
+#: Longest pause for a server that wants a person to look first, in seconds; half of it is random.
 #: Source: docs/client.md, "Coming back".
-UNWANTED_SECONDS: Final = 300.0
-#: Longest that a server may send us away for, in seconds.
+BARRED_SECONDS: Final = 300.0
+#: Longest pause that a server may ask for, in seconds.
 MAX_AWAY_SECONDS: Final = 3600.0
-#: Most servers that are known, however often we are sent on.
+#: Most servers that are known.
 _MAX_SERVERS: Final = 32
 #: Longest host name, in characters.  Source: RFC 1035, 2.3.4.
 _MAX_HOST_CHARS: Final = 253
 
 
 class Server(msgspec.Struct, frozen=True):
-    """Where a server is."""
+    """Address of a server."""
 
     host: str
     port: int = 9000
     tls: bool = False
 
     def __str__(self) -> str:
-        """For people."""
+        """The address, for people."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" + (" (TLS)" if self.tls else "")
 
     @property
     def plausible(self) -> bool:
-        """Whether there can be such a place."""
+        """True if the address is well-formed."""
         host = self.host
         return (
             0 < len(host) <= _MAX_HOST_CHARS
@@ -45,11 +45,11 @@ class Server(msgspec.Struct, frozen=True):
 
 class Route:
     """
-    The servers in order of preference, and the pauses between the tries.
+    The servers in order of preference, and the delays between attempts.
 
-    A server that cannot be reached, or does not greet us, makes room for the next one; one that
-    greeted us and was lost is looked for from the preferred one on.  One that is to be left alone
-    is passed over for as long as another may be tried.
+    A server that cannot be reached, or does not greet us, is followed by the next one in the list;
+    after one that greeted us and was lost, the list starts again from its beginning.  A server
+    that is to be left alone is skipped while there are others.
     """
 
     def __init__(
@@ -57,104 +57,101 @@ class Route:
         servers: Sequence[Server],
         seconds: Callable[[], float],
         random: Callable[[], float],
-        backoff: Backoff | None = None,
     ) -> None:
         """
-        @param servers: one at least, the preferred one first.
-        @param seconds: the time now, in seconds.
+        @param servers: at least one, the preferred one first.
+        @param seconds: the monotonic clock, in seconds.
         @param random: a number from 0 up to, but not including, 1.
-        @param backoff: what an earlier route has come to, to go on with.
         """
-        self._servers = list(servers)
+        self.servers = tuple(servers)
         self._seconds = seconds
         self._random = random
-        self._backoff = backoff or Backoff(seconds, random)
+        self._backoff = Backoff(seconds, random, MAX_UNREACHABLE_SECONDS)
+        self._refusals = Backoff(seconds, random, MAX_REFUSED_SECONDS)
         self._index = 0
         self._not_before: dict[Server, float] = {}
-        self._go_at: float | None = None  # for the next try only: we are sent there
+        self._go_at: float | None = None  # time of the next attempt, after a notice to move
 
     @property
     def server(self) -> Server:
-        """The one to try now, or the one we are with."""
-        return self._servers[self._index]
-
-    @property
-    def servers(self) -> Sequence[Server]:
-        """All of them, in order of preference."""
-        return tuple(self._servers)
+        """The server to try, or the one that we are connected to."""
+        return self.servers[self._index]
 
     @property
     def may_return(self) -> bool:
-        """Whether we are with another than the preferred server, and that one may be tried."""
-        return self._index > 0 and self._free_at(self._servers[0]) <= self._seconds()
+        """True if the preferred server is not the current one, and may be tried."""
+        return self._index > 0 and self._free_at(self.servers[0]) <= self._seconds()
 
-    def beside(self, server: Server) -> "Route":
-        """A route to C{server} alone, that goes on with the pauses of this one."""
-        return Route([server], self._seconds, self._random, self._backoff.successor())
+    def parallel(self, server: Server) -> "Route":
+        """A route to C{server} alone, with the delays of this one."""
+        route = Route([server], self._seconds, self._random)
+        route._backoff = self._backoff.successor()
+        route._refusals = self._refusals.successor()
+        return route
 
     def add(self, other: "Route") -> None:
-        """Know the servers of C{other}, less preferred than those that are known."""
-        more = [server for server in other.servers if server not in self._servers]
-        self._servers = (self._servers + more)[:_MAX_SERVERS]
+        """Add the servers of C{other} at the end of the list."""
+        more = tuple(server for server in other.servers if server not in self.servers)
+        self.servers = (self.servers + more)[:_MAX_SERVERS]
         self._not_before = other._not_before | self._not_before
 
     def failed(self) -> None:
         """L{server} could not be reached, or did not greet us."""
-        self._index = (self._index + 1) % len(self._servers)
+        self._index = (self._index + 1) % len(self.servers)
 
     def greeted(self) -> None:
         """L{server} has greeted us."""
         self._not_before.pop(self.server, None)
         self._backoff.connected()
+        self._refusals.connected()
 
     def lost(self) -> None:
-        """A server that had greeted us is gone."""
+        """A server that had greeted us was lost."""
         self._index = 0
         self._backoff.lost()
+        self._refusals.lost()
 
     def stay_away(self, seconds: float) -> float:
-        """
-        L{server} tells us to come back later.
-
-        @return: when that is.
-        """
+        """L{server} asks us to come back later.  @return: the time when it may be tried again."""
         until = self._seconds() + min(max(seconds, 0.0), MAX_AWAY_SECONDS)
         self._not_before[self.server] = until
         return until
 
-    def unwanted(self, server: Server) -> None:
-        """C{server} told us that trying again soon is of no use."""
-        pause = UNWANTED_SECONDS * (0.5 + self._random() / 2)
-        self._not_before[server] = self._seconds() + pause
+    def refused(self, server: Server) -> None:
+        """C{server} was reached and does not serve us: each time in a row its pause doubles."""
+        self._leave_alone(server, self._refusals.next_delay())
+
+    def barred(self, server: Server) -> None:
+        """C{server} refused us, and a new attempt soon is useless."""
+        self._leave_alone(server, BARRED_SECONDS * (0.5 + self._random() / 2))
+
+    def _leave_alone(self, server: Server, pause: float) -> None:
+        self._not_before[server] = max(self._free_at(server), self._seconds() + pause)
 
     def moved(self, server: Server, at: float) -> None:
-        """
-        From now on C{server} is preferred.
-
-        @param at: when to go there.
-        """
-        others = [other for other in self._servers if other != server]
-        self._servers = [server, *others][:_MAX_SERVERS]
+        """C{server} becomes the preferred one.  @param at: the time to connect to it."""
+        others = [other for other in self.servers if other != server]
+        self.servers = (server, *others)[:_MAX_SERVERS]
         self._index = 0
         self._go_at = at
 
     def move_delay(self) -> float:
         """
-        @return: seconds to wait, at least, before we leave the server we are with for one that it
-            sends us to: two that send us to each other would get no rest otherwise.
+        @return: least delay before a notice to move is followed, in seconds, so that two servers
+            that send us to each other do not keep us moving.
         """
-        return 0.0 if self._backoff.settled else self._backoff.next_delay()
+        return 0.0 if self._backoff.settled else self._refusals.next_delay()
 
     def next_delay(self) -> float:
-        """@return: seconds to wait before trying L{server}, which may be another than before."""
+        """Choose L{server} anew.  @return: the delay before it is tried, in seconds."""
         now = self._seconds()
         at = now + self._backoff.next_delay()
         if self._go_at is not None:
             at, self._go_at = max(at, self._go_at), None
         else:
-            count = len(self._servers)
+            count = len(self.servers)
             turns = ((self._index + turn) % count for turn in range(count))
-            self._index = min(turns, key=lambda index: max(at, self._free_at(self._servers[index])))
+            self._index = min(turns, key=lambda index: max(at, self._free_at(self.servers[index])))
             at = max(at, self._free_at(self.server))
         return at - now
 

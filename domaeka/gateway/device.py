@@ -1,37 +1,63 @@
-"""
-A phone that has proven who it is: what waits for it outlives its connections.
-"""
+"""Devices: phones that have proven their names; they outlive their connections."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from twisted.logger import Logger
 
-from domaeka.interfaces import ChatLine, DeviceKey, Priority
-from domaeka.messages import Chat, Reply
-from domaeka.policies.mailbox import ClientIds, MailboxState, dump_mail, load_mail
-from domaeka.policies.outbox import FateListener, Outbox
-from domaeka.policies.patience import Patience
-from domaeka.policies.quality import Grade
+from domaeka import texts_ko
+from domaeka.gateway.context import Context
+from domaeka.gateway.journal import Journal
+from domaeka.gateway.peer import Peer
+from domaeka.interfaces import (
+    Approval,
+    ChatLine,
+    DeviceKey,
+    Origin,
+    Priority,
+    RoomKey,
+    StatusListener,
+)
+from domaeka.policies.liveness import Responsiveness
+from domaeka.policies.outbox import Outbox
+from domaeka.policies.records import KeptOutbox, Records, Taken
+from domaeka.policies.snapshots import ClientIds, OutboxSnapshot, load_snapshot, take_snapshot
+from domaeka.schema import Connection, Grade, Queue
+from domaeka.wire import NO_NOTIFICATION, Chat, DeliveryReport, Reply
 
-if TYPE_CHECKING:
-    from domaeka.gateway.registry import Registry
-    from domaeka.gateway.session import Session
-
-
-#: A device whose messages expire is named in the log this often at most, in seconds.
+#: Least time between two log lines on expired messages of a device, and between two on messages
+#: that its chat app refused, in seconds.
 EXPIRED_SAID_SECONDS: Final = 600.0
+REFUSED_SAID_SECONDS: Final = 600.0
 _HIGH: Final = Priority.HIGH  # to look it up in its Enum takes 0.2 µs
+
+
+class Connected(Protocol):
+    """A connection, as its device sees it."""
+
+    @property
+    def peer(self) -> Peer:
+        """The peer at its other end."""
+
+    def wake(self) -> None:
+        """Look for messages in the outbox, and for a change of what is pending."""
+
+    def view(self) -> Connection:
+        """All figures of it, as they are now."""
 
 
 class Device:
     """
-    A phone whose signature has held, whether or not it is connected now.
+    A phone that has proven its name, connected or not.
 
     Bots see it as the L{Origin} of a message.
+
+    @ivar connection: its connection, closing or not; L{None}: none.
+    @ivar approved: whether its messages are answered.
+    @ivar pending: submitted messages that bots still work on; C{pending_chars}: their characters.
+    @ivar takeovers: times at which its connections replaced each other, within the last minute.
+    @ivar kept_until: earliest time at which it is forgotten, by the steady time.
     """
 
     log = Logger()
@@ -39,70 +65,84 @@ class Device:
     __slots__ = (
         "_acknowledges",
         "_client_ids",
+        "_context",
         "_grade",
-        "_registry",
         "_said_expired",
+        "_said_refused",
         "approved",
+        "connection",
         "kept_until",
         "key",
         "outbox",
-        "patience",
         "pending",
         "pending_chars",
-        "session",
+        "records",
+        "responsiveness",
         "takeovers",
     )
 
-    def __init__(self, key: DeviceKey, registry: Registry) -> None:
-        """@param registry: who is connected."""
-        queue = registry.parts.settings.queue
+    def __init__(self, key: DeviceKey, context: Context) -> None:
         self.key = key
-        self.session: Session | None = None
+        self.connection: Connected | None = None
         self.approved = False
-        self.pending = 0  # messages submitted and not done
+        self.pending = 0
         self.pending_chars = 0
         self.takeovers: tuple[float, ...] = ()
-        self.outbox = Outbox(
-            queue.max_messages,
-            queue.max_bytes,
-            registry.budget,
-            registry.parts.seconds,
-        )
+        self._context = context
+        self.outbox = self._new_outbox()
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
-        self._registry = registry
-        self._said_expired = -inf
-        self._grade = Grade.GOOD  # of its line, as was told last
-        self.patience = Patience()
-        #: All this is known until then, by the steady time, connected or not.
+        self.records: Records | None = None
+        self._said_expired = self._said_refused = -inf
+        self._grade = Grade.GOOD  # of its connection, at the last event
+        self.responsiveness = Responsiveness()
         self.kept_until = 0.0
 
-    def restore(self, kept: MailboxState) -> bool:
-        """
-        Have what was kept of it over a stop.
+    def _new_outbox(self) -> Outbox:
+        context = self._context
+        queue = context.settings.queue
+        return Outbox(queue.max_messages, queue.max_bytes, context.budget, context.seconds)
 
-        @return: whether that comes late: other numbers than those kept have been told.
+    def reset(self) -> None:
         """
-        registry = self._registry
-        late = load_mail(kept, self.outbox, self.client_ids, registry.parts.seconds())
-        session = self.session
-        if session is None:
+        Drop its messages, numbers and responsiveness.  It is not connected; once no bot works for
+        it any more, the next sweep forgets it.
+        """
+        self.outbox.clear()
+        self.forget_records()
+        self.outbox = self._new_outbox()
+        self._client_ids = None
+        self._acknowledges = False
+        self.approved = False
+        self.takeovers = ()
+        self.responsiveness = Responsiveness()
+        self.kept_until = self._context.steady.now
+
+    def restore(self, kept: OutboxSnapshot) -> bool:
+        """
+        Restore a snapshot of before a stop.
+
+        @return: whether that is late: its client already has numbers of another epoch.
+        """
+        context = self._context
+        late = load_snapshot(kept, self.outbox, self.client_ids, context.seconds(), context.wall())
+        if self.connection is None:
             self._acknowledges = True
-            self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
-        elif not session.corked:
-            session.outbox_filled()
+            self.kept_until = context.steady.now + context.settings.session.lifetime
+        else:
+            self.connection.wake()
         return late
 
     @property
     def epoch(self) -> str:
-        """Says which numbering its outbox has: named once somebody asks."""
+        """Epoch of its outbox, made at first use."""
         if not self.outbox.epoch:
-            self.outbox.epoch = self._registry.next_epoch()
+            self.outbox.epoch = self._context.new_epoch()
         return self.outbox.epoch
 
     @property
     def client_ids(self) -> ClientIds:
-        """Under which ids its client has sent messages."""
+        """Ids of the last messages that its client sent."""
         if self._client_ids is None:
             self._client_ids = ClientIds()
         return self._client_ids
@@ -113,123 +153,234 @@ class Device:
         self,
         reply: Reply,
         ttl: float | None = None,
-        on_fate: FateListener | None = None,
+        on_status: StatusListener | None = None,
         priority: Priority = _HIGH,
     ) -> None:
         """
-        Send something, in the phone's own dialect, now or when it is back.
+        See L{Origin<domaeka.interfaces.Origin>}.
 
-        @param ttl: how long it may wait, in seconds; by default C{queue.message_ttl}.
-        @param on_fate: told what becomes of it, perhaps before this returns.
-        @param priority: that of an answer, or of whatever else it is.
+        @param priority: by default that of an answer.
         """
-        parts = self._registry.parts
+        context = self._context
         if ttl is None:
-            ttl = parts.settings.queue.message_ttl
-        self.outbox.put(reply, priority, ttl, on_fate)
-        if parts.chat_log is not None and type(reply.content) is str:
-            parts.chat_log.append(
-                ChatLine(
-                    parts.seconds(),
-                    "out",
-                    self.key.bot_name,
-                    self.key.device_id,
-                    reply.channel_id or reply.room,
-                    reply.room,
-                    "",
-                    None,
-                    None,
-                    reply.content,
-                )
-            )
-        session = self.session
-        if session is not None and not session.corked:
-            session.outbox_filled()
+            ttl = context.settings.queue.message_ttl
+        self.outbox.put(reply, priority, ttl, on_status)
+        if context.chat_log is not None and type(reply.content) is str:
+            key, room_id = self.key, reply.channel_id or reply.room
+            place = key.bot_name, key.device_id, room_id, reply.room
+            contents = "", None, None, reply.content
+            context.chat_log.append(ChatLine(context.wall(), "out", *place, *contents))
+        connection = self.connection
+        if connection is not None and not connection.peer.corked:
+            connection.wake()
 
     def message_done(self, chat: Chat) -> None:
-        """A message that was submitted owes no answer any more."""
+        """Note that the work on a submitted message is done."""
         self.pending -= 1
         self.pending_chars -= len(chat.text)
-        session = self.session
-        if session is not None and not session.corked:
-            session.message_done()
+        connection = self.connection
+        if connection is not None and not connection.peer.corked:
+            connection.wake()
 
     def describe(self) -> Mapping[str, str]:
-        """What an operator may be told of it: names to values, both for people."""
-        session = self.session
-        if session is None or session.facts is None:
+        """Facts that an operator may see: names to values, both for people."""
+        if self.connection is None:
             return {}
-        facts = session.facts
-        liveness = session.liveness
-        round_trip = liveness.quality.srtt if liveness is not None else None
+        now = self.connection.view()
+        rtt = None if now.quality is None else now.quality.rtt
         return {
-            "봇": self.key.bot_name,
-            "기기": self.key.device_id,
-            "스크립트": f"{facts.client_type} {facts.version}",
-            "기종": facts.device_info or "-",
-            "주소": session.address,
-            "연결 시간": f"{session.age:.0f}초",
-            "왕복 시간": "-" if round_trip is None else f"{round_trip * 1000:.0f}ms",
-            "받은 메시지": str(session.messages_received),
-            "보낸 메시지": str(session.sender.messages_sent),
+            texts_ko.DEVICE_BOT: self.key.bot_name,
+            texts_ko.DEVICE_ID: self.key.device_id,
+            texts_ko.DEVICE_SCRIPT: f"{now.client_type} {now.version}",
+            texts_ko.DEVICE_MODEL: now.device_info or "-",
+            texts_ko.DEVICE_ADDRESS: now.address,
+            texts_ko.DEVICE_AGE: texts_ko.DEVICE_AGE_SECONDS.format(now.age_seconds),
+            texts_ko.DEVICE_ROUND_TRIP: "-" if rtt is None else f"{rtt.smoothed * 1000:.0f}ms",
+            texts_ko.DEVICE_RECEIVED: str(now.messages.received),
+            texts_ko.DEVICE_SENT: str(now.messages.sent),
         }
 
-    def submit(self, chat: Chat) -> None:
-        """Have a message answered."""
-        dispatcher = self._registry.parts.dispatcher
-        assert dispatcher is not None
+    def chat_received(self, chat: Chat) -> None:
+        """Record an authenticated message, and have it answered."""
+        records = self.records
+        if records is None or chat.client_id is None:
+            if chat.text and self._enter(chat):
+                self._serve(chat, self)
+            return
+        taken = records.took(chat)
+        if chat.text and self._enter(chat):
+            self._serve(chat, Answering(self, records, taken))
+        else:
+            records.done(taken)
+
+    def _enter(self, chat: Chat) -> bool:
+        """Note a message in its room, and in the chat log.  @return: whether it is answered."""
+        context, key, room_id = self._context, self.key, chat.room_id
+        heard = context.rooms.enter(RoomKey(key.bot_name, room_id), key, chat.room, chat.is_group)
+        if context.chat_log is not None:
+            contents = chat.sender, chat.user_hash, chat.log_id, chat.text
+            place = key.bot_name, key.device_id, room_id, chat.room
+            context.chat_log.append(ChatLine(context.wall(), "in", *place, *contents))
+        return heard and self.approved
+
+    def _serve(self, chat: Chat, origin: Origin) -> None:
         self.pending += 1
         self.pending_chars += len(chat.text)
-        dispatcher.submit(chat, self)
+        self._context.dispatcher.submit(chat, origin)
 
-    def mail(self) -> MailboxState | None:
-        """What is to be kept of it over a stop, if anything."""
-        if not self.outbox.messages and not self._acknowledges:
-            return None
-        return dump_mail(self.outbox, self.client_ids, self._registry.parts.seconds())
+    @property
+    def queue(self) -> Queue:
+        """Amount of what waits for it."""
+        return Queue(self.outbox.messages, self.outbox.bytes, self.pending)
 
-    def attached(self, session: Session) -> None:
-        """A connection is its own from now on, of which nothing is known yet."""
-        self.session = session
+    def snapshot(self) -> OutboxSnapshot | None:
+        """Snapshot to keep over a stop; L{None}: there is nothing to keep."""
+        if self.records is not None or not (self.outbox.messages or self._acknowledges):
+            return None  # the store has it, or there is nothing
+        context = self._context
+        return take_snapshot(self.outbox, self.client_ids, context.seconds(), context.wall())
+
+    def attached(self, connection: Connected) -> None:
+        """Note a new connection, whose quality is not known yet."""
+        self.connection = connection
         self._grade = Grade.GOOD
-        if session.liveness is not None:
-            session.liveness.is_of(self.patience, self._registry.steady.now)
-        self.line_judged()
 
-    def line_judged(self) -> None:
-        """A ping was answered, or missed: on a poor line bulk has a smaller share."""
-        session = self.session
-        if session is None or session.liveness is None:
-            return
-        grade = session.liveness.quality.grade
+    def graded(self, grade: Grade) -> bool:
+        """
+        Note the grade of the connection: on a poor one bulk has a smaller share.
+
+        @return: whether the grade has changed.
+        """
         self.outbox.hold_low = grade in (Grade.POOR, Grade.FAILING)
-        if grade is not self._grade:
-            self._grade = grade
-            for watcher in self._registry.watchers:
-                watcher.graded(session, session.liveness)
+        changed = grade is not self._grade
+        self._grade = grade
+        return changed
 
-    def connected(self, session: Session, acknowledges: bool) -> None:
-        """What waits goes out on C{session} from now on."""
-        self._acknowledges = acknowledges
-        self.outbox.connected(acknowledges)
-        session.sender.outbox = self.outbox
+    def open_outbox(self, capabilities: Collection[str]) -> Outbox:
+        """Begin to send.  @return: the outbox, for its connection."""
+        self._acknowledges = "ack" in capabilities
+        self.outbox.connected(self._acknowledges, "delivery" in capabilities)
+        journal = self._context.journal
+        if not self._acknowledges:
+            self.forget_records()
+        elif self.records is None and journal is not None and journal.enabled:
+            self._begin_records(journal)
+        return self.outbox
+
+    # Records, from which a server goes on after a crash
+
+    def _begin_records(self, journal: Journal) -> None:
+        outbox, number = self.outbox, self._context.random.getrandbits(63)
+        records = Records(journal, number, self.key, self.epoch, outbox.next_number)
+        for client_id in self.client_ids.dump():
+            records.knew(client_id)
+        for item in outbox.held():
+            records.put(item)
+        outbox.recorder = self.records = records
+
+    def forget_records(self) -> None:
+        """Keep nothing in the store: it is forgotten, or its client acknowledges nothing."""
+        if self.records is not None:
+            self.records.forget()
+            self.outbox.recorder = self.records = None
+
+    def restore_records(self, kept: KeptOutbox, journal: Journal) -> None:
+        """
+        Go on from the records of a server before: what waited waits, what was not answered is
+        answered.  Where its client was here first, its numbers begin anew, and what had been sent
+        and not acknowledged may arrive twice.  Where the journal is not enabled any more, the
+        records are removed.
+        """
+        context, outbox, row = self._context, self.outbox, kept.row
+        now, wall = context.seconds(), context.wall()
+        records = Records(journal, row.outbox, self.key, row.epoch, row.next_number, kept.last)
+        items = kept.items(now - wall)
+        self.client_ids.prepend([taken.client_id for taken in kept.taken])
+        late = bool(outbox.epoch or outbox.next_number > 1)
+        if late:
+            for item in items:
+                outbox.put(item.reply, item.priority, item.expires_at - now)
+            records.forget()
+        else:
+            outbox.epoch = row.epoch
+            outbox.restore(items, row.next_number)
+            waiting = {item.record for item in outbox.held()}
+            for message in kept.messages:
+                if message.record not in waiting:
+                    records.remove(message.record)
+            outbox.recorder = self.records = records
+            if not journal.enabled:
+                self.forget_records()
+            self._acknowledges = True
+            self.kept_until = context.steady.now + context.settings.session.lifetime
+        unanswered = kept.unanswered()
+        unreadable = len(kept.messages) - len(items) + sum(taken.done for taken in unanswered)
+        if unreadable:
+            self.log.error(
+                "{key}: {count} messages in the store cannot be read, and are dropped",
+                key=self.key,
+                count=unreadable,
+            )
+        for taken in unanswered:
+            if late and taken.chat is not None:
+                self.chat_received(taken.chat)
+            elif taken.chat is not None and self._may_answer(taken.chat):
+                self._serve(taken.chat, Answering(self, records, taken, taken.answers))
+            else:
+                records.done(taken)
+        if self.connection is not None:
+            self.connection.wake()
+
+    def _may_answer(self, chat: Chat) -> bool:
+        """True for a message that was written to the chat log before a crash, if approved still."""
+        context, key = self._context, self.key
+        room = RoomKey(key.bot_name, chat.room_id)
+        return (
+            context.rooms.enter(room, key, chat.room, chat.is_group)
+            # A device that the store has not got yet was approved when it said this.
+            and context.devices.approval(key) in (None, Approval.APPROVED)
+        )
+
+    def delivery_reported(self, report: DeliveryReport) -> None:
+        """Take a delivery report of its client, with a log line once in a while on a refusal."""
+        message = self.outbox.report(report.message_id, report.ok, report.reason)
+        if message is None:
+            return
+        context, key = self._context, self.key
+        context.metrics.delivery_reports.labels(
+            "delivered" if report.ok else "refused_by_app"
+        ).inc()
+        room = RoomKey(key.bot_name, message.channel_id or message.room)
+        if report.ok or report.reason == NO_NOTIFICATION:
+            context.rooms.reported(room, key, report.ok)
+        if not report.ok and context.steady.now - self._said_refused >= REFUSED_SAID_SECONDS:
+            self._said_refused = context.steady.now
+            self.log.warn(
+                "{key}: the chat app refused a message for the room {room!r}: {reason}",
+                key=key,
+                room=room.room_id,
+                reason=report.reason or "no reason given",
+            )
+
+    @property
+    def is_connected(self) -> bool:
+        """True if it has a connection that is not closing."""
+        return self.connection is not None and not self.connection.peer.closing
 
     def disconnected(self) -> None:
-        """Its connection is gone."""
-        registry = self._registry
-        if self.session is not None and self.session.liveness is not None:
-            self.session.liveness.ended()
-        self.session = None
-        self.kept_until = registry.steady.now + registry.parts.settings.session.lifetime
+        """Note that its connection is gone."""
+        self.connection = None
+        context = self._context
+        self.kept_until = context.steady.now + context.settings.session.lifetime
 
-    def expire(self, wall: float, now: float) -> None:
+    def expire(self, exact: float, now: float) -> None:
         """
-        Let go of what has waited too long, and say so, once a while.
+        Drop messages that have waited too long, with a log line once in a while.
 
-        @param wall: the time now.
+        @param exact: the time now, by the outbox's clock.
         @param now: the steady time.
         """
-        count = self.outbox.expire(wall)
+        count = self.outbox.expire(exact)
         if count and now - self._said_expired >= EXPIRED_SAID_SECONDS:
             self._said_expired = now
             self.log.warn(
@@ -239,6 +390,46 @@ class Device:
             )
 
     @property
-    def owes_nothing(self) -> bool:
-        """Whether every message is done and every answer has been taken from the outbox."""
+    def is_idle(self) -> bool:
+        """True when every message is answered and the outbox is empty."""
         return not self.pending and not self.outbox.messages
+
+
+class Answering:
+    """The origin of one taken message: its answers are recorded with it."""
+
+    __slots__ = ("_device", "_records", "_skip", "_taken")
+
+    def __init__(self, device: Device, records: Records, taken: Taken, skip: int = 0) -> None:
+        """@param skip: how many answers were recorded before a crash: they are not sent again."""
+        self._device = device
+        self._records = records
+        self._taken = taken
+        self._skip = skip
+
+    # Origin
+
+    @property
+    def key(self) -> DeviceKey:
+        """Key of the phone."""
+        return self._device.key
+
+    def send(
+        self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
+    ) -> None:
+        """See L{Origin<domaeka.interfaces.Origin>}."""
+        if self._skip:
+            self._skip -= 1
+            return
+        if not self._taken.done:
+            self._records.answered(self._taken)
+        self._device.send(reply, ttl, on_status, Priority.HIGH)
+
+    def message_done(self, chat: Chat) -> None:
+        """Note that the work on a submitted message is done."""
+        self._records.done(self._taken)
+        self._device.message_done(chat)
+
+    def describe(self) -> Mapping[str, str]:
+        """Facts that an operator may see: names to values, both for people."""
+        return self._device.describe()

@@ -1,8 +1,4 @@
-"""
-Signatures: who made a frame, and whether it is new.
-
-docs/protocol.md, "auth".
-"""
+"""Signatures of frames, and the table of those seen: docs/protocol.md, "auth"."""
 
 import hashlib
 from array import array
@@ -14,16 +10,16 @@ from typing import Final
 
 import msgspec
 
-from domaeka.messages import Auth, is_name
+from domaeka.wire import Auth, is_name
 
 #: Signatures, and line digests, remembered for one device.  Source: docs/protocol.md, "auth".
 MAX_REMEMBERED: Final = 4096
-#: Devices whose signatures are remembered at once; those of more are stale.  Source: far more than
-#: one server has connections for.
+#: Devices whose signatures are remembered at once; those of others are stale.  Source: far more
+#: than one server has connections for.
 MAX_DEVICES: Final = 65_536
-#: What an Android id, an address or a network card reads as where the script may not see it.
+#: Value of an id or an address that the script may not see.
 UNKNOWN: Final = "unknown"
-#: What most phones have in common.
+#: Shared copies of values that most phones have in common.
 _USUAL: Final = {text: text for text in (UNKNOWN, "MessengerBotR")}
 #: Characters of a hexadecimal SHA-256.
 _SIGNATURE_CHARS: Final = 64
@@ -31,7 +27,7 @@ _SIGNATURE_CHARS: Final = 64
 _MAX_FIELD_CHARS: Final = 128
 #: Devices whose fields need not be looked at again.  Source: many thousand phones.
 _MAX_FORMS: Final = 16_384
-#: Id of the key behind what was let through without a signature.
+#: Key id of frames that were let through without a signature.
 NO_KEY: Final = ""
 #: Characters of a key's id.
 _KEY_ID_CHARS: Final = 16
@@ -40,7 +36,7 @@ _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 
 
 class AuthFault(StrEnum):
-    """Why a frame's C{auth} was not accepted: the words of log and metric."""
+    """Fault of a frame's C{auth}: the words of log and metric."""
 
     MISSING = "missing"
     MALFORMED = "malformed"
@@ -54,7 +50,7 @@ class AuthFault(StrEnum):
 
 class _Form(msgspec.Struct, frozen=True, gc=False):
     """
-    The fields of an C{auth} that held, but for its time.
+    Fields of a valid C{auth}, without its time.
 
     @ivar prefix: what is signed ahead of the time.
     """
@@ -68,7 +64,7 @@ class _Form(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Key:
-    """One secret, its two HMAC pads (RFC 2104) hashed once."""
+    """A secret, its two HMAC pads (RFC 2104) hashed once."""
 
     __slots__ = ("_inner", "_outer")
 
@@ -98,7 +94,7 @@ def sign(
     timestamp: int,
 ) -> str:
     """
-    The signature that a phone gives.
+    The signature of a phone.
 
     @param timestamp: in milliseconds since 1970.
     @return: 64 lower-case hexadecimal digits.
@@ -115,55 +111,59 @@ class Signer:
         secrets: Sequence[str],
         salt: str,
         clock_skew: float,
-        seconds: Callable[[], float],
+        wall: Callable[[], float],
         previous_ends: float = inf,
     ) -> None:
         """
         @param secrets: the key first, then those that are still accepted.
         @param clock_skew: how far a phone's clock may be off either way, in seconds.
-        @param seconds: the time now, in seconds since 1970.
-        @param previous_ends: until when those that are not the first are.
+        @param wall: the wall clock, in seconds since 1970: by it phones sign.
+        @param previous_ends: until when keys other than the first are accepted, by C{wall}.
         """
         self._previous_ends = previous_ends
         self._keys = [_Key(secret.encode()) for secret in secrets]
         self._salt = salt
-        # Nothing of a key, or of its own hash, but what tells it from others with this salt.
+        # The ids reveal neither a key nor its hash.
         self._key_ids = [key.sign(f"key id|{salt}".encode())[:_KEY_ID_CHARS] for key in self._keys]
         self._suffix = f"|{salt}".encode()
-        #: What a device signed last, by its id: to compare fields costs half of hashing them.
+        #: Last signed fields of each device, by its id: comparing costs half of hashing.
         self._forms: dict[str, _Form] = {}
         #: Devices whose last signature held with the first of several keys.
         self._renewed: set[tuple[str, str]] = set()
         self._skew_ms = clock_skew * 1000
-        self._seconds = seconds
+        self._wall = wall
 
     def sign(self, text: str, device: tuple[str, str] | None = None) -> str:
         """
-        The signature of a notice.
+        Sign a notice.
 
         @param text: its fields joined by C{|}, without the salt.
-        @param device: for whom: it is signed with the key that it has itself, as far as is known.
+        @param device: the receiver; the notice is signed with the key that it used last.
         """
         key = self._keys[0]
         older = device is not None and device not in self._renewed
-        if older and len(self._keys) > 1 and self._seconds() < self._previous_ends:
+        if older and len(self._keys) > 1 and self._wall() < self._previous_ends:
             key = self._keys[1]
         return key.sign(f"{text}|{self._salt}".encode())
 
     def key_ids(self) -> list[str]:
-        """The ids of the keys that are accepted."""
-        return self._key_ids if self._seconds() < self._previous_ends else self._key_ids[:1]
+        """Ids of the accepted keys."""
+        return self._key_ids if self._wall() < self._previous_ends else self._key_ids[:1]
 
     def key_id(self, device: tuple[str, str]) -> str:
-        """The id of the key that a device signed with last."""
+        """Id of the key with which a device signed last."""
         return self._key_ids[0 if device in self._renewed else -1]
+
+    def skew(self, auth: Auth) -> float:
+        """Lead of a phone's clock over ours, by a right signature, in seconds."""
+        return auth.timestamp / 1000 - self._wall()
 
     def fault(self, auth: Auth, key: tuple[str, str] | None = None) -> AuthFault | None:
         """
         Judge what is signed, and when.
 
-        @param key: who it ought to be of, where that is known: its texts are kept, not others.
-        @return: L{None} when the signature and its time are right.
+        @param key: the device of the connection, where known: only its texts are kept.
+        @return: L{None} if the signature and its time are right.
         """
         form = self._forms.get(auth.device_id)
         known = (
@@ -193,11 +193,11 @@ class Signer:
                 break
         else:
             return AuthFault.WRONG_SIGNATURE
-        if secret is not self._keys[0] and self._seconds() >= self._previous_ends:
+        if secret is not self._keys[0] and self._wall() >= self._previous_ends:
             return AuthFault.WRONG_SIGNATURE
         if len(self._keys) > 1:
             self._note_key((auth.bot_name, auth.device_id), secret is self._keys[0])
-        if abs(self._seconds() * 1000 - timestamp) > self._skew_ms:
+        if abs(self._wall() * 1000 - timestamp) > self._skew_ms:
             return AuthFault.WRONG_TIME
         if not known:
             # The signature does not cover deviceID, but both ids are the Android id.
@@ -208,7 +208,7 @@ class Signer:
                 self._forms.clear()
             bot_name, device_id = key or (auth.bot_name, auth.device_id)
             if (bot_name, device_id) != (auth.bot_name, auth.device_id):
-                return None  # which is for others to judge
+                return None  # the caller judges that
             self._forms[device_id] = _Form(
                 bot_name,
                 _shared(auth.client_type, device_id),
@@ -220,7 +220,7 @@ class Signer:
         return None
 
     def _note_key(self, device: tuple[str, str], first: bool) -> None:
-        """A device has one key or another: it is told in the same."""
+        """Note the key of a device: notices to it are signed with the same."""
         if not first:
             self._renewed.discard(device)
         elif len(self._renewed) < MAX_DEVICES:
@@ -228,7 +228,7 @@ class Signer:
 
 
 def _shared(field: str | None, device_id: str) -> str | None:
-    """C{field}, without a copy of its own where it is what it is for most phones."""
+    """C{field}, as a shared copy where most phones have the same value."""
     if field == device_id:
         return device_id
     return _USUAL.get(field, field) if field is not None else None
@@ -236,7 +236,7 @@ def _shared(field: str | None, device_id: str) -> str | None:
 
 def _signed_prefix(auth: Auth) -> bytes | None:
     """
-    What is signed, up to the timestamp.
+    The signed text, up to the timestamp.
 
     @return: L{None} where the fields are not of the right form.
     """
@@ -254,10 +254,10 @@ def _signed_prefix(auth: Auth) -> bytes | None:
 
 
 class Seen(Enum):
-    """Whether a signed line is new."""
+    """Verdict on a signed line: new or not."""
 
     FRESH = "fresh"
-    REPEAT = "repeat"  # the very same line again: to be dropped without a word
+    REPEAT = "repeat"  # the same line again: to be dropped silently
     REPLAY = "replay"
     STALE = "stale"
 
@@ -266,10 +266,9 @@ class Seen(Enum):
 _FRESH: Final = Seen.FRESH
 
 
-#: How many signatures of a device that has too many make room for new ones.
+#: Signatures dropped at once where a device has too many.
 _FORGOTTEN_AT_ONCE: Final = 64
-#: How many signatures and devices a step of the sweep deals with, or at most as many again as one
-#: device has: 2 to 5 ms.
+#: Signatures and devices in a step of the sweep, beside the rest of the last device's: 2 to 5 ms.
 _SWEPT_AT_ONCE: Final = 2_048
 #: A signature's connection, below the digest of its first line.
 _OWNER_BITS: Final = 64
@@ -278,13 +277,13 @@ _OWNER_MASK: Final = (1 << _OWNER_BITS) - 1
 
 class _Device:
     """
-    What one device has signed of late.
+    Recent signatures of one device.
 
     @ivar signed: for each signature its key in L{SignatureTable._known}, and its time in
         milliseconds, in the order in which they came.
-    @ivar further: digests of the lines that came under a signature known already, each with the
-        signature's time in milliseconds.
-    @ivar forgotten_until: in milliseconds; nothing that old can be told from a replay.
+    @ivar further: digests of further lines under a known signature, each with the signature's
+        time in milliseconds.
+    @ivar forgotten_until: in milliseconds; signatures up to this time count as stale.
     """
 
     __slots__ = ("forgotten_until", "further", "signed")
@@ -297,22 +296,22 @@ class _Device:
 
 class SignatureTable:
     """
-    Remember signatures and the lines that bore them, while they are valid.
+    Valid signatures that were seen, and their lines.
 
     A signature belongs to the connection on which it was first seen.  One table serves all
-    devices, so a line whose unsigned C{deviceID} was changed is known again.
+    devices, so that a line with another, unsigned, C{deviceID} is recognised.
     """
 
-    def __init__(self, window: float, seconds: Callable[[], float]) -> None:
+    def __init__(self, window: float, wall: Callable[[], float]) -> None:
         """
         @param window: how long a signature is valid after its timestamp, in seconds.
-        @param seconds: the time now, in seconds since 1970.
+        @param wall: the wall clock, in seconds since 1970.
         """
         #: As given; may be changed at any time.
         self.window = window
-        self._seconds = seconds
+        self._wall = wall
         # A signature's hash to the digest of its first line and its connection, in one number:
-        # an idle phone has twenty of them, its pongs', and so they take 3 KB less.
+        # 3 KB less for the twenty pongs of an idle phone.
         self._known: dict[int, int] = {}
         self._devices: dict[tuple[str, str], _Device] = {}
 
@@ -328,8 +327,8 @@ class SignatureTable:
         if key is None:
             key = (auth.bot_name, auth.device_id)
         device = self._devices.get(key)
-        # Python's keyed SipHash: 64 bits, of signatures that only the phones can make, and of
-        # lines, 4,096 to a device.
+        # Python's keyed SipHash: 64 bits suffice, for only phones can make signatures, and a
+        # device has 4,096 lines at most.
         signature = hash(auth.signature)
         digest = hash(line)
         known = self._known.get(signature)
@@ -357,7 +356,7 @@ class SignatureTable:
         signed.append(signature)
         signed.append(timestamp)
         if len(signed) > 2 * MAX_REMEMBERED:
-            # Some at once: to move what is behind them takes 2 µs.
+            # Several at once, for moving the rest takes 2 µs.
             for known in signed[: 2 * _FORGOTTEN_AT_ONCE : 2]:
                 del self._known[known]
             forgotten = max(signed[1 : 2 * _FORGOTTEN_AT_ONCE : 2])
@@ -367,10 +366,10 @@ class SignatureTable:
 
     def sweep(self) -> Iterator[None]:
         """
-        Forget what is no longer valid anyway, some of it at each step, for it may be much.  To be
-        begun every minute or so, and gone through to its end.
+        Forget signatures that are no longer valid, some at each step.  To be begun every minute,
+        and run to its end.
         """
-        oldest = (self._seconds() - self.window) * 1000
+        oldest = (self._wall() - self.window) * 1000
         looked_at = 0
         for key, device in list(self._devices.items()):
             signed = device.signed
@@ -392,5 +391,5 @@ class SignatureTable:
                 yield
 
     def __len__(self) -> int:
-        """How many signatures are remembered."""
+        """Number of signatures that are remembered."""
         return len(self._known)

@@ -1,9 +1,8 @@
-"""
-Who may connect how often, and who not at all.
-"""
+"""Rate limits and bans of addresses."""
 
 import socket
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,27 +16,38 @@ from domaeka.config import LimitsSettings
 
 #: Longest ban that is not an operator's, in seconds, unless C{limits.ban_seconds} is above it.
 MAX_BAN_SECONDS: Final = 86_400.0
-#: How long a ban that is over makes the next one longer, in seconds.
+#: Time for which a ban that is over makes the next one longer, in seconds.
 REPEAT_SECONDS: Final = 86_400.0
-#: Within how many seconds offences count together, and how long a verified phone protects its
-#: address from a ban.  Source: docs/settings.md, C{limits.ban_after}.
+#: First ban for wrong signatures alone, in seconds, unless C{limits.ban_seconds} is below it: long
+#: enough to slow a guesser down, short enough for the owner of a phone with a wrong key.
+WRONG_SIGNATURE_BAN_SECONDS: Final = 60.0
+#: Silent connections a minute that do not count as attempts of their address.  Source: haproxy
+#: checks every 2 s by default, kubelet every 10 s; there may be several.
+CHECKS_PER_MINUTE: Final = 120
+#: Longest silent connection that counts as a health check, in seconds.
+HELD_SECONDS: Final = 5.0
+#: Longest name remembered with a wrong signature, in characters, and most addresses with such
+#: names: strangers choose both.
+CLAIM_CHARS: Final = 64
+_MAX_CLAIMS: Final = 4_096
+#: Time within which offences count together, and for which a verified phone protects its address
+#: from a ban, in seconds.  Source: docs/settings.md, C{limits.ban_after}.
 MINUTE: Final = 60.0
 #: Most times of offences that are kept, of all addresses together: 8 MiB.
 _MAX_OFFENCES: Final = 1_048_576
-#: Which part of a full table is freed at once, so that looking for it costs little an address.
+#: Part of a full table that is freed at once, so that the search costs little per address.
 _FREED_PART: Final = 8
-#: How long, in seconds, after a search that freed nothing the next one is made.
+#: Pause after a search that freed nothing, in seconds.
 _SEARCH_PAUSE: Final = 1.0
-
-#: How long, in seconds, a phone at an address that has earned a ban has to prove itself: several
-#: behind one router may return at once.
+#: Time that a phone at an address due for a ban has to prove itself, in seconds: several behind
+#: one router may return at once.
 SUSPECT_SECONDS: Final = 5.0
 #: Most bans that are made at once, in a turn of the reactor.
 _MAX_SENTENCES: Final = 32
-#: How many addresses, and how many bans that are over, a step of the sweep deals with: 1 to 2 ms.
+#: Addresses, and bans that are over, in a step of the sweep: 1 to 2 ms.
 _SWEPT_AT_ONCE: Final = 2_048
 _ENDED_AT_ONCE: Final = 128
-#: What tells the number of a /64 from that of an IPv4 address.
+#: Bit that distinguishes the number of a /64 from that of an IPv4 address.
 _IPV6_KEY: Final = 1 << 64
 #: The first of the IPv4 addresses mapped into IPv6, C{::ffff:0:0}.  Source: RFC 4291, 2.5.5.2.
 _MAPPED: Final = 0xFFFF << 32
@@ -49,7 +59,7 @@ _Value = TypeVar("_Value")
 
 class TokenBucket:
     """
-    Allow bursts, bound the average.
+    Token bucket: allows bursts, bounds the average.
 
     The level is worked out on demand: no timer per peer.
     """
@@ -75,18 +85,18 @@ class TokenBucket:
         @return: 0.0 when paid; else the seconds to wait, unpaid.
         """
         now = self._seconds()
-        elapsed = max(0.0, now - self._filled_at)  # wall time may step back
+        elapsed = now - self._filled_at
         self._level = min(self._burst, self._level + elapsed * self._rate)
         self._filled_at = now
         wait = (cost - self._level) / self._rate
-        if wait > 1e-6:  # a float of today's time steps by 2.4e-7 s
+        if wait > 1e-6:  # the resolution of today's time as a float is 2.4e-7 s
             return wait
         self._level -= cost
         return 0.0
 
 
 class Admission(StrEnum):
-    """Whether a connection is let in."""
+    """Verdict on an attempt to connect."""
 
     ADMITTED = "admitted"
     RATE_LIMITED = "rate limited"
@@ -99,10 +109,12 @@ class Ban(msgspec.Struct, frozen=True):
     A network that is not let in.
 
     @ivar network: as C{str()} of C{ipaddress.ip_network}.
-    @ivar made_at: in seconds since 1970.
+    @ivar made_at: in seconds since 1970; inside L{AddressLimits} by its own clock.
     @ivar expires: likewise; L{None}: never.
     @ivar times: how many bans of it there were of late, this one included.
-    @ivar made_by: who did it, for people; empty: the server itself.
+    @ivar made_by: its author, for people; empty: the server itself.
+    @ivar claimed_bot: the bot claimed with the last wrong signature, unverified; empty: none.
+    @ivar claimed_device: likewise, the device.
     """
 
     network: str
@@ -111,15 +123,22 @@ class Ban(msgspec.Struct, frozen=True):
     expires: float | None
     times: int = 1
     made_by: str = ""
+    claimed_bot: str = ""
+    claimed_device: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Its whole length; L{None}: until it is lifted."""
+        return None if self.expires is None else self.expires - self.made_at
 
     def in_force(self, now: float) -> bool:
-        """Whether it is not over."""
+        """True until it is over."""
         return self.expires is None or now < self.expires
 
 
 class _Networks(Generic[_Value]):
     """
-    Values of networks.
+    Map from networks to values.
 
     A look-up costs one table look-up for each length of prefix in use, however many networks.
     """
@@ -129,7 +148,7 @@ class _Networks(Generic[_Value]):
         self._tables: dict[int, dict[int, dict[int, _Value]]] = {32: {}, 128: {}}
 
     def put(self, network: Network, value: _Value) -> None:
-        """Enter a network, in the place of what it had."""
+        """Enter a network, or replace its value."""
         tables = self._tables[network.max_prefixlen]
         length = network.prefixlen
         if length not in tables:
@@ -138,7 +157,7 @@ class _Networks(Generic[_Value]):
         self._tables[network.max_prefixlen][length][_prefix(network)] = value
 
     def get(self, network: Network) -> _Value | None:
-        """What exactly this network has."""
+        """The value of exactly this network."""
         return self._tables[network.max_prefixlen].get(network.prefixlen, {}).get(_prefix(network))
 
     def remove(self, network: Network) -> None:
@@ -149,15 +168,15 @@ class _Networks(Generic[_Value]):
         if not prefixes:
             tables.pop(network.prefixlen, None)
 
-    def matches(self, bits: int, number: int) -> Iterator[tuple[int, _Value]]:
-        """The networks that an address is in, longest prefix first: its length and the value."""
+    def matches(self, bits: int, number: int) -> Iterator[_Value]:
+        """Values of the networks that an address is in, longest prefix first."""
         for length, prefixes in self._tables[bits].items():
             value = prefixes.get(number >> (bits - length))
             if value is not None:
-                yield length, value
+                yield value
 
     def values(self) -> list[_Value]:
-        """All values, as they are now."""
+        """A copy of all values."""
         found: list[_Value] = []
         for tables in self._tables.values():
             for prefixes in tables.values():
@@ -170,31 +189,74 @@ class _Networks(Generic[_Value]):
         )
 
 
+class _Offences:
+    """Times of the last offences of an address, in order."""
+
+    __slots__ = ("over_rate", "signatures")
+
+    def __init__(self) -> None:
+        self.over_rate = array("d")
+        self.signatures = array("d")
+
+    @property
+    def last(self) -> float:
+        """Time of the last one."""
+        return max((*self.over_rate[-1:], *self.signatures[-1:]))
+
+    def since(self, time: float) -> tuple[int, int]:
+        """Number of attempts over the rate, and of wrong signatures, after C{time}."""
+        return (
+            len(self.over_rate) - bisect_right(self.over_rate, time),
+            len(self.signatures) - bisect_right(self.signatures, time),
+        )
+
+
 class AddressLimits:
     """
-    Limit the attempts of each address, and ban those who go on regardless.
+    Limits on the attempts of each address, and bans of addresses that go on regardless.
+
+    Health checks of balancers and monitors are limited like all connections, and never banned:
+    attempts over the rate count for a ban only where a connection of the address has said
+    something within the minute, or was held open.
 
     An IPv6 address counts as its /64; what is no IP address (a local socket) is not limited.
-    Addresses that need no remembering are forgotten first, then those that still have attempts
-    left; never those that are being refused.  Where all are, a new address is let in uncounted:
-    honest phones are not to be shut out by a crowd, and the limit of connections still holds.
+    Where the table is full, idle addresses are forgotten first, then those with attempts left;
+    never those that are being refused.  Where all are, a new address is let in uncounted, so that
+    a crowd does not shut out honest phones; the limit of connections still holds.
+
+    The length of a ban does not depend on the wall clock; its dates are worked out when it leaves
+    here.  Only a restart goes by the stored date: where that is in the future, because the clock
+    was set back, the ban counts as made now.
     """
 
     def __init__(
         self,
         settings: LimitsSettings,
         seconds: Callable[[], float],
+        wall: Callable[[], float],
+        expected: Callable[[int], int] = lambda key: 0,
     ) -> None:
         """
-        @param seconds: the time now, in seconds since 1970.
+        @param seconds: the time now, in seconds, which never steps.
+        @param wall: the wall clock, in seconds since 1970.
+        @param expected: given an L{address_key}, the number of devices that may come back there:
+            so many more attempts the address has.
         """
         self._seconds = seconds
-        # When the bucket of an address will be full again: all there is to remember of it.
+        self._wall = wall
+        self._expected = expected
+        # When the bucket of an address will be full again, which is its whole state.
         self._full_at: dict[int, float] = {}
-        # Likewise of what it may be given back for phones whose clocks are off.
+        # Likewise for attempts given back to phones whose clocks are off.
         self._pardoned_at: dict[int, float] = {}
-        self._search_at = 0.0
-        self._offences: dict[int, array[float]] = {}
+        # Likewise for connections that ended without a word.
+        self._checked_at: dict[int, float] = {}
+        self._offences: dict[int, _Offences] = {}
+        #: Names claimed with wrong signatures, the last one of each address.
+        self._claims: dict[int, tuple[str, str]] = {}
+        #: When a connection of an address last said something, or was held open.
+        self._used_at: dict[int, float] = {}
+        self._search_at = -inf
         #: Since when an address has earned a ban, the longest first.
         self._suspects: dict[int, float] = {}
         self._verified_at: dict[int, float] = {}
@@ -205,16 +267,16 @@ class AddressLimits:
 
     @property
     def banned(self) -> int:
-        """How many bans were in force at the last sweep or change."""
+        """Number of bans in force at the last sweep or change."""
         return len(self._bans)
 
     def apply(self, settings: LimitsSettings) -> None:
-        """Take over settings, at the start or when they have changed."""
-        self._pause = MINUTE / settings.connections_per_minute
+        """Apply settings, at the start or when they have changed."""
+        self._attempts = settings.connections_per_minute
         self._ban_after = settings.ban_after
         self._ban_seconds = settings.ban_seconds
         self._max_tracked = settings.max_tracked_addresses
-        self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // self._ban_after))
+        self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // (2 * self._ban_after)))
         self._listed: _Networks[Admission] = _Networks()
         for network in map(ip_network, settings.allow):
             self._listed.put(_plain(network), Admission.ADMITTED)
@@ -222,117 +284,119 @@ class AddressLimits:
             self._listed.put(_plain(network), Admission.DENIED)
 
     def admit(self, address: str) -> Admission:
-        """
-        An attempt to connect.
-
-        @return: what becomes of it.  One over the rate counts as an offence.
-        """
+        """Judge an attempt to connect; one over the rate counts as an offence."""
         place = _place(address)
         if place is None:
             return Admission.ADMITTED
         bits, number, key = place
-        for _, listed in self._listed.matches(bits, number):
+        for listed in self._listed.matches(bits, number):
             return listed
         now = self._seconds()
-        for _, ban in self._bans.matches(bits, number):
-            if ban.in_force(now):
-                return Admission.BANNED
+        if any(ban.in_force(now) for ban in self._bans.matches(bits, number)):
+            return Admission.BANNED
         full_at = self._full_at.get(key)
+        pause = self._pause(key)
         if full_at is None:
             if len(self._full_at) < self._max_tracked or self._forget_some(now):
-                self._full_at[key] = now + self._pause
+                self._full_at[key] = now + pause
             return Admission.ADMITTED
-        # Wall time may step back: an empty bucket is the worst that can be.
-        full_at = min(max(full_at, now), now + MINUTE)
-        if full_at + self._pause > now + MINUTE + 1e-6:
+        full_at = max(full_at, now)
+        if full_at + pause > now + MINUTE + 1e-6:
             self._full_at[key] = full_at
-            self._offended(key, now)
+            offences = self._offences_of(key)
+            if offences is not None:
+                self._offended(key, offences, offences.over_rate, now)
             return Admission.RATE_LIMITED
-        self._full_at[key] = full_at + self._pause
+        self._full_at[key] = full_at + pause
         return Admission.ADMITTED
 
     def denies(self, address: str) -> bool:
-        """Whether C{limits.deny} says that nobody at C{address} is let in."""
+        """True if C{limits.deny} shuts C{address} out."""
         place = _place(address)
         if place is None:
             return False
-        bits, number, _ = place
-        return next((listed for _, listed in self._listed.matches(bits, number)), None) is (
-            Admission.DENIED
-        )
+        return next(self._listed.matches(*place[:2]), None) is Admission.DENIED
 
     def give_back(self, address: str) -> None:
         """An attempt that was admitted does not count: it authenticated, or we refused it."""
         place = _place(address)
         if place is not None and place[2] in self._full_at:
-            self._full_at[place[2]] -= self._pause
+            self._full_at[place[2]] -= self._pause(place[2])
 
     def clock_fault(self, address: str) -> None:
         """
-        A signature held, but its time is wrong: a clock is off.  The attempt does not count, and
+        Note a right signature with a wrong time: a clock is off.  The attempt does not count, and
         for a minute the address is not banned.
 
-        A line that was recorded long ago looks the same: in a minute no more of them are given
-        back than an address may make anyway.
+        A replayed old line looks the same: in a minute no more of them are given back than an
+        address may make anyway.
         """
         self.verified(address)
-        place = _place(address)
-        if place is None:
-            return
-        key, now = place[2], self._seconds()
-        if key not in self._pardoned_at and len(self._pardoned_at) >= self._max_tracked:
-            return
-        pardoned_at = min(max(self._pardoned_at.get(key, now), now), now + MINUTE) + self._pause
-        if pardoned_at <= now + MINUTE + 1e-6:
-            self._pardoned_at[key] = pardoned_at
-            self.give_back(address)
+        self._pardon(address, self._pardoned_at)
+
+    def ended_unused(self, address: str) -> None:
+        """
+        Note a connection that ended by itself, soon and silent, as a health check's does: it does
+        not count, up to L{CHECKS_PER_MINUTE}, so that a flood of them is limited.
+        """
+        self._pardon(address, self._checked_at, MINUTE / CHECKS_PER_MINUTE)
+
+    def used(self, address: str) -> None:
+        """Note a connection that sent something, or is held open, as no health check does."""
+        key, now = address_key(address), self._seconds()
+        if key is not None:
+            self._note(self._used_at, key, now)
+            if key in self._offences:
+                self._suspect(key, self._offences[key], now)
 
     def verified(self, address: str) -> None:
-        """A signature held: for a minute the address is not banned."""
-        place = _place(address)
-        if place is None:
-            return
-        key = place[2]
-        verified_at = self._verified_at
-        if verified_at.pop(key, None) is None and len(verified_at) >= self._max_tracked:
-            del verified_at[next(iter(verified_at))]
-        verified_at[key] = self._seconds()
+        """Note a valid signature: for a minute the address is not banned."""
+        key = address_key(address)
+        if key is not None:
+            self._note(self._verified_at, key, self._seconds())
 
-    def failed_signature(self, address: str) -> None:
-        """A signature was wrong: an offence."""
-        place = _place(address)
-        if place is not None:
-            self._offended(place[2], self._seconds())
+    def failed_signature(self, address: str, claims: tuple[str, str] = ("", "")) -> None:
+        """
+        Note a wrong signature, which is an offence.
+
+        @param claims: the bot and the device that the sender claims to be.
+        """
+        key = address_key(address)
+        offences = None if key is None else self._offences_of(key)
+        if key is None or offences is None:
+            return
+        if self._claims.pop(key, None) is None and len(self._claims) >= _MAX_CLAIMS:
+            del self._claims[next(iter(self._claims))]
+        self._claims[key] = _shown(claims[0]), _shown(claims[1])
+        self._offended(key, offences, offences.signatures, self._seconds())
 
     def sweep(self) -> Iterator[None]:
         """
-        Forget what is over, some of it at each step, for the tables may be large.  To be begun
-        every 10 s, and gone through to its end ahead of L{judge}.
+        Forget what is over, some at each step.  To be begun every 10 s, and run to its end ahead
+        of L{judge}.
         """
         now = self._seconds()
-        for keys in _pieces(self._verified_at):
-            for key in keys:
-                if abs(now - self._verified_at.get(key, now)) >= MINUTE:
-                    del self._verified_at[key]
-            yield
-        for table in (self._full_at, self._pardoned_at):
+        for times in (self._verified_at, self._used_at):
+            for keys in _pieces(times):
+                for key in keys:
+                    if now - times.get(key, now) >= MINUTE:
+                        del times[key]
+                yield
+        for table in (self._full_at, self._pardoned_at, self._checked_at):
             for keys in _pieces(table):
                 for key in keys:
-                    at = table.get(key, inf)
-                    if at <= now:
+                    if table.get(key, inf) <= now:
                         del table[key]
-                    elif now + MINUTE < at < inf:
-                        table[key] = now + MINUTE
                 yield
         for keys in _pieces(self._offences):
             for key in keys:
-                times = self._offences.get(key)
-                if times is not None and abs(now - times[-1]) >= MINUTE:
-                    del self._offences[key]
+                offences = self._offences.get(key)
+                if offences is not None and now - offences.last >= MINUTE:
+                    self._forget_offences(key)
             yield
         tables: tuple[dict[int, Any], ...]
-        tables = (self._verified_at, self._full_at, self._pardoned_at, self._offences)
-        for known in tables:
+        tables = (self._verified_at, self._used_at, self._full_at, self._pardoned_at)
+        for known in (*tables, self._checked_at, self._offences, self._claims):
             if not known:
                 known.clear()  # its room, too
         yield
@@ -340,37 +404,33 @@ class AddressLimits:
 
     def judge(self) -> list[Ban]:
         """
-        Ban some of those that have earned it, and had the time to prove themselves.
+        Ban some of the addresses that are due for it, and had the time to prove themselves.
 
-        @return: the bans made, to be stored; while there are any, there may be more to make.
+        @return: the bans made, to be stored; where there are any, call again.
         """
         now = self._seconds()
         suspects = self._suspects
         made: list[Ban] = []
         while len(made) < _MAX_SENTENCES:
-            ripe = takewhile(lambda key: abs(now - suspects[key]) >= SUSPECT_SECONDS, suspects)
+            ripe = takewhile(lambda key: now - suspects[key] >= SUSPECT_SECONDS, suspects)
             keys = list(islice(ripe, _MAX_SENTENCES - len(made)))
             if not keys:
                 break
             for key in keys:
-                del suspects[key]
-                ban = None if key in self._verified_at else self._earned(key, now)
+                counts = self._offences[key].since(suspects.pop(key) - MINUTE)
+                ban = None if key in self._verified_at else self._earned(key, *counts)
                 if ban is not None:
-                    made.append(ban)
-                    self._offences.pop(key, None)
+                    made.append(self._dated(ban))
+                    self._forget_offences(key)
         return made
 
-    def bars(self, address: str) -> bool:
-        """Whether a ban is in force for C{address}."""
+    def bans_address(self, address: str) -> bool:
+        """True while a ban is in force for C{address}."""
         place = _place(address)
-        if place is None or any(True for _ in self._listed.matches(*place[:2])):
+        if place is None or any(self._listed.matches(*place[:2])):
             return False
         now = self._seconds()
-        return any(ban.in_force(now) for _, ban in self._bans.matches(*place[:2]))
-
-    def shuts_out(self, address: str) -> bool:
-        """Whether C{address} is banned or denied; no attempt is counted."""
-        return self.denies(address) or self.bars(address)
+        return any(ban.in_force(now) for ban in self._bans.matches(*place[:2]))
 
     # Bans
 
@@ -378,11 +438,11 @@ class AddressLimits:
         self, network: str, reason: str, seconds: float | None = None, made_by: str = ""
     ) -> Ban | None:
         """
-        An operator's ban, in the place of one of the same network.
+        Make an operator's ban, or replace that of the same network.
 
         @param network: an address, or a network in CIDR form.
         @param seconds: how long; L{None}: until it is lifted.
-        @return: L{None} where there is no room: then the one of L{first_to_end} may be lifted.
+        @return: L{None} where there is no room: lift that of L{first_to_end}, and try again.
         @raise ValueError: C{network} is none.
         """
         now = self._seconds()
@@ -394,16 +454,17 @@ class AddressLimits:
             str(place), reason, now, None if seconds is None else now + seconds, made_by=made_by
         )
         self._bans.put(place, ban)
-        return ban
+        return self._dated(ban)
 
     def first_to_end(self) -> Ban | None:
         """The ban that ends first; L{None}: all are without end."""
         ending = (ban for ban in self._bans.values() if ban.expires is not None)
-        return min(ending, key=lambda ban: ban.expires or 0.0, default=None)
+        first = min(ending, key=lambda ban: ban.expires or 0.0, default=None)
+        return None if first is None else self._dated(first)
 
     def lift(self, network: str) -> Ban | None:
         """
-        End a ban, and forget it.
+        End a ban, and forget it with its offences, so that a repaired phone gets in at once.
 
         @return: it, if there was one.
         @raise ValueError: C{network} is none.
@@ -412,13 +473,19 @@ class AddressLimits:
         ban = self._bans.get(place)
         if ban is not None:
             self._bans.remove(place)
-        return ban or self._over.pop(str(place), None)
+        counted = _place(str(place.network_address))
+        if counted is not None and place.prefixlen >= _network(counted[2]).prefixlen:
+            self._full_at.pop(counted[2], None)
+            self._forget_offences(counted[2])
+        ban = ban or self._over.pop(str(place), None)
+        return None if ban is None else self._dated(ban)
 
     def load(self, bans: Iterable[Ban]) -> None:
-        """Take over what was stored; what is over too: it makes the next ones longer."""
-        now = self._seconds()
+        """Load stored bans, those that are over included: they make the next ones longer."""
+        now, wall = self._seconds(), self._wall()
         over: list[Ban] = []
-        for ban in bans:
+        for stored in bans:
+            ban = _shifted(stored, now - max(wall, stored.made_at))
             if len(self._bans) + len(over) >= self._max_tracked:
                 break
             if ban.in_force(now):
@@ -429,50 +496,104 @@ class AddressLimits:
         self._over |= {ban.network: ban for ban in over}
 
     def bans(self) -> list[Ban]:
-        """Those in force."""
+        """The bans in force."""
         now = self._seconds()
-        return [ban for ban in self._bans.values() if ban.in_force(now)]
+        return [self._dated(ban) for ban in self._bans.values() if ban.in_force(now)]
 
     # Inside
 
-    def _offended(self, key: int, now: float) -> None:
-        times = self._offences.get(key)
-        if times is None:
-            if len(self._offences) >= self._max_offenders:
-                return  # those that are known are being dealt with
-            times = self._offences[key] = array("d")
+    def _dated(self, ban: Ban) -> Ban:
+        """C{ban}, its times by the wall clock."""
+        return _shifted(ban, self._wall() - self._seconds())
+
+    def _offences_of(self, key: int) -> _Offences | None:
+        """Offences of an address; L{None}: there is no room for another address."""
+        offences = self._offences.get(key)
+        if offences is None and len(self._offences) < self._max_offenders:
+            offences = self._offences[key] = _Offences()
+        return offences
+
+    def _offended(self, key: int, offences: _Offences, times: "array[float]", now: float) -> None:
+        """Add an offence to C{times}, those of its kind."""
         times.append(now)
         while len(times) > self._ban_after:
             del times[0]
-        if len(times) == self._ban_after and now - times[0] < MINUTE:
-            self._suspects.setdefault(key, now)
+        self._suspect(key, offences, now)
 
-    def _earned(self, key: int, now: float) -> Ban | None:
-        """The ban of an address that has offended too often, entered."""
+    def _suspect(self, key: int, offences: _Offences, now: float) -> None:
+        """Put an address up for judgement, if it has offended often enough."""
+        if key in self._suspects:
+            return
+        over_rate, signatures = offences.since(now - MINUTE)
+        used = signatures or now - self._used_at.get(key, -inf) < MINUTE
+        if used and over_rate + signatures >= self._ban_after:
+            self._suspects[key] = offences.last
+
+    def _forget_offences(self, key: int) -> None:
+        """Forget the offences of an address."""
+        self._offences.pop(key, None)
+        self._suspects.pop(key, None)
+        self._claims.pop(key, None)
+
+    def _note(self, times: dict[int, float], key: int, now: float) -> None:
+        """Enter a time; where there is no room, it replaces the oldest entry."""
+        if times.pop(key, None) is None and len(times) >= self._max_tracked:
+            del times[next(iter(times))]
+        times[key] = now
+
+    def _pause(self, key: int) -> float:
+        """Seconds after which an address has another attempt."""
+        return MINUTE / (self._attempts + self._expected(key))
+
+    def _pardon(self, address: str, pardons: dict[int, float], pause: float | None = None) -> None:
+        """
+        Give an attempt back, unless too many were given back within a minute for this reason.
+
+        @param pardons: when the allowance of an address is whole again, in seconds.
+        @param pause: time by which each one uses the allowance up, in seconds; L{None}: that of an
+            attempt.
+        """
+        key, now = address_key(address), self._seconds()
+        if key is None or (key not in pardons and len(pardons) >= self._max_tracked):
+            return
+        pardoned_at = max(pardons.get(key, now), now) + (pause or self._pause(key))
+        if pardoned_at <= now + MINUTE + 1e-6:
+            pardons[key] = pardoned_at
+            self.give_back(address)
+
+    def _earned(self, key: int, over_rate: int, signatures: int) -> Ban | None:
+        """Ban an address for its offences within a minute; L{None}: it is not to be banned."""
+        now = self._seconds()
         network = _network(key)
         bits, number = network.max_prefixlen, int(network.network_address)
-        if any(True for _ in self._listed.matches(bits, number)):
+        if any(self._listed.matches(bits, number)):
             return None
-        if any(ban.in_force(now) for _, ban in self._bans.matches(bits, number)):
+        if any(ban.in_force(now) for ban in self._bans.matches(bits, number)):
             return None
         last = self._over.pop(str(network), None) or self._bans.get(network)
         if last is None and not self._make_room():
             return None  # it is still limited
         times = 1 if last is None else last.times + 1
-        seconds = min(
-            self._ban_seconds * 2.0 ** min(times - 1, 32), max(MAX_BAN_SECONDS, self._ban_seconds)
-        )
-        reason = f"{self._ban_after} attempts over the rate, or wrong signatures, in a minute"
-        ban = Ban(str(network), reason, now, now + seconds, times)
+        first = self._ban_seconds
+        if over_rate >= self._ban_after:
+            reason = f"{over_rate} attempts over the rate in a minute"
+        elif signatures >= self._ban_after:
+            reason = f"{signatures} wrong signatures in a minute"
+            first = min(first, WRONG_SIGNATURE_BAN_SECONDS)
+        else:
+            reason = f"{self._ban_after} attempts over the rate, or wrong signatures, in a minute"
+        seconds = min(first * 2.0 ** min(times - 1, 32), max(MAX_BAN_SECONDS, self._ban_seconds))
+        claims = self._claims.get(key, ("", ""))
+        ban = Ban(str(network), reason, now, now + seconds, times, "", *claims)
         self._bans.put(network, ban)
         return ban
 
     def _forget_some(self, now: float) -> bool:
         """Find room for one more address.  @return: whether there is any."""
-        if 0.0 < self._search_at - now <= _SEARCH_PAUSE:
+        if now < self._search_at:
             return False
         wanted = max(1, self._max_tracked // _FREED_PART)
-        least = now + MINUTE - self._pause
+        least = now + MINUTE - MINUTE / self._attempts
         idle: list[int] = []
         standing_well: list[int] = []
         for key, at in self._full_at.items():
@@ -490,7 +611,7 @@ class AddressLimits:
         return False
 
     def _make_room(self) -> bool:
-        """Have room for one more ban, if need be that of one that is over.  @return: whether."""
+        """Make room for one more ban: one that is over may go.  @return: whether there is room."""
         if len(self._bans) + len(self._over) < self._max_tracked:
             return True
         first = next(iter(self._over), None)
@@ -500,7 +621,7 @@ class AddressLimits:
         return True
 
     def _sweep_bans(self, now: float) -> Iterator[None]:
-        """Set those apart that are over, and forget those that have long been."""
+        """Set aside bans that are over, and forget those that ended long ago."""
         ended = 0
         for bans in _pieces(self._bans.values()):
             for ban in bans:
@@ -522,22 +643,36 @@ class AddressLimits:
             yield
 
 
+def _shifted(ban: Ban, by: float) -> Ban:
+    """C{ban}, its times moved C{by} so many seconds."""
+    expires = None if ban.expires is None else ban.expires + by
+    return msgspec.structs.replace(ban, made_at=ban.made_at + by, expires=expires)
+
+
 def _pieces(of: Iterable[_T]) -> Iterator[list[_T]]:
-    """What is in C{of} now, some at a time."""
+    """A copy of C{of}, in pieces of L{_SWEPT_AT_ONCE}."""
     found = list(of)
     for start in range(0, len(found), _SWEPT_AT_ONCE):
         yield found[start : start + _SWEPT_AT_ONCE]
 
 
-def counts_as(address: str) -> int | None:
-    """What is equal for all addresses that count as one; L{None}: it is no IP address."""
+def _shown(name: str) -> str:
+    """A stranger's name, cut short, without control characters."""
+    short = name if len(name) <= CLAIM_CHARS else name[: CLAIM_CHARS - 1] + "…"
+    if short.isprintable():
+        return short
+    return "".join(char if char.isprintable() else "\ufffd" for char in short)
+
+
+def address_key(address: str) -> int | None:
+    """Key of all addresses that count as one; L{None}: it is no IP address."""
     place = _place(address)
     return None if place is None else place[2]
 
 
 def _place(address: str) -> tuple[int, int, int] | None:
     """
-    Where an address is: its bits, the address as a number, and what it counts as.
+    Place of an address: its bits, the address as a number, and its key.
 
     @return: L{None} where it is no IP address.
     """
@@ -555,14 +690,14 @@ def _place(address: str) -> tuple[int, int, int] | None:
 
 
 def _network(key: int) -> Network:
-    """What counts as C{key}."""
+    """The network of the addresses with this key."""
     if key < _IPV6_KEY:
         return IPv4Network((key, 32))
     return IPv6Network(((key ^ _IPV6_KEY) << 64, 64))
 
 
 def _plain(network: Network) -> Network:
-    """C{network}, as one of IPv4 where it is one of IPv4 addresses mapped into IPv6."""
+    """C{network}, as IPv4 where its addresses are IPv4-mapped ones (RFC 4291)."""
     number = int(network.network_address)
     if network.max_prefixlen == 128 and network.prefixlen >= 96 and number >> 32 == _MAPPED >> 32:
         return IPv4Network((number & 0xFFFFFFFF, network.prefixlen - 96))

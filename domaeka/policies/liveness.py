@@ -1,93 +1,168 @@
 """
-When to ping a phone, and when it is given up.
+Liveness: when to ping a phone, and when to give it up.
 
-Times are those of a L{SteadyTime}, which the one sweep over all connections moves on.
+Times are those of a L{SteadyTime}, which the sweep advances.
 """
 
+from collections.abc import Callable
 from math import ceil, inf
 from random import Random
 from typing import Final, NamedTuple
 
 from domaeka.config import PingSettings
-from domaeka.policies.patience import TIMES_SLOWEST, Patience
 from domaeka.policies.quality import Grade, Quality
 
-#: A connection is never given up sooner, in seconds, unless C{ping.timeout} is below it.
+#: Least time-out, in seconds, unless C{ping.timeout} is below it.
 #: Source: docs/protocol.md, "Ping".
 MIN_TIMEOUT_SECONDS: Final = 15.0
-#: Nor before this many times C{ping.interval_min}: four pings, and TCP's retransmission 29 s after
-#: the first, have had their chance.
-PATIENCE_INTERVALS: Final = 3.3
-#: How long the peer's kernel may take nothing of what is written, in seconds.
+#: Least time-out, in multiples of C{ping.interval_min}: four pings, and TCP's retransmission 29 s
+#: after the first, have had their chance.
+TIMEOUT_INTERVALS: Final = 3.3
+#: Longest time for which the peer's kernel may take nothing of what is written, in seconds.
 STALLED_SECONDS: Final = 10.0
-#: By how many seconds a round trip and steady time may differ: two periods of the sweep.
+#: A phone that has talked is pinged when it has been silent for so long, in seconds: else a path
+#: that falls silent would show with the next regular ping only, up to 30 s later.  There is one
+#: such ping a minute, and two more for minutes without.
+PROBE_SECONDS: Final = 5.0
+_PROBE_PERIOD_SECONDS: Final = 60.0
+_PROBE_CREDIT_SECONDS: Final = 120.0
+#: A connection on which nothing was acknowledged for so long is sent no more messages, in seconds:
+#: they would be lost with it.
+HOLD_SECONDS: Final = 3.0
+#: The connection of a phone is finished when nothing was acknowledged for so long, in seconds.  A
+#: phone has no watchdog: it comes back when it gets our FIN, and loses what it said when it gets a
+#: reset.
+FINISH_SECONDS: Final = 20.0
+#: Time for late lines on a connection that was finished, in seconds: once the phone is back, or has
+#: acknowledged the FIN, and where it has not.  Source: Linux gives up what it could not send on a
+#: closed connection after 50 to 100 s, on an open one after 924 s (C{tcp_retries2}).
+LATE_SECONDS: Final = 120.0
+GONE_SECONDS: Final = 924.0
+#: Least time-out, in multiples of the longest recent silence of the device.
+#: Source: docs/protocol.md, "Liveness".
+TIMES_SLOWEST: Final = 3.0
+#: Length of "recent", at least, in seconds; twice as much at most.
+RECENT_SECONDS: Final = 3600.0
+#: An answer that takes longer, in seconds, is slow.
+SLOW_SECONDS: Final = 3.0
+#: Prompt answers, less the cost of slow ones, for full trust in a device: a quarter of an hour's.
+#: Where the network fails every four minutes, as in a subway, one ping in 13 is answered slowly:
+#: full trust is hardly reached.
+TRUSTED_ANSWERS: Final = 30
+#: Prompt answers that a slow one costs, and most that count: one slow answer in an hour, as on LTE,
+#: leaves most of the trust, and two of them none.
+SLOW_COST: Final = 40
+MOST_ANSWERS: Final = 60
+#: Most prompt answers that may be missing after many slow ones.
+MOST_MISSING: Final = 40
+#: Most by which a round trip and steady time may differ, in seconds: two periods of the sweep.
 _CLOCK_SLACK_SECONDS: Final = 2.0
-_NEVER: Final = -inf  # one for all connections
+_NEVER: Final = -inf  # shared by all connections
 
 
 class SteadyTime:
     """
-    A time that neither steps of the clock nor hold-ups of the process move.
+    Time in which delays of the process do not count.
 
     @ivar now: the time, in seconds, as of the last sweep.
     """
 
-    __slots__ = ("_period", "_wall", "now")
+    __slots__ = ("_period", "_seconds", "_swept_at", "now")
 
-    def __init__(self, period: float, wall: float) -> None:
+    def __init__(self, period: float, seconds: Callable[[], float]) -> None:
         """
         @param period: of the sweep, in seconds.
-        @param wall: the wall clock, in seconds.
+        @param seconds: the time now, in seconds, which never steps.
         """
         self._period = period
-        self._wall = wall
+        self._seconds = seconds
+        self._swept_at = seconds()
         self.now = 0.0
 
-    def advance(self, wall: float) -> bool:
+    def advance(self) -> bool:
         """
-        A sweep begins.
+        Begin a sweep.
 
-        @param wall: the wall clock, in seconds.
-        @return: whether phones may be judged: not where the sweep comes late by more than its
-            period, or the clock has stepped back.
+        @return: whether phones may be judged: not if the sweep is late by more than its period.
         """
-        elapsed = wall - self._wall
-        self._wall = wall
-        if 0.0 <= elapsed <= 2 * self._period:
+        seconds = self._seconds()
+        elapsed = seconds - self._swept_at
+        self._swept_at = seconds
+        if elapsed <= 2 * self._period:
             self.now += elapsed
             return True
         self.now += self._period
         return False
 
-    def between(self, wall: float) -> float:
+    def exact(self) -> float:
+        """The time now, for deadlines; C{now} is that of the last sweep."""
+        return self.now + min(self._seconds() - self._swept_at, self._period)
+
+
+class Responsiveness:
+    """
+    Answer times of a device; they outlive its connections.
+
+    An unknown device has the whole time-out.  Each prompt answer shortens it, down to three times
+    the longest recent silence; a slow answer undoes many prompt ones.
+    """
+
+    __slots__ = ("_recent_until", "_silent_from", "_slowest", "_slowest_before", "_trust")
+
+    def __init__(self) -> None:
+        self._trust = 0  # prompt answers that count
+        # The longest silence of this period, and of the one before, in seconds.
+        self._slowest = 0.0
+        self._slowest_before = 0.0
+        self._recent_until = 0.0
+        # The beginning of its silence when its last connection ended.
+        self._silent_from = inf
+
+    def seconds(self, least: float, most: float) -> float:
         """
-        The time now, where that of the last sweep is not exact enough: for deadlines.
+        The time for which the device may be silent, in seconds.
 
-        @param wall: the wall clock, in seconds.
+        @param least: that of a trusted and quick device.
+        @param most: that of an unknown device.
         """
-        return self.now + min(max(0.0, wall - self._wall), self._period)
+        least = max(least, TIMES_SLOWEST * max(self._slowest, self._slowest_before))
+        if least >= most or self._trust <= 0:
+            return most
+        return most - (most - least) * min(1.0, self._trust / TRUSTED_ANSWERS)
 
-
-class Headway:
-    """Whether the peer's kernel takes what is written to it, since there is something."""
-
-    __slots__ = ("_backlog_bytes", "_made_at")
-
-    def __init__(self, now: float) -> None:
-        self._backlog_bytes = 0
-        self._made_at = now
-
-    def missing(self, backlog_bytes: int, now: float, excused: bool) -> float:
+    def answered(self, now: float, seconds: float, was_silent: bool = True) -> None:
         """
-        For how long it has taken nothing, in seconds.
+        Note that the device was heard, after so many C{seconds}.
 
-        @param backlog_bytes: how much waits for it.
-        @param excused: whether it need not take anything now.
+        @param was_silent: whether that ended a silence; else the same silence was noted already.
         """
-        if backlog_bytes != self._backlog_bytes or excused:
-            self._backlog_bytes = backlog_bytes
-            self._made_at = now
-        return now - self._made_at
+        if now >= self._recent_until:
+            self._slowest_before, self._slowest = self._slowest, 0.0
+            self._recent_until = now + RECENT_SECONDS
+        self._slowest = max(seconds, self._slowest)
+        if seconds <= SLOW_SECONDS:
+            self._trust = min(MOST_ANSWERS, self._trust + 1)
+        elif was_silent:
+            self._trust = max(-MOST_MISSING, self._trust - SLOW_COST)
+
+    def connection_ended(self, silent_from: float) -> None:
+        """
+        Note the end of the device's connection, where no newer one took its place.
+
+        @param silent_from: the beginning of its silence; infinite: it was not silent.
+        """
+        self._silent_from = silent_from
+
+    def back(self, now: float, timeout: float) -> None:
+        """
+        Note another connection of the device: soon after a silence, it was alive all the time.
+
+        @param timeout: C{ping.timeout}; up to twice as much is soon.
+        """
+        silence = now - self._silent_from
+        self._silent_from = inf
+        if 0.0 < silence <= 2 * timeout:
+            self.answered(now, silence)
 
 
 class Ping(NamedTuple):
@@ -95,14 +170,14 @@ class Ping(NamedTuple):
     A ping that has left for the socket.
 
     @ivar text: what the phone is to echo.
-    @ivar left_at: when it left.
-    @ivar wall: the same by the wall clock, for a finer round trip.
-    @ivar ahead: how many messages had been sent before it.
+    @ivar left_at: when it left, by the steady time.
+    @ivar exact: the same by the exact clock, for the round trip.
+    @ivar ahead: number of messages sent before it.
     """
 
     text: str
     left_at: float
-    wall: float = 0.0
+    exact: float = 0.0
     ahead: int = 0
 
 
@@ -110,76 +185,80 @@ class Liveness:
     """
     Pings and silence of one connection.
 
-    What ends it is a ping that has been out for L{timeout} with nothing heard since.  Silence
-    counts only while the phone is read from and not deaf by our order.  With C{ping.adaptive} a
-    ping that goes unanswered is soon followed by another, a connection that loses pings has more
-    of them, and the time-out follows from how long the device takes to answer: L{Patience}.
+    A ping that has been out for L{timeout} with nothing heard since ends the connection.  Silence
+    counts only while the phone is read from and not blocked by media that we sent.  With
+    C{ping.adaptive} an unanswered ping is soon followed by another, a connection that loses pings
+    has more of them, and the time-out follows from the device's L{Responsiveness}.
 
-    Each ping that is out is waited for, so that a phone which takes longer than the pause between
-    two has round trips like any other.  Phones answer in order: those before the one that was
-    answered are lost.
+    Several pings may be out, so that a phone slower than the interval has round trips, too.  Phones
+    answer in order: pings before the one that was answered are lost.
 
-    @ivar last_heard: when bytes last came; to be set by whoever sees them.
-    @ivar deaf_until: until then the phone reads nothing, by our order.
-    @ivar interval: seconds between two pings, as things are.
-    @ivar timeout: seconds until it is given up, as things are.
+    @ivar last_heard: when bytes last came; set by the conversation.
+    @ivar talked_at: time of the last message, if no ping has left since; set by the conversation.
+    @ivar blocked_until: end of the time in which the phone sends media, and reads nothing.
+    @ivar interval: seconds between two pings, now.
+    @ivar timeout: seconds until the phone is given up, now.
     """
 
     __slots__ = (
         "_next_ping",
         "_out",
-        "_patience",
         "_paused_at",
+        "_probed_until",
         "_queued",
+        "_responsiveness",
         "_settings",
         "_silent_from",
         "_silent_since",
         "_void_until",
-        "deaf_until",
+        "blocked_until",
         "interval",
         "last_heard",
         "quality",
+        "talked_at",
         "timeout",
     )
 
     def __init__(self, settings: PingSettings, now: float, random: Random) -> None:
-        """@param random: what the first ping is put off by, so that they do not all go at once."""
+        """@param random: draws the delay of the first ping."""
         self._settings = settings
         self.quality = Quality()
         self.last_heard = now
-        self.deaf_until = now
+        self.blocked_until = now
         self.interval = settings.interval
         self.timeout = settings.timeout
-        self._patience = Patience()
+        self._responsiveness = Responsiveness()
         self._next_ping = now + random.uniform(
             settings.initial_delay_min, settings.initial_delay_max
         )
         self._queued = False  # a ping is to be sent, and has not left yet
-        self._out: tuple[Ping, ...] = ()  # those that may be answered yet, the oldest first
-        # What left until then says nothing: for a time it could not be answered.
+        self.talked_at = inf
+        self._probed_until = _NEVER
+        self._out: tuple[Ping, ...] = ()  # pings that may still be answered, the oldest first
+        # Pings that left before this do not count: for a time they could not be answered.
         self._void_until = _NEVER
         self._paused_at: float | None = None
-        # The first ping since something was heard: when it left, and from when its time runs.
+        # The first ping since something was heard: when it left, and when its time-out began.
         self._silent_since = now
         self._silent_from = inf
 
-    def is_of(self, patience: Patience, now: float) -> None:
+    def is_of(self, responsiveness: Responsiveness, now: float) -> None:
         """
-        It is known whose connection this is.
+        Note the device of the connection.
 
-        @param patience: what the device's connections before have shown.
+        @param responsiveness: the answer times of its connections before.
         """
-        self._patience = patience
-        patience.back(now, self._settings.timeout)
+        self._responsiveness = responsiveness
+        responsiveness.back(now, self._settings.timeout)
         self._adapt()
 
     def ended(self) -> None:
-        """The connection has ended, and there is no newer one."""
+        """Note the end of the connection, where no newer one took its place."""
         silent = self.last_heard <= self._silent_since
-        self._patience.connection_ended(self._silent_from if silent else inf)
+        self._responsiveness.connection_ended(self._silent_from if silent else inf)
 
     def apply(self, settings: PingSettings, now: float) -> None:
-        """Go on with other settings."""
+        """Apply changed settings."""
         self._settings = settings
         self.interval = settings.interval
         self.timeout = settings.timeout
@@ -188,16 +267,18 @@ class Liveness:
 
     @property
     def due(self) -> float:
-        """Before this time, and unless a ping leaves, there is nothing to do."""
-        due = min(self._next_ping, self._follow_up_at)
+        """Time of the next thing to do, unless a ping leaves before."""
+        due = min(self._next_ping, self._follow_up_at, self._probe_at)
         if self.last_heard <= self._silent_since:
             due = min(due, self._silent_from + self.timeout)
         return due
 
     def ping_due(self, now: float) -> bool:
-        """Whether a ping is to be sent: said once for each, and not while one has not left."""
-        if now < self._next_ping and now < self._follow_up_at:
+        """True once for each ping that is to be sent; not while one waits to leave."""
+        if now < self._next_ping and now < self._follow_up_at and now < self._probe_at:
             return False
+        if not self._queued and now < self._next_ping and self._probe_at <= now:
+            self._probed_until = max(self._probed_until, now) + _PROBE_PERIOD_SECONDS
         self._next_ping = now + self.interval
         if self._queued:
             return False
@@ -205,40 +286,38 @@ class Liveness:
         return True
 
     def ping_left(self, ping: Ping) -> None:
-        """A ping has left for the socket: its time runs."""
+        """Note that a ping has left for the socket: its time runs."""
         now = ping.left_at
         if self._out:
             if self.last_heard > self._silent_from:
                 took = self.last_heard - self._silent_from
-                self._patience.answered(now, took, was_silent=False)
+                self._responsiveness.answered(now, took, was_silent=False)
             lost, self._out = self._out[: -self._most_out], self._out[-self._most_out :]
             self._lost(lost)
             self.quality.overdue = self._overdue(now)
             self.quality.judge()
             self._adapt()
         self._out += (ping,)
+        self.talked_at = inf
         if self._queued:  # else it was sent out of turn
             self._queued = False
             self._next_ping = now + self.interval
         if self.last_heard > self._silent_since or self._silent_from == inf:
             self._silent_since = now
-            self._silent_from = max(now, self.deaf_until)
-        if self._paused_at is not None or now < self.deaf_until:
+            self._silent_from = max(now, self.blocked_until)
+        if self._paused_at is not None or now < self.blocked_until:
             self._void_until = now
 
     def outstanding(self, text: object) -> Ping | None:
-        """The ping that C{text} is the echo of, if it may still be answered."""
-        for ping in self._out:
-            if ping.text == text:
-                return ping
-        return None
+        """The ping whose echo C{text} is, if it may still be answered."""
+        return next((ping for ping in self._out if ping.text == text), None)
 
     def pong(self, ping: Ping, now: float, round_trip: float) -> bool:
         """
-        A ping that is L{outstanding} was answered.
+        Note the answer to an L{outstanding} ping.
 
-        @param round_trip: after so many seconds, by a finer clock.
-        @return: whether that was a sample.
+        @param round_trip: in seconds, by the exact clock.
+        @return: whether it was a valid sample.
         """
         place = self._out.index(ping)
         lost, self._out = self._out[:place], self._out[place + 1 :]
@@ -246,31 +325,31 @@ class Liveness:
         silent_from, self._silent_from = self._silent_from, inf
         self.quality.overdue = self._overdue(now)
         self._lost(lost)
-        # Where the clocks disagree, one was stepped, or the process was held up.
+        # Where they disagree, the process was held up.
         agree = abs(round_trip - (now - ping.left_at)) <= _CLOCK_SLACK_SECONDS
         is_sample = agree and ping.left_at > self._void_until
         if is_sample:
             self.quality.answered(round_trip)
             took = max(round_trip, now - silent_from)
-            self._patience.answered(now, took, was_silent=silent_from < inf)
+            self._responsiveness.answered(now, took, was_silent=silent_from < inf)
         else:
             self.quality.judge()
         self._adapt()
         return is_sample
 
-    def deafened(self, now: float, seconds: float) -> None:
-        """A media frame has left: the phone will be deaf for so long, one frame after another."""
-        self.deaf_until = max(now, self.deaf_until) + seconds
+    def blocked(self, now: float, seconds: float) -> None:
+        """Note that media have left: each such frame blocks the phone for so many C{seconds}."""
+        self.blocked_until = max(now, self.blocked_until) + seconds
         self._silent_from += seconds
         self._void_until = now
 
     def reading_paused(self, now: float) -> None:
-        """The phone is not read from for a while."""
+        """Note that the phone is not read from for a while."""
         self._paused_at = now
         self._void_until = now
 
     def reading_resumed(self, now: float) -> None:
-        """The phone is read from again."""
+        """Note that the phone is read from again."""
         if self._paused_at is not None:
             if self.last_heard <= self._silent_since:
                 self._silent_from += now - max(self._paused_at, self._silent_since)
@@ -278,10 +357,10 @@ class Liveness:
 
     def is_stale(self, now: float, taken: bool = False) -> bool:
         """
-        Whether the phone is given up.
+        True when the phone is given up.
 
-        @param taken: whether its kernel has all that was written: the line lives, and only the
-            app is silent.  Then C{ping.timeout} holds.
+        @param taken: whether its kernel has all that was written: only the app is silent, and
+            C{ping.timeout} holds.
         """
         timeout = self._settings.timeout if taken else self.timeout
         return (
@@ -291,8 +370,13 @@ class Liveness:
         )
 
     @property
+    def _probe_at(self) -> float:
+        """Time of the ping behind the last message, unless another leaves before."""
+        return max(self.talked_at + PROBE_SECONDS, self._probed_until - _PROBE_CREDIT_SECONDS)
+
+    @property
     def _follow_up_at(self) -> float:
-        """When the last ping, if it is still out, is followed by another."""
+        """Time of the ping that follows an unanswered one; infinite: none does."""
         out = self._out
         if not out or not self._settings.adaptive or out[-1].left_at <= self._void_until:
             return inf
@@ -300,12 +384,12 @@ class Liveness:
 
     @property
     def _usual_seconds(self) -> float:
-        """Within this time a ping is answered, as a rule."""
+        """Time within which a ping is usually answered, in seconds."""
         return max(self._shortest_interval, 2 * (self.quality.srtt or 0.0))
 
     @property
     def _most_out(self) -> int:
-        """How many pings are waited for, beside the last: as many as leave within a time-out."""
+        """Most pings that are out beside the last: as many as leave within a time-out."""
         settings = self._settings
         pause = self._shortest_interval if settings.adaptive else settings.interval
         return ceil(settings.timeout / pause)
@@ -321,7 +405,7 @@ class Liveness:
                 self.quality.missed()
 
     def _overdue(self, now: float) -> int:
-        """How many pings are out for longer than usual."""
+        """Number of pings that are out for longer than usual."""
         since = now - self._usual_seconds
         return sum(self._void_until < ping.left_at <= since for ping in self._out)
 
@@ -331,10 +415,10 @@ class Liveness:
         if not settings.adaptive:
             return
         quality, shortest = self.quality, self._shortest_interval
-        # To ask a phone more often that answers, only late, would tell nothing.
+        # A phone that answers, only late, needs no more pings.
         worse = quality.loss > 0 and quality.grade in (Grade.POOR, Grade.FAILING)
         self.interval = min(settings.interval, self._usual_seconds if worse else inf)
-        self.timeout = self._patience.seconds(
-            max(MIN_TIMEOUT_SECONDS, PATIENCE_INTERVALS * shortest, TIMES_SLOWEST * quality.worst),
+        self.timeout = self._responsiveness.seconds(
+            max(MIN_TIMEOUT_SECONDS, TIMEOUT_INTERVALS * shortest, TIMES_SLOWEST * quality.worst),
             settings.timeout,
         )

@@ -1,9 +1,9 @@
 """
-What waits for a phone, connected or not.
+The outbox: messages that wait for a phone, connected or not.
 
 An L{Outbox} belongs to a device and outlives its connections.  A message goes through it so::
 
-    put -> waiting -> take -> handed -> sent -> (unacknowledged) -> gone
+    put -> waiting -> take -> handed -> sent -> (unacknowledged) -> (unreported) -> gone
 
 and back to waiting, ahead of everything new, where a connection ends in between.
 """
@@ -12,23 +12,27 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum, IntEnum, StrEnum
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from domaeka.messages import Reply
+from domaeka.wire import Reply
 
 #: Bytes that one class may send for each byte of C{LOW}, while both wait.
 _WEIGHTS: Final = (inf, 8.0, 4.0, 1.0)
-#: Up to which part of the bytes of all outboxes together each class finds room: what is sent to
-#: many must not take the room of answers.
+#: Part of the bytes of all outboxes together up to which each class finds room, so that broadcasts
+#: do not take the room of answers.
 _SHARES: Final = (2.0**32, 1.0, 0.75, 0.5)
-#: What another outbox held is not bounded by number once more: it may not have been acknowledged.
+#: Most messages of an outbox whose delivery report is awaited, and the longest time for which it
+#: is, in seconds: a script reports within 30 s, and later while files are sent or it is away.
+MAX_UNREPORTED: Final = 1000
+REPORT_SECONDS: Final = 300.0
+#: Bound of restored messages, some of which may be unacknowledged: none.
 _ANY_NUMBER: Final = 2**62
 
 
 class Priority(IntEnum):
-    """Who goes first to a phone."""
+    """Priority of a message to a phone."""
 
     CRITICAL = 0  # notices
     HIGH = 1  # answers to commands
@@ -36,45 +40,50 @@ class Priority(IntEnum):
     LOW = 3  # bulk and statistics
 
 
-class Fate(StrEnum):
-    """What has become of a message: the words of the API."""
+class DeliveryStatus(StrEnum):
+    """Delivery status of a message: the words of the API."""
 
     QUEUED = "queued"
     SENT = "sent"
     ACKNOWLEDGED = "acknowledged"
+    DELIVERED = "delivered"
+    REFUSED_BY_APP = "refused_by_app"
     EXPIRED = "expired"
     DROPPED = "dropped"
 
 
+DeliveryStatus.__name__ = "Fate"  # /openapi.json shows this name, and the docstring
+
+
 class AckVerdict(Enum):
-    """What an acknowledgement was worth."""
+    """Verdict on an acknowledgement."""
 
     TAKEN = "taken"
-    REPEATED = "repeated"  # all of it was known, or given up, already
-    NEVER_SENT = "never sent"  # negative, or of the future: ignored
+    REPEATED = "repeated"  # all of it was acknowledged, or given up, before
+    NEVER_SENT = "never sent"  # negative, or higher than any number given: ignored
 
 
-#: Told each change of a message's fate.  Must neither raise nor touch an outbox.
-FateListener: TypeAlias = Callable[[Fate], None]
+#: Called at each change of a message's status, with the reason where the app refused it, else with
+#: an empty text.  Must neither raise nor touch an outbox.
+StatusListener: TypeAlias = Callable[[DeliveryStatus, str], None]
 
 
 class Budget:
     """
-    The room that all outboxes share, and what they have in common to report.
+    Memory that all outboxes share, and their common counters.
 
-    @ivar used: bytes that wait, or are on their way, or are not acknowledged.
-    @ivar limits: up to how many bytes each class finds room.
-    @ivar expired: how many have run out of time.
-    @ivar dropped: how many have given way to others, or found no room.
-    @ivar forgotten: how many were sent, and given up, for want of room, before they were
-        acknowledged.
-    @ivar bad_acks: how many acknowledgements were of what was never sent.
+    @ivar used: bytes that wait, are on their way, or are not acknowledged.
+    @ivar limits: bytes up to which each class finds room.
+    @ivar expired: messages whose time ran out.
+    @ivar dropped: messages that gave way to others, or found no room.
+    @ivar forgotten: messages that were sent, and gave way before they were acknowledged.
+    @ivar bad_acks: acknowledgements of what was never sent.
     """
 
     __slots__ = ("bad_acks", "dropped", "expired", "forgotten", "limits", "used")
 
     def __init__(self, max_bytes: int) -> None:
-        """@param max_bytes: most bytes that may wait, in all outboxes together."""
+        """@param max_bytes: most bytes in all outboxes together."""
         self.limits = tuple(int(max_bytes * share) for share in _SHARES)
         self.used = 0
         self.expired = 0
@@ -85,14 +94,15 @@ class Budget:
 
 class Outgoing(msgspec.Struct):
     """
-    One message that waits for a phone.
+    A message that waits for a phone.
 
-    @ivar size: about how many bytes it takes.
-    @ivar ttl: how long it may wait, in seconds.
-    @ivar expires_at: when it has waited long enough.
+    @ivar size: its approximate size, in bytes.
+    @ivar ttl: the time for which it may wait, in seconds.
     @ivar number: its place among all that were handed to connections; 0: never handed.
     @ivar message_id: the same, for a connection that acknowledges.
-    @ivar end: where it ends in what was written with it, in bytes.
+    @ivar end: its end within the batch that was written, in bytes.
+    @ivar record: its number for the L{Recorder}; 0: none.
+    @ivar ticket: the batch of the store with its number.
     """
 
     reply: Reply
@@ -100,32 +110,63 @@ class Outgoing(msgspec.Struct):
     size: int
     ttl: float
     expires_at: float
-    on_fate: FateListener | None = None
+    on_status: StatusListener | None = None
     number: int = 0
     message_id: int | None = None
     end: int = 0
+    record: int = 0
+    ticket: int = 0
+
+
+class Recorder(Protocol):
+    """
+    Notes the messages of an outbox for a store.  None of its methods may raise.
+
+    @ivar ticket: the batch of the store with its last change that somebody may wait for.
+    """
+
+    ticket: int
+
+    def put(self, item: Outgoing) -> None:
+        """A message waits: it gets a record."""
+
+    def numbered(self, item: Outgoing) -> None:
+        """A message has got its number, and its ticket."""
+
+    def gone(self, item: Outgoing) -> None:
+        """A message with a record is held no longer."""
+
+
+class Unreported(NamedTuple):
+    """A message that a client has acknowledged, and whose delivery report is awaited."""
+
+    room: str
+    channel_id: str | None
+    on_status: StatusListener | None
+    acknowledged_at: float
 
 
 _Queue: TypeAlias = deque[Outgoing]
-#: Of each class.  Most outboxes are idle, and an empty deque takes 760 bytes.
+#: A queue for each class: none, for most outboxes are idle, and an empty deque takes 760 bytes.
 _NO_QUEUES: Final[tuple[_Queue | None, ...]] = (None, None, None, None)
 
 
 class Outbox:
     """
-    Bounded; the urgent first; in order within a class, and so within a room inside a class.
+    A bounded queue of messages, in order within a class, and so within a room inside a class.
 
-    C{CRITICAL} goes first, the others share by weight, so that nobody starves.  What had been
-    handed to a connection that ended goes again before anything new, in order, under its number.
+    C{CRITICAL} goes first, the others share by weight, so that none starves.  Messages handed to a
+    connection that ended go again before anything new, in order, under their numbers.
 
-    @ivar acknowledges: whether the last connection says what has arrived.
-    @ivar messages: how many are held: waiting, on their way, or not acknowledged.
+    @ivar acknowledges: whether the last connection acknowledges messages.
+    @ivar messages: number of messages held: waiting, on their way, or not acknowledged.
     @ivar touched: whether L{expire} may have anything to do, or to tidy up.
-    @ivar answer_bytes: how many bytes of answers (C{HIGH}) wait to be taken.
-    @ivar epoch: says which numbering this is.
-    @ivar next_number: goes to the next message that is handed over for the first time.
+    @ivar answer_bytes: bytes of answers (C{HIGH}) that wait to be taken.
+    @ivar epoch: name of the numbering, never used before.
+    @ivar next_number: number of the next message that is handed over for the first time.
     @ivar hold_low: while set, C{LOW} has an eighth of its share.
-    @ivar away_until: when the phone may be back, that was told to stay away.
+    @ivar away_until: earliest return of a phone that was asked to stay away.
+    @ivar recorder: notes its messages, if they are to outlive the process.
     """
 
     __slots__ = (
@@ -136,11 +177,13 @@ class Outbox:
         "_max_bytes",
         "_max_messages",
         "_queues",
+        "_reports",
         "_seconds",
         "_served",
+        "_starts",
         "_total",
-        "_turns",
         "_unacknowledged",
+        "_unreported",
         "acknowledges",
         "answer_bytes",
         "away_until",
@@ -148,6 +191,7 @@ class Outbox:
         "hold_low",
         "messages",
         "next_number",
+        "recorder",
         "touched",
     )
 
@@ -165,7 +209,6 @@ class Outbox:
         @param max_bytes: most bytes held, with those.
         @param total: shared by all outboxes.
         @param seconds: the time now, in seconds.
-        @param epoch: says which numbering this is; never used before.
         """
         self._max_messages = max_messages
         self._max_bytes = max_bytes
@@ -174,47 +217,46 @@ class Outbox:
         self.epoch = epoch
         self.hold_low = False
         self.acknowledges = False
+        self._reports = False  # its last connection reports on delivery, too
         self.next_number = 1
         self.away_until = -inf
+        self.recorder: Recorder | None = None
         self._queues = _NO_QUEUES
         self._handed: _Queue | None = None  # by number, on their way to the socket
         self._unacknowledged: _Queue | None = None  # by number, all lower than those handed
+        self._unreported: dict[int, Unreported] | None = None  # acknowledged
         self.messages = 0
         self.touched = False
         self._bytes = 0
         self.answer_bytes = 0
-        self._again = 0  # how many that wait have a number: at the heads of the queues
-        self._earliest = inf  # nothing expires before
-        # Start-time fair queueing: who is served next, and where the last one served stood.
-        self._turns: list[float] | None = None
+        self._again = 0  # waiting messages with a number: at the heads of the queues
+        self._earliest = inf  # lower bound of all expiry times
+        # Start-time fair queueing: each class's next start time, and the virtual time.
+        self._starts: list[float] | None = None
         self._served = 0.0
 
     @property
     def bytes(self) -> int:
-        """How many bytes L{messages} take."""
+        """Size of L{messages}, in bytes."""
         return self._bytes
 
     def __len__(self) -> int:
-        """How many wait to be taken."""
+        """Number of messages that wait to be taken."""
         return sum(len(queue) for queue in self._queues if queue)
 
-    # From those who send
+    # From senders
 
     def put(
-        self,
-        reply: Reply,
-        priority: Priority,
-        ttl: float,
-        on_fate: FateListener | None = None,
+        self, reply: Reply, priority: Priority, ttl: float, on_status: StatusListener | None = None
     ) -> Outgoing | None:
         """
         Take a message in.  Where there is no room, the oldest C{LOW} one gives way, then
         C{NORMAL}, then C{HIGH}, none for a lower one; never C{CRITICAL}.
 
-        @param ttl: how long it may wait, in seconds; for a phone that was told to stay away,
-            counted from when it may be back.
-        @param on_fate: told what becomes of it, from C{SENT} on.
-        @return: L{None} if it was dropped, or had no time, and the listener has been told.
+        @param ttl: the time for which it may wait, in seconds; for a phone that stays away, from
+            its earliest return on.
+        @param on_status: notified of its status, from C{SENT} on.
+        @return: L{None} if it was dropped or had no time; the listener has been notified.
         """
         now = self._seconds()
         size = reply.size
@@ -223,8 +265,8 @@ class Outbox:
         total = self._total
         if not expires_at > now:
             total.expired += 1
-            if on_fate is not None:
-                on_fate(Fate.EXPIRED)
+            if on_status is not None:
+                on_status(DeliveryStatus.EXPIRED, "")
             return None
         if (
             self.messages >= self._max_messages
@@ -232,10 +274,10 @@ class Outbox:
             or total.used + size > total.limits[priority]
         ) and not self._make_room(priority, size):
             total.dropped += 1
-            if on_fate is not None:
-                on_fate(Fate.DROPPED)
+            if on_status is not None:
+                on_status(DeliveryStatus.DROPPED, "")
             return None
-        item = Outgoing(reply, priority, size, ttl, expires_at, on_fate)
+        item = Outgoing(reply, priority, size, ttl, expires_at, on_status)
         queue = self._queues[priority]
         if queue is None:
             queue = self._new_queue(priority)
@@ -248,20 +290,22 @@ class Outbox:
         total.used += size
         if expires_at < self._earliest:
             self._earliest = expires_at
+        if self.recorder is not None:
+            self.recorder.put(item)
         return item
 
     def _make_room(self, priority: Priority, size: int) -> bool:
-        """Let others give way to a message."""
+        """Have others give way to a message.  @return: whether there is room."""
         total = self._total
         limit = total.limits[priority]
         if size > self._max_bytes or total.used - self._bytes + size > limit:
-            return False  # not even if all of them did
+            return False  # even an empty outbox had no room
         unacknowledged = self._unacknowledged or deque()
         while True:
-            # An acknowledgement comes behind what its client had sent before: of what has left
-            # for the socket, any number may be owed one.
-            owed = len(unacknowledged) + self._again
-            full = self.messages - owed >= self._max_messages
+            # Unacknowledged messages are not bounded by number: an acknowledgement comes behind
+            # all that its client had sent before.
+            unbounded = len(unacknowledged) + self._again
+            full = self.messages - unbounded >= self._max_messages
             if not (full or self._bytes + size > self._max_bytes or total.used + size > limit):
                 return True
             if self._queues[3]:
@@ -274,33 +318,37 @@ class Outbox:
             elif priority < 2 and self._queues[1]:
                 self._drop(1)
             else:
-                return False  # full of what is critical, or on its way
+                return False  # full of critical messages, or of those on their way
 
     def _drop(self, priority: int) -> None:
-        """The oldest of a class gives way."""
+        """Drop the oldest of a class."""
         item = self._pop(priority)
         self._release(item)
         self._total.dropped += 1
-        _tell(item, Fate.DROPPED)
+        _notify(item, DeliveryStatus.DROPPED)
 
     # From the connection
 
-    def connected(self, acknowledges: bool) -> None:
+    def connected(self, acknowledges: bool, reports: bool = False) -> None:
         """
-        A connection begins, and takes the place of the one before it, if any: all that had been
-        handed to that one and is still held goes again.  The one before must say nothing more.
+        Begin a connection, in the place of the one before, which must not call any more: all that
+        had been handed to it and is still held goes again.
 
-        @param acknowledges: whether it says what has arrived.
+        @param acknowledges: whether the connection acknowledges messages.
+        @param reports: whether it reports on their delivery, too.
         """
         self.connection_lost(self._handed or ())
         self.acknowledges = acknowledges
+        self._reports = reports and acknowledges
+        if not self._reports:
+            self._unreported = None
         self.away_until = -inf
 
     def take(self) -> Outgoing | None:
         """
-        The next message to write, now on its way, with its number.
+        Take the next message to write: it is on its way, and has a number.
 
-        @return: L{None} when nothing is to be sent.
+        @return: L{None} if nothing is to be sent.
         """
         while True:
             if self._again:
@@ -312,7 +360,7 @@ class Outbox:
                 elif not (critical or normal or low or self._served):
                     return None
                 else:
-                    priority = 0 if critical else self._whose_turn()
+                    priority = 0 if critical else self._next_class()
                     if priority < 0:
                         return None
             now = self._seconds()
@@ -328,6 +376,8 @@ class Outbox:
             if not number:
                 item.number = number = self.next_number
                 self.next_number = number + 1
+                if self.recorder is not None:
+                    self.recorder.numbered(item)
             if self.acknowledges:
                 item.message_id = number
             if self._handed is None:
@@ -336,52 +386,75 @@ class Outbox:
             return item
 
     def sent(self, item: Outgoing) -> None:
-        """C{item} has left for the socket, as has whatever was taken before it."""
+        """Note that C{item}, and all that was taken before it, has left for the socket."""
         handed = self._handed
         number = item.number
         while handed and handed[0].number <= number:
             item = handed.popleft()
-            if self.acknowledges:
+            if item.message_id is not None:
                 if self._unacknowledged is None:
                     self._unacknowledged = deque()
                 self._unacknowledged.append(item)
             else:
-                self.messages -= 1
-                self._bytes -= item.size
-                self._total.used -= item.size
-            if item.on_fate is not None:
-                item.on_fate(Fate.SENT)
+                self._release(item)
+            if item.on_status is not None:
+                item.on_status(DeliveryStatus.SENT, "")
 
     def ack(self, message_id: int) -> AckVerdict:
-        """The phone has everything up to C{message_id}, it says."""
+        """Take an acknowledgement of everything up to C{message_id}."""
         if not 0 < message_id < self.next_number:
             self._total.bad_acks += 1
             return AckVerdict.NEVER_SENT
         verdict = AckVerdict.REPEATED
         for sent in (self._unacknowledged, self._handed):
             while sent and sent[0].number <= message_id:
-                item = sent.popleft()
-                self._release(item)
-                _tell(item, Fate.ACKNOWLEDGED)
+                self._acknowledged(sent.popleft())
                 verdict = AckVerdict.TAKEN
-        # A client may say what it has before it is sent that again.
+        # A client may acknowledge messages before they are sent again.
         while self._again:
             priority = self._first_again()
             queue = self._queues[priority]
             if not queue or queue[0].number > message_id:
                 break
-            item = self._pop(priority)
-            self._release(item)
-            _tell(item, Fate.ACKNOWLEDGED)
+            self._acknowledged(self._pop(priority))
             verdict = AckVerdict.TAKEN
         return verdict
 
+    def report(self, message_id: int, ok: bool, reason: str) -> Unreported | None:
+        """
+        Take a delivery report, which acknowledges everything up to C{message_id}, too.
+
+        @param reason: why the app refused the message.
+        @return: the message; L{None}: no report on it is awaited, or not any more.
+        """
+        self.ack(message_id)
+        found = self._unreported.pop(message_id, None) if self._unreported else None
+        if found is not None and found.on_status is not None:
+            status = DeliveryStatus.DELIVERED if ok else DeliveryStatus.REFUSED_BY_APP
+            found.on_status(status, "" if ok else reason)
+        return found
+
+    def _acknowledged(self, item: Outgoing) -> None:
+        """Count out a message that its client has; its report may follow."""
+        self._release(item)
+        _notify(item, DeliveryStatus.ACKNOWLEDGED)
+        if self._reports:
+            unreported = self._unreported = self._unreported or {}
+            now, reply = self._seconds(), item.reply
+            while unreported:
+                oldest = next(iter(unreported))
+                late = now - unreported[oldest].acknowledged_at >= REPORT_SECONDS
+                if not late and len(unreported) < MAX_UNREPORTED:
+                    break
+                del unreported[oldest]
+            unreported[item.number] = Unreported(reply.room, reply.channel_id, item.on_status, now)
+
     def connection_lost(self, unsent: Collection[Outgoing]) -> None:
         """
-        The connection ended, and will say nothing more.  What had not left for the socket, and
-        what was not acknowledged, waits again, ahead of all else.
+        End the connection: messages that had not left for the socket, or were not acknowledged,
+        wait again, ahead of all else.
 
-        @param unsent: what was taken and had not left.
+        @param unsent: messages that were taken and had not left.
         """
         handed = self._handed
         if handed and len(unsent) < len(handed):
@@ -406,10 +479,10 @@ class Outbox:
 
     def expire(self, now: float) -> int:
         """
-        Let go of what has waited long enough.  What is on its way to the socket stays until it
-        is there; what was sent on a living connection is given up quietly.
+        Drop messages that have waited too long, for the phone or for its acknowledgement.  Those on
+        their way to the socket stay until they are there.
 
-        @return: how many expired.
+        @return: the number of messages that expired.
         """
         if not self.messages:
             if self._handed is not None:
@@ -424,7 +497,7 @@ class Outbox:
         self._earliest = inf
         sent = self._unacknowledged
         if sent is not None:
-            self._unacknowledged = self._keep(sent, now, self._release)
+            self._unacknowledged = self._keep(sent, now, self._lapse)
         self._queues = tuple(
             None if queue is None else self._keep(queue, now, self._lapse_waiting)
             for queue in self._queues
@@ -435,30 +508,29 @@ class Outbox:
 
     def stay_away(self, until: float) -> None:
         """
-        The phone was told not to come back, or has been given what keeps it from reading, before
-        C{until}: what waits, or comes to wait, keeps its whole time from then on, unless it comes
-        back earlier.
+        Note that the phone stays away, or is blocked by media, until C{until}: from then on all
+        messages have their whole time, unless the phone is back earlier.
         """
         self.away_until = until
         for queue in (*self._queues, self._handed, self._unacknowledged):
             for item in queue or ():
                 item.expires_at = max(item.expires_at, until + item.ttl)
 
-    def line_moves(self) -> None:
-        """The phone takes what it is sent, however slowly: its answers keep their whole time."""
+    def phone_reads(self) -> None:
+        """Note that the phone reads, however slowly: its answers keep their whole time."""
         now = self._seconds()
         for item in self._queues[1] or ():
             item.expires_at = max(item.expires_at, now + item.ttl)
 
     def clear(self) -> None:
-        """The device is not served any more: all that waits is dropped."""
+        """Drop all messages: the device is not served any more."""
         self.connection_lost(self._handed or ())
         for priority in range(4):
             while self._queues[priority]:
                 self._drop(priority)
 
     def held(self) -> list[Outgoing]:
-        """All that is held: what was handed to a connection first, each class in order."""
+        """All messages: those handed to a connection first, each class in order."""
         held = [*(self._unacknowledged or ()), *(self._handed or ())]
         for queue in self._queues:
             held += queue or ()
@@ -466,21 +538,19 @@ class Outbox:
 
     def restore(self, items: Iterable[Outgoing], next_number: int) -> None:
         """
-        Take over what another one held, as if a connection had just ended, ahead of what waits
-        here.  Only for one from which nothing has been taken.
-
-        @param next_number: of that other one.
+        Restore the messages of an outbox of before, ahead of what waits here, as if a connection
+        had just ended.  Only before anything has been taken from this one.
         """
         now = self._seconds()
         self.next_number = next_number
         waiting = self._queues
         self._queues = _NO_QUEUES
         max_messages, self._max_messages = self._max_messages, _ANY_NUMBER
-        # Those with a number go to the heads of their queues, in order.
         for item in sorted(items, key=lambda item: item.number or inf):
             placed = self.put(item.reply, item.priority, item.expires_at - now)
             if placed is not None:
                 placed.ttl = item.ttl
+                placed.record = item.record
                 if item.number:
                     placed.number = item.number
                     self._again += 1
@@ -497,41 +567,37 @@ class Outbox:
         self._queues = (*before[:priority], queue, *before[priority + 1 :])
         return queue
 
-    def _whose_turn(self) -> int:
-        """
-        Who goes next, of those who share: start-time fair queueing.
-
-        @return: a class, or -1: nobody.
-        """
+    def _next_class(self) -> int:
+        """The next class by start-time fair queueing; -1: no message waits."""
         _, high, normal, low = self._queues
         if not high and not (normal and low):
             if normal:
                 return 2
             if low:
                 return 3
-            if self._served:  # nobody is owed anything
-                self._turns = None
+            if self._served:  # none waits: virtual time starts anew
+                self._starts = None
                 self._served = 0.0
             return -1
-        turns = self._turns
-        if turns is None:
-            turns = self._turns = [0.0, 0.0, 0.0, 0.0]
-        served = self._served  # who did not wait has lost the turns before
+        starts = self._starts
+        if starts is None:
+            starts = self._starts = [0.0, 0.0, 0.0, 0.0]
+        served = self._served  # a class that did not wait starts no earlier
         best = 3
         least = inf
         if low:
-            least = max(turns[3], served)
-        if normal and (turn := turns[2] if turns[2] > served else served) <= least:
-            best, least = 2, turn
-        if high and (turn := turns[1] if turns[1] > served else served) <= least:
-            best, least = 1, turn
+            least = max(starts[3], served)
+        if normal and (start := starts[2] if starts[2] > served else served) <= least:
+            best, least = 2, start
+        if high and (start := starts[1] if starts[1] > served else served) <= least:
+            best, least = 1, start
         self._served = least
         cost = self._queues[best][0].size / _WEIGHTS[best]  # type: ignore[index]
-        turns[best] = least + (cost * 8.0 if best == 3 and self.hold_low else cost)
+        starts[best] = least + (cost * 8.0 if best == 3 and self.hold_low else cost)
         return best
 
     def _first_again(self) -> int:
-        """The class with the lowest number."""
+        """The class of the waiting message with the lowest number."""
         best = -1
         least: float = inf
         for priority, queue in enumerate(self._queues):
@@ -542,22 +608,26 @@ class Outbox:
         return best
 
     def _pop(self, priority: int) -> Outgoing:
-        """The oldest that waits in a class, out of it, but not yet out of the accounts."""
+        """Take the oldest waiting message of a class; L{_release} counts it out."""
         queue = self._queues[priority]
         assert queue is not None
         item = queue.popleft()
-        if priority == 1:
+        self._unqueued(item)
+        return item
+
+    def _unqueued(self, item: Outgoing) -> None:
+        """Note that C{item} waits no longer."""
+        if item.priority == 1:
             self.answer_bytes -= item.size
         if item.number:
             self._again -= 1
-        return item
 
-    def _keep(self, queue: _Queue, now: float, let_go: Callable[[Outgoing], None]) -> _Queue | None:
-        """Those of C{queue} whose time has not come."""
+    def _keep(self, queue: _Queue, now: float, drop: Callable[[Outgoing], None]) -> _Queue | None:
+        """The messages of C{queue} that have not expired."""
         kept: _Queue = deque()
         for item in queue:
             if item.expires_at <= now:
-                let_go(item)
+                drop(item)
                 continue
             kept.append(item)
             if item.expires_at < self._earliest:
@@ -565,25 +635,24 @@ class Outbox:
         return kept or None
 
     def _lapse_waiting(self, item: Outgoing) -> None:
-        if item.priority == 1:
-            self.answer_bytes -= item.size
-        if item.number:
-            self._again -= 1
+        self._unqueued(item)
         self._lapse(item)
 
     def _lapse(self, item: Outgoing) -> None:
-        """The time of C{item} has run out."""
+        """Let C{item} expire."""
         self._release(item)
         self._total.expired += 1
-        _tell(item, Fate.EXPIRED)
+        _notify(item, DeliveryStatus.EXPIRED)
 
     def _release(self, item: Outgoing) -> None:
-        """C{item} is not held any more."""
+        """Count C{item} out."""
         self.messages -= 1
         self._bytes -= item.size
         self._total.used -= item.size
+        if item.record and self.recorder is not None:
+            self.recorder.gone(item)
 
 
-def _tell(item: Outgoing, fate: Fate) -> None:
-    if item.on_fate is not None:
-        item.on_fate(fate)
+def _notify(item: Outgoing, status: DeliveryStatus) -> None:
+    if item.on_status is not None:
+        item.on_status(status, "")

@@ -1,35 +1,32 @@
-"""
-How good a connection is, told from its answers to pings, in constant memory.
-"""
+"""Quality of a connection, from its answers to pings, in constant memory."""
 
 from array import array
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-#: How many round trips are remembered.
+#: Round trips that are remembered.
 SAMPLES = 100
-#: How many pings are remembered as answered or missed.
+#: Pings that are remembered as answered or missed.
 PINGS = 20
 #: Weights of a new round trip in the smoothed one and in its variation.  Source: RFC 6298, 2.3.
 _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
-#: What one missed ping in a hundred costs, in points, and what each of the last ones that were
-#: missed in a row costs beside; what all of them may cost.
+#: Points taken for one missed ping in a hundred, and further for each of the last ones missed in a
+#: row; most points taken for both.
 _LOSS_POINTS: Final = 2.0
 _ROW_POINTS: Final = 20.0
 _MOST_LOSS_POINTS: Final = 80.0
-#: From and to which smoothed round trip, in seconds, points are taken, and how many at most.  A
-#: pong that takes 3 s comes from a line on which chat is no longer a conversation.
+#: Range of the smoothed round trip, in seconds, over which points are taken, and most points.
 _SLOW: Final = (0.4, 3.0, 30.0)
 #: The same for the variation of round trips.
 _UNSTEADY: Final = (0.2, 2.0, 20.0)
-#: A grade is left upwards only when its limit is passed by this many points.
+#: Points by which a limit must be passed for a better grade.
 _HYSTERESIS: Final = 5
 _ALL_PINGS: Final = (1 << PINGS) - 1
 
 
 class Grade(StrEnum):
-    """A score in a word."""
+    """Grade of a score."""
 
     GOOD = "good"
     FAIR = "fair"
@@ -55,15 +52,15 @@ class RoundTrips(NamedTuple):
 
 class Quality:
     """
-    What the pings of one connection have shown.
+    Quality of one connection, from its pings.
 
     A connection without samples takes some 250 bytes, one with all of them less than 1 KiB.
 
     @ivar srtt: smoothed round trip, in seconds; L{None} before the first (RFC 6298).
-    @ivar rttvar: how much round trips vary, in seconds (RFC 6298).
-    @ivar overdue: pings that are out for longer than usual: unanswered, as things are.
+    @ivar rttvar: variation of round trips, in seconds (RFC 6298).
+    @ivar overdue: pings that are out for longer than usual: they count as unanswered.
     @ivar score: 0 to 100.
-    @ivar grade: the same in a word; it does not flicker.
+    @ivar grade: that of the score, with hysteresis.
     """
 
     __slots__ = (
@@ -85,16 +82,12 @@ class Quality:
         self.score = 100
         self.grade = Grade.GOOD
         self._samples: array[float] | None = None
-        self._next = 0  # where the next sample goes, once there are SAMPLES
+        self._next = 0  # place of the next sample, once there are SAMPLES
         self._missed = 0  # a bit for each ping, the latest lowest
         self._pings = 0
 
     def answered(self, rtt: float) -> None:
-        """
-        A ping was answered.
-
-        @param rtt: after so many seconds.
-        """
+        """Note a ping that was answered.  @param rtt: the round trip, in seconds."""
         rtt = max(0.0, rtt)
         if self.srtt is None:
             self.srtt = rtt
@@ -112,18 +105,13 @@ class Quality:
         self._note(0)
 
     def missed(self) -> None:
-        """A ping will not be answered any more."""
+        """Note a ping that will not be answered any more."""
         self._note(1)
 
     @property
     def known(self) -> bool:
-        """Whether a ping was answered or is late: until then score and grade say nothing."""
+        """True once a ping was answered or is late; until then score and grade mean nothing."""
         return self._pings + self.overdue > 0
-
-    @property
-    def samples(self) -> int:
-        """How many round trips are remembered."""
-        return 0 if self._samples is None else len(self._samples)
 
     @property
     def worst(self) -> float:
@@ -131,18 +119,13 @@ class Quality:
         return max(self._samples) if self._samples else 0.0
 
     @property
-    def jitter(self) -> float:
-        """By how much round trips vary, in seconds."""
-        return self.rttvar
-
-    @property
     def loss(self) -> float:
-        """Which part of the last pings went unanswered, 0 to 1."""
+        """Part of the last pings that went unanswered, 0 to 1."""
         unanswered, pings = self._unanswered()
         return unanswered.bit_count() / pings if pings else 0.0
 
     def round_trips(self) -> RoundTrips | None:
-        """What the last round trips come to; L{None} before the first."""
+        """Statistics of the last round trips; L{None} before the first."""
         if not self._samples:
             return None
         ordered = sorted(self._samples)
@@ -153,7 +136,7 @@ class Quality:
         return RoundTrips(count, ordered[0], sum(ordered) / count, middle, p95, ordered[-1])
 
     def reasons(self) -> list[str]:
-        """Why the score is not 100, the weightiest first."""
+        """The reasons for a score below 100, the weightiest first."""
         unanswered, pings = self._unanswered()
         found = [
             (self._loss_points(), f"{unanswered.bit_count()} of {pings} pings unanswered"),
@@ -196,7 +179,7 @@ class Quality:
         if not unanswered:
             return 0.0
         in_a_row = (~unanswered & (unanswered + 1)).bit_length() - 1
-        # Out of PINGS, however few there were: one miss at the start is no disaster.
+        # Of PINGS, however few there were, so that one miss at the start costs little.
         points = unanswered.bit_count() / PINGS * 100 * _LOSS_POINTS + in_a_row * _ROW_POINTS
         return min(_MOST_LOSS_POINTS, points)
 

@@ -1,4 +1,4 @@
-"""When to try again: back-off between connections, and circuit breakers around calls."""
+"""Retries: back-off between connections, and circuit breakers around calls."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,12 +8,14 @@ from typing import Final
 
 from domaeka.errors import DomaekaError
 
-#: How long failures count, in seconds.  Source: docs/bots.md, "Breakers".
+#: Time for which failures count, in seconds.  Source: docs/bots.md, "Breakers".
 WINDOW_SECONDS: Final = 60.0
-#: First and longest delay between two tries to connect, in seconds.  Source: docs/protocol.md,
+#: Limits of the delay before an attempt to connect, in seconds: of the first one, and of all
+#: others where the server cannot be reached, and where it refuses.  Source: docs/protocol.md,
 #: "Reconnecting".
-BASE_DELAY_SECONDS: Final = 1.0
-MAX_DELAY_SECONDS: Final = 60.0
+BASE_DELAY_SECONDS: Final = 2.0
+MAX_UNREACHABLE_SECONDS: Final = 8.0
+MAX_REFUSED_SECONDS: Final = 60.0
 #: A connection that lasts this long ends a row of tries, in seconds.  Source: as above.
 SETTLED_SECONDS: Final = 30.0
 #: Tries that keep half of their delay, so that the first ones are not made at once.
@@ -24,75 +26,72 @@ _MAX_DOUBLINGS: Final = 32
 
 class Backoff:
     """
-    How long to wait before the next try to connect.
+    Exponential back-off with jitter between tries to connect.
 
     The limit doubles with each try.  The first two tries wait half of it and a random part of
     the other half; later ones a random part of the whole, so that a crowd spreads out.
     """
 
-    __slots__ = ("_base", "_connected_at", "_longest", "_random", "_seconds", "_tries")
+    __slots__ = ("_connected_at", "_longest", "_random", "_seconds", "_tries")
 
     def __init__(
         self,
         seconds: Callable[[], float],
         random: Callable[[], float],
-        base: float = BASE_DELAY_SECONDS,
-        longest: float = MAX_DELAY_SECONDS,
+        longest: float,
     ) -> None:
         """
         @param seconds: the time now, in seconds.
         @param random: a number from 0 up to, but not including, 1.
-        @param base: limit of the first delay, in seconds.
         @param longest: limit that is never exceeded, in seconds.
         """
         self._seconds = seconds
         self._random = random
-        self._base = base
         self._longest = longest
         self._tries = 0
         self._connected_at: float | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether there is a connection, and it has lasted."""
+        """True while there is a connection that has lasted."""
         made_at = self._connected_at
         return made_at is not None and self._seconds() - made_at >= SETTLED_SECONDS
 
     def successor(self) -> "Backoff":
-        """Another one, for a connection beside this one, that has counted as many tries."""
-        successor = Backoff(self._seconds, self._random, self._base, self._longest)
+        """Back-off for a connection beside this one, with as many tries counted."""
+        successor = Backoff(self._seconds, self._random, self._longest)
         successor._tries = self._tries
         return successor
 
     def next_delay(self) -> float:
-        """@return: seconds to wait before the next try, which is counted."""
+        """Count the next try.  @return: seconds to wait before it."""
         tries = self._tries
         self._tries = tries + 1
-        limit: float = min(self._longest, self._base * 2 ** min(tries, _MAX_DOUBLINGS))
+        limit: float = min(self._longest, BASE_DELAY_SECONDS * 2 ** min(tries, _MAX_DOUBLINGS))
         if tries < _EQUAL_JITTER_TRIES:
             return limit / 2 * (1 + self._random())
         return limit * self._random()
 
     def connected(self) -> None:
-        """A try led to a connection."""
+        """Note that a try led to a connection."""
         self._connected_at = self._seconds()
 
     def lost(self) -> None:
-        """The connection ended.  If it had lasted, tries are counted anew."""
+        """Note the end of the connection.  If it had lasted, tries are counted anew."""
         if self.settled:
             self._tries = 0
         self._connected_at = None
 
 
 class BreakerState(IntEnum):
-    """Whether calls are let through; the numbers are those of the metric."""
+    """State of a breaker; the numbers are those of the metric."""
 
     CLOSED = 0
-    HALF_OPEN = 1  # one call at a time, to see whether things are well again
+    HALF_OPEN = 1  # one call at a time, as a probe
     OPEN = 2
 
 
-# To look up a member of an enumeration costs more than all else that a good call does.
+# Looking up a member of an enumeration costs more than the rest of a good call.
 _CLOSED: Final = BreakerState.CLOSED
 _HALF_OPEN: Final = BreakerState.HALF_OPEN
 _OPEN: Final = BreakerState.OPEN
@@ -103,11 +102,10 @@ class BreakerOpen(DomaekaError):
     A call was not made, because too many before it failed.
 
     @ivar name: of the breaker.
-    @ivar opening: how often it had opened by then.
+    @ivar opening: number of times that the breaker had opened.
     """
 
     def __init__(self, name: str, opening: int) -> None:
-        """See the attributes."""
         super().__init__(f"{name} has failed too often: not called for a while")
         self.name = name
         self.opening = opening
@@ -115,7 +113,7 @@ class BreakerOpen(DomaekaError):
 
 class Breaker:
     """
-    Leave alone what keeps failing.
+    Circuit breaker.
 
     Closed, it lets every call through.  A failure counts for L{WINDOW_SECONDS}, and each success
     makes good the oldest one that counts.  It opens when C{failure_threshold} of them count: that
@@ -173,14 +171,14 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """What the next call would find: half open as soon as the time is over."""
+        """State for the next call: half open as soon as C{recovery_timeout} has passed."""
         if self._state is _OPEN and self._waited():
             return _HALF_OPEN
         return self._state
 
     def begin(self) -> int:
         """
-        A call is about to be made.
+        Begin a call.
 
         @return: its permit, for exactly one of L{succeeded}, L{failed} and L{dropped}.
         @raise BreakerOpen: the call is not to be made.
@@ -192,11 +190,7 @@ class Breaker:
         return self._generation
 
     def succeeded(self, permit: int, took: float) -> None:
-        """
-        A call came back.
-
-        @param took: how long it was away, in seconds.
-        """
+        """Note a call that succeeded, and C{took} so many seconds."""
         if took >= self._slow:
             self.failed(permit)
         elif self._state is _CLOSED:
@@ -206,7 +200,7 @@ class Breaker:
             self._enter(_CLOSED)
 
     def failed(self, permit: int) -> None:
-        """A call failed."""
+        """Note a call that failed."""
         if permit != self._generation:
             return
         if self._state is _HALF_OPEN:
@@ -215,15 +209,14 @@ class Breaker:
             return
         now = self._seconds()
         failures = self._failures
-        # Wall time may step back: what lies ahead of now is forgotten too.
-        while failures and not now - WINDOW_SECONDS < failures[0] <= now:
+        while failures and failures[0] <= now - WINDOW_SECONDS:
             failures.popleft()
         failures.append(now)
         if len(failures) >= self._threshold:
             self._open()
 
     def dropped(self, permit: int) -> None:
-        """A call was broken off by its caller: it says nothing.  A probe makes room for another."""
+        """Note a call that was broken off: it does not count; a probe makes way for another."""
         if permit == self._generation and self._state is _HALF_OPEN:
             self._generation += 1
             self._since = -inf
@@ -239,8 +232,5 @@ class Breaker:
         self._since = self._seconds()
 
     def _waited(self) -> bool:
-        """Whether the time of this state is over."""
-        now = self._seconds()
-        if now < self._since:  # wall time stepped back: wait once more, not for the whole step
-            self._since = now
-        return now - self._since >= self._recovery_timeout
+        """True when the time of this state is over."""
+        return self._seconds() - self._since >= self._recovery_timeout

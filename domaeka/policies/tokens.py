@@ -1,8 +1,7 @@
 """
-Session tokens: what they look like, and which of them are good.
+Session tokens: their form, and their validity (docs/protocol.md, "Sessions").
 
 A device has at most two: the newest, and the one that was used to get it.
-docs/protocol.md, "Sessions".
 """
 
 import hashlib
@@ -18,12 +17,12 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\Z", re.ASCII)
 
 
 def new_token() -> str:
-    """A token that nobody can guess: 43 URL-safe characters."""
+    """A fresh random token: 43 URL-safe characters."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def token_hash(token: object) -> str | None:
-    """What is kept of a token; L{None} for what cannot be one.  Costs no more than its type."""
+    """Hash of a token, to be stored; L{None}, without hashing, for what cannot be one."""
     if not isinstance(token, str) or not _TOKEN.match(token):
         return None
     return hashlib.sha256(token.encode()).hexdigest()
@@ -42,7 +41,7 @@ class TokenPair(NamedTuple):
     expires: float
 
     def is_good(self, used: str, now: float) -> bool:
-        """Whether the token hashed to C{used} is one of the two, in time."""
+        """True if the token hashed to C{used} is one of the two, in time."""
         newest = hmac.compare_digest(self.newest, used)
         older = self.older is not None and hmac.compare_digest(self.older, used)
         return (newest or older) and now < self.expires
@@ -53,5 +52,5 @@ class TokenPair(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many tokens these are."""
+        """Number of tokens."""
         return 1 if self.older is None else 2

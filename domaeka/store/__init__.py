@@ -1,1 +1,1 @@
-"""What is kept: devices, rooms, chat, sessions."""
+"""The store: devices, rooms, chat, sessions."""

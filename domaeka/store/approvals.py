@@ -1,22 +1,24 @@
 """
-A table of things that an operator may approve or refuse: all of it in memory, and its copy in
-the store.
-
-What is heard of them is written later.  A decision is written first, then in force.
+A table of things that an operator may approve or refuse: all of it in memory, and its copy in the
+store.  News of them is written later.  A decision is written first, then in force.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from copy import copy
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from itertools import islice
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Column, Connection, Row, Table, case, select
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from domaeka.errors import StoreError
 from domaeka.interfaces import Approval
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
-from domaeka.store.columns import upsert
+from domaeka.store.columns import PREFIX, upsert, write_each
 from domaeka.store.database import Database
 from domaeka.store.threads import Scheduler
 
@@ -27,11 +29,11 @@ REFUSED: Final = frozenset({Approval.DENIED, Approval.REVOKED, Approval.BLOCKED}
 class _Record(Protocol):
     @property
     def key(self) -> Any:
-        """What it is known by: a tuple."""
+        """Its key: a tuple."""
 
     @property
     def approval(self) -> Approval:
-        """Whether it is served."""
+        """The state that decides if it is served."""
 
 
 _K = TypeVar("_K", bound=tuple[str, str])
@@ -43,59 +45,68 @@ class _Change(NamedTuple, Generic[_R]):
     promoted: bool  # from pending to approved, by what was heard and not by an operator
 
 
+class _Stored(NamedTuple):
+    """
+    @ivar approvals: the state of each record of a batch, as it is in the store now.
+    @ivar refused: how many the store refused.
+    """
+
+    approvals: list[Approval | None]
+    refused: int
+
+
 class ApprovalTable(Generic[_K, _R]):
-    """The memory, and what is written of it."""
+    """
+    Records in memory, and their copy in the store; a subclass says of which things.
+
+    @cvar _table: named as what it holds, behind L{PREFIX}; with one column as primary key, and
+        one C{approval}.
+    @cvar _limit: most records that are read.
+    @cvar _newest: the column that orders them: the highest are read.
+    @cvar _delay: how long a change waits for others before it is written, in seconds.
+    @cvar _fixed: columns that never change.
+    """
+
+    _log = Logger()
+
+    _table: ClassVar[Table]
+    _limit: ClassVar[int]
+    _newest: ClassVar[Column[Any]]
+    _delay: ClassVar[float]
+    _fixed: ClassVar[frozenset[str]]
 
     def __init__(
         self,
         database: Database,
         reactor: Scheduler,
-        table: Table,
+        mode: Literal["auto", "signed", "manual"] = "auto",
         *,
-        limit: int,
-        newest: Column[int],
-        delay: float,
-        from_row: Callable[[Row[Any]], _R],
-        to_row: Callable[[_R], dict[str, object]],
-        fixed: frozenset[str],
-        loaded: Callable[[], None],
-        overruled: Callable[[_K, Approval], None],
+        wall: Callable[[], float],
     ) -> None:
         """
         @param database: not started yet.
-        @param table: with a primary key of one column, and a column C{approval}.
-        @param limit: most records that are read.
-        @param newest: the column by which it is judged which of them.
-        @param delay: how long a change waits for others before it is written, in seconds.
-        @param fixed: columns that never change.
-        @param loaded: told that the store has said what it knows.
-        @param overruled: told that another server on this store had decided otherwise.
+        @param mode: C{manual}: an operator approves new ones; else they are approved at once.
+        @param wall: the wall clock, in seconds since 1970.
         """
-        #: What is known; only L{put} changes it.
-        self.records: dict[_K, _R] = {}
-        #: How many records are pending.
-        self.pending = 0
-        #: How many records there are of each bot.
-        self.of_bot: dict[str, int] = {}
-        #: Whether the store has said what it knows.
-        self.is_loaded = False
+        #: C{devices.approval} or C{rooms.approval}; may be changed at any time.
+        self.mode = mode
+        self._records: dict[_K, _R] = {}  # only _put changes it
+        self._pending = 0  # how many of the records are
+        self._of_bot: dict[str, int] = {}  # how many there are of each bot
+        self._is_loaded = False  # the records of the store have been read
+        self._said_full = False
         self._keys: list[_K] = []  # sorted
         self._changed: dict[_K, bool] = {}  # see _Change.promoted
         self._database = database
-        self._table = table
-        (self._key_column,) = table.primary_key.columns
-        self._limit = limit
-        self._newest = newest
-        self._from_row = from_row
-        self._to_row = to_row
-        self._fixed = fixed
-        self._loaded = loaded
-        self._overruled = overruled
+        self._reactor = reactor
+        self._wall = wall
+        self._things = self._table.name.removeprefix(PREFIX)  # for people
+        (self._key_column,) = self._table.primary_key.columns
         self._writer = BackgroundWriter(
             database,
             reactor,
-            table.name,
-            delay=delay,
+            self._things,
+            delay=self._delay,
             take=self._take,
             write=self._write,
             written=self._written,
@@ -103,68 +114,98 @@ class ApprovalTable(Generic[_K, _R]):
         )
         database.load_at_start(self._read, self._load)
 
+    # For a subclass to define
+
+    def _from_row(self, row: Row[Any]) -> _R:
+        raise NotImplementedError
+
+    def _to_row(self, record: _R) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _unheard(self, key: _K, approval: Approval) -> _R:
+        """A new record, for a key that an operator decides on before it was heard of."""
+        raise NotImplementedError
+
+    def _objection(self, key: _K, approval: Approval) -> str | None:
+        """The reason why an operator's decision cannot be taken; L{None}: it can."""
+        raise NotImplementedError
+
+    def _loaded(self) -> None:
+        """The records of the store have been read."""
+
+    def _notify(self, key: _K, approval: Approval) -> None:
+        """An operator's decision is in force: made here, or at another server on this store."""
+
+    def _store_besides(self, connection: Connection, key: _K, approval: Approval | None) -> None:
+        """Write whatever else a decision on C{key}, or forgetting it (L{None}), changes."""
+
     # In memory
 
-    def put(self, record: _R) -> None:
-        """Remember C{record} in the place of the one of its key."""
-        before = self.records.get(record.key)
+    def _put(self, record: _R) -> None:
+        """Remember C{record}, and forget the one before of its key."""
+        before = self._records.get(record.key)
         if before is None:
             insort(self._keys, record.key)
             self._count(record)
         elif before.approval is Approval.PENDING:
-            self.pending -= 1
-        self.pending += record.approval is Approval.PENDING
-        self.records[record.key] = record
+            self._pending -= 1
+        self._pending += record.approval is Approval.PENDING
+        self._records[record.key] = record
 
-    def page(self, after: _K | None, limit: int, approval: Approval | None) -> list[_R]:
-        """At most C{limit} records behind the key C{after}, in order, all or in one state."""
-        found: list[_R] = []
-        for record in self.since(after):
-            if len(found) >= limit:
-                break
-            if approval is None or record.approval is approval:
-                found.append(record)
-        return found
+    def record(self, key: _K) -> _R | None:
+        """The record of C{key}, if there is one."""
+        return self._records.get(key)
 
-    def since(self, after: _K | None) -> Iterator[_R]:
-        """All records behind the key C{after}, which may be one that is not there, in order."""
+    def page(self, after: _K | None, limit: int, approval: Approval | None = None) -> list[_R]:
+        """
+        A page of records, in the order of the keys.
+
+        @param after: the last key of the page before.
+        @param limit: most records returned.
+        @param approval: only those in this state.
+        """
+        records = self._since(after)
+        return list(islice((r for r in records if approval in (None, r.approval)), limit))
+
+    def _since(self, after: _K | None) -> Iterator[_R]:
+        """All records behind the key C{after}, which need not be there, in order."""
         start = 0 if after is None else bisect_right(self._keys, after)
         for position in range(start, len(self._keys)):
-            yield self.records[self._keys[position]]
+            yield self._records[self._keys[position]]
 
     # Written later
 
-    def changed(self, key: _K, promoted: bool = False) -> None:
-        """
-        Have a record written.
-
-        @param promoted: it was pending, and what was heard of it has approved it.
-        """
+    def _heard_of(self, key: _K, promoted: bool = False) -> None:
+        """Have a record written.  @param promoted: as of L{_Change}."""
         self._changed[key] = promoted or self._changed.get(key, False)
         self._writer.wake()
 
     def stop(self) -> "Deferred[None]":
-        """Write what is not written yet.  @return: fires in any case, in bounded time."""
+        """Write all changes that wait.  @return: fires in any case, in bounded time."""
         return self._writer.stop()
+
+    def _full_is_news(self) -> bool:
+        """There is no room for more.  @return: True if that is to be logged: once."""
+        said, self._said_full = self._said_full, True
+        return not said
 
     def _take(self) -> list[_Change[_R]]:
         keys = list(self._changed)[:BATCH_ROWS]
         # Copies: the writing thread must not see a record change.
-        return [_Change(copy(self.records[key]), self._changed.pop(key)) for key in keys]
+        return [_Change(copy(self._records[key]), self._changed.pop(key)) for key in keys]
 
     def _put_back(self, batch: list[_Change[_R]]) -> None:
-        for change in batch:
-            key = change.record.key
-            self._changed[key] = change.promoted or self._changed.get(key, False)
+        for record, promoted in batch:
+            if record.key in self._records:  # else it was forgotten meanwhile
+                self._changed[record.key] = promoted or self._changed.get(record.key, False)
 
-    def _write(self, connection: Connection, batch: list[_Change[_R]]) -> list[Approval | None]:
-        """
-        Store what was heard, and change nothing that an operator decided.
-
-        @return: the state of each, as it is in the store now.
-        """
+    def _write(self, connection: Connection, batch: list[_Change[_R]]) -> _Stored:
+        """Store news, not decisions."""
         rows = [self._to_row(change.record) for change in batch]
-        upsert(connection, self._table, rows, fixed=self._fixed | {"approval"})
+        fixed = self._fixed | {"approval"}
+        refused = write_each(
+            connection, rows, lambda some: upsert(connection, self._table, some, fixed)
+        )
         keys = [row[self._key_column.name] for row in rows]
         promoted = [key for key, change in zip(keys, batch, strict=True) if change.promoted]
         column = self._table.c.approval
@@ -178,57 +219,88 @@ class ApprovalTable(Generic[_K, _R]):
             select(self._key_column, column).where(self._key_column.in_(keys))
         )
         stored = {key: Approval(approval) for key, approval in found}
-        return [stored.get(key) for key in keys]
+        return _Stored([stored.get(key) for key in keys], len(refused))
 
-    def _written(self, batch: list[_Change[_R]], stored: list[Approval | None]) -> None:
-        for (record, _), approval in zip(batch, stored, strict=True):
-            now = self.records[record.key]
-            # Unless somebody has decided here since.
+    def _written(self, batch: list[_Change[_R]], stored: _Stored) -> None:
+        if stored.refused:
+            self._log.warn(
+                "{what}: the store refused {refused} of them",
+                what=self._things,
+                refused=stored.refused,
+            )
+        for (record, _), approval in zip(batch, stored.approvals, strict=True):
+            now = self._records.get(record.key, record)
+            # Unless an operator has decided here since, or it was forgotten.
+            if now is record:
+                continue
             if approval not in (None, record.approval) and now.approval is record.approval:
                 self._force(now, approval)
-                self._overruled(record.key, approval)
+                self._notify(record.key, approval)
 
     # Written first
 
-    def decide(
-        self,
-        unknown: _R,
-        approval: Approval,
-        besides: Callable[[Connection], None] | None = None,
-    ) -> "Deferred[None]":
+    def set_approval(self, key: _K, approval: Approval) -> "Deferred[None]":
         """
-        An operator's decision.
+        Carry out an operator's decision; a key that was not heard of yet is entered.
 
-        @param unknown: what is entered where nothing of its key is known.
-        @param besides: what is to happen in the same transaction.
-        @return: fires once it is stored and in force.
+        @return: fires once it is stored and in force; L{StoreError} if it is not.
         """
-        record = copy(self.records.get(unknown.key, unknown))
-        return self._database.run_write(
-            self._store_decision, record, approval, besides
-        ).addCallback(
-            lambda _: self._force(self.records.get(unknown.key, unknown), approval),
+        objection = (
+            self._objection(key, approval)
+            if self._is_loaded
+            else f"the store has not said yet which {self._things} there are"
         )
+        if objection is not None:
+            return fail(StoreError(objection))
+        unheard = self._unheard(key, approval)
 
-    def _store_decision(
-        self,
-        connection: Connection,
-        record: _R,
-        approval: Approval,
-        besides: Callable[[Connection], None] | None,
-    ) -> None:
+        def decided(_: None) -> None:
+            self._force(self._records.get(key, unheard), approval)
+            self._notify(key, approval)
+
+        record = copy(self._records.get(key, unheard))
+        return self._database.run_write(self._store_decision, record, approval).addCallback(decided)
+
+    def _store_decision(self, connection: Connection, record: _R, approval: Approval) -> None:
         row = self._to_row(record) | {"approval": approval.value}
         upsert(connection, self._table, [row], fixed=row.keys() - {"approval"})
-        if besides is not None:
-            besides(connection)
+        self._store_besides(connection, record.key, approval)
 
     def _force(self, record: _R, approval: Approval) -> None:
-        self.put(msgspec.structs.replace(record, approval=approval))  # type: ignore[type-var]
+        self._put(msgspec.structs.replace(record, approval=approval))  # type: ignore[type-var]
+
+    # Forgotten
+
+    def forget(self, key: _K) -> "Deferred[None]":
+        """
+        Forget C{key}, which is known: if it is heard of again, it is new.
+
+        @return: fires once the store has forgotten it too; if that fails, with L{StoreError}, it
+            is known again, as it was.
+        """
+        record = self._records.pop(key)
+        del self._keys[bisect_left(self._keys, key)]
+        self._pending -= record.approval is Approval.PENDING
+        self._count(record, -1)
+        promoted = self._changed.pop(key, None)
+
+        def failed(failure: Failure) -> Failure:
+            self._put(record)
+            if promoted is not None:
+                self._heard_of(key, promoted)
+            return failure
+
+        return self._database.run_write(self._store_forgotten, record).addErrback(failed)
+
+    def _store_forgotten(self, connection: Connection, record: _R) -> None:
+        row_key = self._to_row(record)[self._key_column.name]
+        connection.execute(self._table.delete().where(self._key_column == row_key))
+        self._store_besides(connection, record.key, None)
 
     # At the start
 
     def _read(self, connection: Connection) -> list[_R]:
-        # What an operator refused must be known, whatever else finds no room.
+        # Refusals first: an operator's must be known, whatever else finds no room.
         approved_last = case((self._table.c.approval == Approval.APPROVED.value, 1), else_=0)
         rows = connection.execute(
             select(self._table).order_by(approved_last, self._newest.desc()).limit(self._limit)
@@ -236,14 +308,11 @@ class ApprovalTable(Generic[_K, _R]):
         return [self._from_row(row) for row in rows]
 
     def _load(self, records: list[_R]) -> None:
-        for record in records:
-            self.records[record.key] = record
-            self.pending += record.approval is Approval.PENDING
-            self._count(record)
-        self._keys = sorted(self.records)
-        self.is_loaded = True
+        for record in sorted(records, key=lambda record: record.key):
+            self._put(record)
+        self._is_loaded = True
         self._loaded()
 
-    def _count(self, record: _R) -> None:
+    def _count(self, record: _R, change: int = 1) -> None:
         bot_name = record.key[0]
-        self.of_bot[bot_name] = self.of_bot.get(bot_name, 0) + 1
+        self._of_bot[bot_name] = self._of_bot.get(bot_name, 0) + change

@@ -1,8 +1,6 @@
-"""
-What may be written later: a batch at a time, off the reactor, until the store takes it.
-"""
+"""Writes that may come later: a batch at a time, off the reactor, until the store takes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final, Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -16,21 +14,17 @@ from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
 #: Most rows written in one transaction: a few milliseconds' work, and no more is held up by it.
 BATCH_ROWS: Final = 500
-#: When a batch that could not be written is tried again, in seconds.
+#: The pause before a batch that could not be written is tried again, in seconds.
 RETRY_SECONDS: Final = 5.0
-#: How long L{BackgroundWriter.stop} goes on writing, in seconds.
+#: Longest time that L{BackgroundWriter.stop} goes on writing, in seconds.
 FLUSH_SECONDS: Final = 10.0
 
-_T = TypeVar("_T")
+_B = TypeVar("_B", bound=Sized)
 _R = TypeVar("_R")
 
 
-class BackgroundWriter(Generic[_T, _R]):
-    """
-    Bring what waits somewhere to the store, one batch after the other.
-
-    What waits, and how much of it may, is its owner's concern.
-    """
+class BackgroundWriter(Generic[_B, _R]):
+    """Write to the store, one batch after the other; its owner holds the queue, and bounds it."""
 
     _log = Logger()
 
@@ -41,18 +35,18 @@ class BackgroundWriter(Generic[_T, _R]):
         what: str,
         *,
         delay: float,
-        take: Callable[[], list[_T]],
-        write: Callable[[Connection, list[_T]], _R],
-        written: Callable[[list[_T], _R], None],
-        failed: Callable[[list[_T]], None],
+        take: Callable[[], _B],
+        write: Callable[[Connection, _B], _R],
+        written: Callable[[_B, _R], None],
+        failed: Callable[[_B], None] = lambda batch: None,
     ) -> None:
         """
-        @param what: what is written, for the log.
+        @param what: the name of the data, for the log.
         @param delay: how long the first of a batch waits for others, in seconds.
         @param take: the next batch, at most L{BATCH_ROWS}; empty when nothing waits.
         @param write: stores a batch; called in the writing thread.
-        @param written: told that a batch is in the store.
-        @param failed: told that it is not: C{take} should offer it again.
+        @param written: called when a batch is in the store.
+        @param failed: called when it is not: C{take} should offer it again.
         """
         self._database = database
         self._reactor = reactor
@@ -66,7 +60,7 @@ class BackgroundWriter(Generic[_T, _R]):
         self._writing = False
         self._stopping: Deferred[None] | None = None
         self._stopped = False
-        #: Why the last batch could not be written, or L{None}.
+        #: The error of the last batch, if it could not be written.
         self.trouble: str | None = None
 
     def wake(self) -> None:
@@ -94,7 +88,7 @@ class BackgroundWriter(Generic[_T, _R]):
             lambda failure: self._log.failure("{what}: our own mistake", failure, what=self._what)
         )
 
-    def _stored(self, result: _R, batch: list[_T]) -> None:
+    def _stored(self, result: _R, batch: _B) -> None:
         self._writing = False
         if self.trouble is not None:
             self.trouble = None
@@ -107,7 +101,7 @@ class BackgroundWriter(Generic[_T, _R]):
                 more = len(batch) >= BATCH_ROWS or self._stopping is not None
                 self._timer = self._reactor.callLater(0 if more else self._delay, self._next)
 
-    def _lost(self, failure: Failure, batch: list[_T]) -> None:
+    def _lost(self, failure: Failure, batch: _B) -> None:
         self._writing = False
         self._failed(batch)
         if self.trouble is not None or isinstance(failure.value, StoreClosed):
@@ -128,7 +122,7 @@ class BackgroundWriter(Generic[_T, _R]):
 
     def stop(self) -> "Deferred[None]":
         """
-        Write what waits, within L{FLUSH_SECONDS}.
+        Write all that waits, within L{FLUSH_SECONDS}.
 
         @return: fires when that is done, or could not be; never fails.
         """

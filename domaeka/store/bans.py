@@ -3,22 +3,24 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Integer, Row, String, Table, select
+from sqlalchemy import Column, Connection, Integer, Row, String, select
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
+from domaeka.errors import StoreError
 from domaeka.policies.limits import REPEAT_SECONDS, Ban
 from domaeka.store.background import BATCH_ROWS
 from domaeka.store.columns import (
-    METADATA,
     NAME,
     NAME_CHARS,
-    TABLE_OPTIONS,
     TIME,
     TITLE,
     TITLE_CHARS,
     milliseconds,
     storable,
+    table,
     upsert,
+    write_each,
 )
 from domaeka.store.database import Database
 
@@ -27,42 +29,50 @@ MAX_BANS: Final = 65_536
 #: Longest network as text, in characters: an IPv6 one with its scope.
 _NETWORK_CHARS: Final = 64
 
-BANS: Final = Table(
+BANS: Final = table(
     "bans",
-    METADATA,
-    # What ipaddress makes of a network: lower-case ASCII, so one text whatever the collation.
+    # As ipaddress writes a network: lower-case ASCII, so one text whatever the collation.
     Column("network", String(_NETWORK_CHARS), primary_key=True),
     Column("reason", TITLE, nullable=False),
     Column("made_at", TIME, nullable=False),
     Column("expires", TIME),
     Column("times", Integer, nullable=False),
     Column("made_by", NAME, nullable=False),
-    **TABLE_OPTIONS,
+    Column("claimed_bot", NAME, nullable=False, server_default=""),
+    Column("claimed_device", NAME, nullable=False, server_default=""),
 )
 
 
 class StoredBans:
-    """The bans; who is let in is decided elsewhere, from memory."""
+    """The bans; others decide from memory if an address may connect."""
+
+    _log = Logger()
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def load(self) -> "Deferred[list[Ban]]":
-        """All that are stored, those that end last first; also those that are over."""
+        """All stored bans, those that end last first; also those that are over."""
         return self._database.run_read(_read)
 
     def put(self, bans: Sequence[Ban], lifted: Sequence[Ban] = ()) -> "Deferred[None]":
         """
-        Store bans, each in the place of one of the same network.  Those that have been over for so
-        long that they count no more are removed.
+        Store bans, each in the place of one of the same network, and remove those that ended so
+        long ago that they count no more.
 
-        @param lifted: to be removed in the same moment.
+        @param lifted: bans to remove in the same transaction.
+        @return: fails with L{StoreError} if none could be stored.
         """
         found = list({ban.network: ban for ban in bans}.values())
-        return self._database.run_write(_put, found, [ban.network for ban in lifted])
+        lifted_ones = [ban.network for ban in lifted]
+        return self._database.run_write(_put, found, lifted_ones).addCallback(self._refused)
+
+    def _refused(self, networks: list[str]) -> None:
+        if networks:
+            self._log.warn("bans: the store refused {refused} of them", refused=len(networks))
 
     def remove(self, network: str) -> "Deferred[bool]":
-        """@return: whether there was one."""
+        """Remove the ban of a network.  @return: True if there was one."""
         return self._database.run_write(_remove, network)
 
 
@@ -82,12 +92,15 @@ def _from_row(row: Row[Any]) -> Ban:
         None if row.expires is None else row.expires / 1000,
         row.times,
         row.made_by,
+        row.claimed_bot,
+        row.claimed_device,
     )
 
 
-def _put(connection: Connection, bans: list[Ban], lifted: list[str]) -> None:
+def _put(connection: Connection, bans: list[Ban], lifted: list[str]) -> list[str]:
+    """@return: the networks whose bans the database refused."""
     connection.execute(BANS.delete().where(BANS.c.network.in_(lifted)))
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "network": ban.network,
             "reason": storable(ban.reason, TITLE_CHARS),
@@ -95,13 +108,20 @@ def _put(connection: Connection, bans: list[Ban], lifted: list[str]) -> None:
             "expires": None if ban.expires is None else milliseconds(ban.expires),
             "times": ban.times,
             "made_by": storable(ban.made_by, NAME_CHARS),
+            "claimed_bot": storable(ban.claimed_bot, NAME_CHARS),
+            "claimed_device": storable(ban.claimed_device, NAME_CHARS),
         }
         for ban in bans
     ]
+    refused = []
     for start in range(0, len(rows), BATCH_ROWS):
-        upsert(connection, BANS, rows[start : start + BATCH_ROWS])
+        some = rows[start : start + BATCH_ROWS]
+        refused += write_each(connection, some, lambda ones: upsert(connection, BANS, ones))
+    if rows and len(refused) == len(rows):
+        raise StoreError("the store refused the ban")
     counted_since = max((ban.made_at for ban in bans), default=0.0) - REPEAT_SECONDS
     connection.execute(BANS.delete().where(BANS.c.expires < milliseconds(counted_since)))
+    return [str(row["network"]) for row in refused]
 
 
 def _remove(connection: Connection, network: str) -> bool:

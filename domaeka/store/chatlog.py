@@ -1,18 +1,19 @@
 """
-The chat log: written in batches, off the reactor, and forgotten after some days.
-
-A line costs its connection no more than a place in a queue.  While the store is slow or gone
-lines wait there, as far as it is large.
+The chat log: written in batches, off the reactor, and forgotten after some days.  A line costs its
+connection a place in a queue.  While the store is slow or gone, lines wait there until it is full.
 """
 
+import os
 from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from sys import getsizeof
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Column, Connection, String, Table, select
-from sqlalchemy.exc import DataError
-from twisted.internet.defer import Deferred
+import msgspec
+from sqlalchemy import Column, ColumnElement, Connection, String, func, select
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,44 +21,49 @@ from domaeka.errors import StoreError
 from domaeka.interfaces import ChatLine
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
 from domaeka.store.columns import (
+    KEY,
     LONG_TEXT,
-    METADATA,
     NAME,
     NAME_CHARS,
     ROW_ID,
-    TABLE_OPTIONS,
     TIME,
     TITLE,
     TITLE_CHARS,
+    key_hash,
     milliseconds,
     storable,
+    table,
+    upsert,
+    write_each,
 )
 from domaeka.store.database import Database
 from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
-#: Most lines that wait: 50 s of 200 messages a second.
-MAX_WAITING_LINES: Final = 10_000
+#: Most lines that wait: eight minutes of 200 messages a second.
+MAX_WAITING_LINES: Final = 100_000
 #: Most memory that their texts take, in bytes.
 MAX_WAITING_BYTES: Final = 67_108_864
 #: Most text in one transaction, in characters, but for a single line.
 BATCH_CHARS: Final = 1_000_000
-#: Longest text that is stored, in characters; what is beyond is cut.  MariaDB takes 16 MiB in
-#: one statement, a character being four bytes, and eight where it must be escaped.
+#: Longest text that is stored, in characters; the rest is cut.  MariaDB takes 16 MiB in one
+#: statement; a character is four bytes, and eight if it must be escaped.
 MAX_STORED_CHARS: Final = 1_000_000
-#: How long a line waits for others, in seconds.
+#: Time that a line waits for others, in seconds.
 WRITE_SECONDS: Final = 0.5
-#: How often old lines are removed, in seconds; the first time soon after the start.
+#: Interval of the removals of old lines, in seconds; the first comes soon after the start.
 FORGET_SECONDS: Final = 3600.0
 _FIRST_FORGET_SECONDS: Final = 60.0
-#: How many lines are removed in one transaction, and the pause until the next, in seconds.
+#: Most lines removed in one transaction, and the pause until the next, in seconds.
 FORGET_LINES: Final = 1000
 FORGET_PAUSE_SECONDS: Final = 0.1
 
+#: Most ids searched in one transaction for lines of a device or a room: there is no index for
+#: that, and other writes come in between.
+_SEARCHED_IDS: Final = 20_000
 _DAY_SECONDS: Final = 86_400.0
 
-CHAT_LINES: Final = Table(
+CHAT_LINES: Final = table(
     "chat_lines",
-    METADATA,
     Column("id", ROW_ID, primary_key=True, autoincrement=True),
     Column("time", TIME, nullable=False),
     Column("direction", String(3), nullable=False),
@@ -69,31 +75,67 @@ CHAT_LINES: Final = Table(
     Column("user_hash", NAME),
     Column("log_id", NAME),
     Column("text", LONG_TEXT, nullable=False),
-    **TABLE_OPTIONS,
 )
 
 
+#: The last batch of each server, by which a batch is known whose COMMIT was not answered.
+CHAT_BATCHES: Final = table(
+    "chat_batches",
+    Column("node_key", KEY, primary_key=True),
+    Column("batch", String(32), nullable=False),
+)
+
+
+class _Batch(msgspec.Struct):
+    """Lines that are written together.  C{again}: they may be in the store already."""
+
+    name: str
+    again: bool
+    lines: list[ChatLine]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
 class StoredChatLog:
-    """The chat log (L{domaeka.interfaces.ChatLog})."""
+    """
+    The chat log (L{domaeka.interfaces.ChatLog}): each line is stored once, or counted as dropped.
+    """
 
     _log = Logger()
 
     def __init__(
-        self, database: Database, reactor: Scheduler, days: float = 30, enabled: bool = True
+        self,
+        database: Database,
+        reactor: Scheduler,
+        days: float = 30,
+        enabled: bool = True,
+        *,
+        node: str = "",
+        wall: Callable[[], float],
+        observe_dropped: Callable[[int], object] = lambda lines: None,
     ) -> None:
         """
         @param days: how long lines are kept.
-        @param enabled: whether lines are written; old ones are removed in any case.
+        @param node: the name of this server among others on the store.
+        @param enabled: False: no lines are written; old ones are removed in any case.
+        @param wall: the wall clock, in seconds since 1970, by which they grow old.
+        @param observe_dropped: called with each number of lines that are dropped.
         """
         #: C{storage.chat_log_days}; may be changed at any time.
         self.days = days
-        #: How many lines found no room, or were such that the store could not take them.
+        #: The number of lines that found no room, or could not be stored.
         self.dropped = 0
+        self._observe_dropped = observe_dropped
         self._enabled = enabled
         self._database = database
         self._reactor = reactor
+        self._wall = wall
         self._lines: deque[ChatLine] = deque()
         self._bytes = 0
+        self._in_flight: _Batch | None = None  # the first lines, until they are in the store
+        self._node_key = key_hash(node)
+        self._dropped_since = 0  # since the last line of the log on this
         self._forget_call: DelayedCall | None = None
         self._stopped = False
         self._writer = BackgroundWriter(
@@ -102,9 +144,8 @@ class StoredChatLog:
             "chat log",
             delay=WRITE_SECONDS,
             take=self._take,
-            write=_write,
+            write=partial(_write, self._node_key),
             written=self._written,
-            failed=lambda batch: None,  # it is still in the queue
         )
 
     def start(self) -> None:
@@ -114,38 +155,44 @@ class StoredChatLog:
     # domaeka.interfaces.ChatLog
 
     def append(self, line: ChatLine) -> None:
-        """Never blocks and never raises: what finds no room is counted and dropped."""
+        """Never blocks and never raises: a line that finds no room is counted and dropped."""
         if not self._enabled:
             return
         lines = self._lines
         size = getsizeof(line.text)
         if len(lines) >= MAX_WAITING_LINES or self._bytes + size > MAX_WAITING_BYTES:
-            self.dropped += 1
+            self._drop(1)
             return
         lines.append(line)
         self._bytes += size
-        if len(lines) >= BATCH_ROWS:
-            self._writer.hurry()
-        else:
+        if len(lines) == 1:  # the writer knows of those behind it
             self._writer.wake()
+        elif len(lines) >= BATCH_ROWS:
+            self._writer.hurry()
+
+    def _drop(self, lines: int) -> None:
+        if not self._dropped_since:
+            self._log.warn(
+                "chat log: {count} lines wait for the store: those that come now are dropped",
+                count=len(self._lines),
+            )
+        self._dropped_since += lines
+        self.dropped += lines
+        self._observe_dropped(lines)
 
     @property
     def waiting(self) -> int:
-        """How many lines are not in the store yet."""
+        """The number of lines that are not in the store yet."""
         return len(self._lines)
 
     def health(self) -> str | None:
-        """L{None} when well, else what is wrong."""
-        if self._writer.trouble is None:
+        """L{None} when well, else the fault."""
+        if self._writer.trouble is None and not self._dropped_since:
             return None
         return f"chat log: {len(self._lines)} lines wait, {self.dropped} dropped"
 
     def stop(self) -> "Deferred[None]":
-        """
-        Write what waits.
-
-        @return: fires when that is done, or could not be in time; never fails.
-        """
+        """Write the lines that wait.  @return: fires, and never fails, in bounded time."""
         self._stopped = True
         if self._forget_call is not None:
             self._forget_call.cancel()
@@ -161,28 +208,77 @@ class StoredChatLog:
 
     # Batches
 
-    def _take(self) -> list[ChatLine]:
-        batch: list[ChatLine] = []
+    def _take(self) -> _Batch:
+        if self._in_flight is not None:
+            self._in_flight.again = True
+            return self._in_flight
+        lines: list[ChatLine] = []
         room = BATCH_CHARS
         for line in islice(self._lines, BATCH_ROWS):
             room -= len(line.text)
-            if room < 0 and batch:
+            if room < 0 and lines:
                 break
-            batch.append(line)
+            lines.append(line)
+        batch = _Batch(os.urandom(16).hex(), False, lines)
+        self._in_flight = batch if lines else None
         return batch
 
-    def _written(self, batch: list[ChatLine], refused: int) -> None:
-        for _ in batch:
+    def _written(self, batch: _Batch, refused: int) -> None:
+        self._in_flight = None
+        for _ in batch.lines:
             self._bytes -= getsizeof(self._lines.popleft().text)
+        if self._dropped_since and len(self._lines) < MAX_WAITING_LINES // 2:
+            dropped, self._dropped_since = self._dropped_since, 0
+            self._log.warn(
+                "chat log: {lost} lines were dropped while the store did not take them",
+                lost=dropped,
+            )
         if refused:
             self.dropped += refused
+            self._observe_dropped(refused)
             self._log.warn("chat log: the store refused {refused} lines", refused=refused)
+
+    # Lines of a device, or a room
+
+    @inlineCallbacks
+    def forget_lines(self, bot_name: str, device_id: str | None, room_id: str | None) -> Any:
+        """
+        Remove the lines so far of a device, or of a room; L{None}: of any.
+
+        @return: a Deferred that fires once all are removed; L{StoreError} if some are not.
+        """
+
+        def is_meant(line: ChatLine) -> bool:
+            return (
+                line.bot_name == bot_name
+                and device_id in (None, line.device_id)
+                and room_id in (None, line.room_id)
+            )
+
+        lines = self._lines
+        in_flight = len(self._in_flight or ())
+        self._lines = deque(islice(lines, in_flight))
+        for line in islice(lines, in_flight, None):
+            if is_meant(line):
+                self._bytes -= getsizeof(line.text)
+            else:
+                self._lines.append(line)
+        wanted = [CHAT_LINES.c.bot_name == storable(bot_name, NAME_CHARS)]
+        if device_id is not None:
+            wanted.append(CHAT_LINES.c.device_id == storable(device_id, NAME_CHARS))
+        if room_id is not None:
+            wanted.append(CHAT_LINES.c.room_id == storable(room_id, TITLE_CHARS))
+        # Behind the batch that is being written.
+        first, last = yield self._database.run_write(_bounds)
+        for start in range(first, last + 1, _SEARCHED_IDS):
+            stop = min(start + _SEARCHED_IDS, last + 1)
+            yield self._database.run_write(_remove, start, stop, wanted)
 
     # Old lines
 
     def _forget(self) -> None:
         self._forget_call = None
-        before = self._reactor.seconds() - self.days * _DAY_SECONDS
+        before = self._wall() - self.days * _DAY_SECONDS
         self._database.run_write(_forget, milliseconds(before)).addCallbacks(
             self._forgot, self._not_forgot
         )
@@ -199,49 +295,53 @@ class StoredChatLog:
             self._forgot(0)
 
 
-def _write(connection: Connection, batch: list[ChatLine]) -> int:
-    """
-    Store a batch.
+def insert_lines(connection: Connection, lines: Sequence[ChatLine]) -> None:
+    """Insert lines, if there are any."""
+    if lines:
+        connection.execute(CHAT_LINES.insert(), [_row(line) for line in lines])
 
-    @return: how many lines could not be stored whatever one tries.
-    """
-    rows = [
-        {
-            "time": milliseconds(line.time),
-            "direction": line.direction,
-            "bot_name": storable(line.bot_name, NAME_CHARS),
-            "device_id": storable(line.device_id, NAME_CHARS),
-            "room_id": storable(line.room_id, TITLE_CHARS),
-            "room_name": storable(line.room_name, TITLE_CHARS),
-            "sender": storable(line.sender, TITLE_CHARS),
-            "user_hash": line.user_hash and storable(line.user_hash, NAME_CHARS),
-            "log_id": line.log_id and storable(line.log_id, NAME_CHARS),
-            "text": storable(line.text, MAX_STORED_CHARS),
-        }
-        for line in batch
-    ]
-    try:
-        with connection.begin_nested():
-            connection.execute(CHAT_LINES.insert(), rows)
+
+def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
+    """Store a batch, unless it is there.  @return: how many lines the database refused."""
+    mine = CHAT_BATCHES.c.node_key == node_key
+    if batch.again and connection.scalar(select(CHAT_BATCHES.c.batch).where(mine)) == batch.name:
         return 0
-    except DataError:
-        pass
-    refused = 0
-    for row in rows:  # one of them must not hold up the others for ever
-        try:
-            with connection.begin_nested():
-                connection.execute(CHAT_LINES.insert(), row)
-        except DataError:
-            refused += 1
-    return refused
+    upsert(connection, CHAT_BATCHES, [{"node_key": node_key, "batch": batch.name}])
+    return len(write_each(connection, batch.lines, partial(insert_lines, connection)))
+
+
+def _row(line: ChatLine) -> dict[str, object]:
+    return {
+        "time": milliseconds(line.time),
+        "direction": line.direction,
+        "bot_name": storable(line.bot_name, NAME_CHARS),
+        "device_id": storable(line.device_id, NAME_CHARS),
+        "room_id": storable(line.room_id, TITLE_CHARS),
+        "room_name": storable(line.room_name, TITLE_CHARS),
+        "sender": storable(line.sender, TITLE_CHARS),
+        "user_hash": line.user_hash and storable(line.user_hash, NAME_CHARS),
+        "log_id": line.log_id and storable(line.log_id, NAME_CHARS),
+        "text": storable(line.text, MAX_STORED_CHARS),
+    }
+
+
+def _bounds(connection: Connection) -> tuple[int, int]:
+    """The first and the last id of a line; 0 and -1 where there is none."""
+    ids = CHAT_LINES.c.id
+    first, last = connection.execute(select(func.min(ids), func.max(ids))).one()
+    return (0, -1) if first is None else (first, last)
+
+
+def _remove(
+    connection: Connection, start: int, stop: int, wanted: list[ColumnElement[bool]]
+) -> None:
+    """Remove lines with ids from C{start} up to, but not, C{stop}."""
+    ids = CHAT_LINES.c.id
+    connection.execute(CHAT_LINES.delete().where(ids >= start, ids < stop, *wanted))
 
 
 def _forget(connection: Connection, before: int) -> int:
-    """
-    Remove some of the lines that are older than C{before}.
-
-    @return: how many; L{FORGET_LINES} where there may be more.
-    """
+    """Remove lines older than C{before}.  @return: how many; L{FORGET_LINES}: some may be left."""
     # In the order in which they were written: no index is needed, and none kept up.
     oldest = connection.execute(
         select(CHAT_LINES.c.id, CHAT_LINES.c.time).order_by(CHAT_LINES.c.id).limit(FORGET_LINES)

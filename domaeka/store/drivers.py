@@ -1,34 +1,30 @@
-"""
-What is particular to one kind of database: how it is opened, brought up to date, and what its
-errors say.
-"""
+"""The differences between databases: opening, encodings, the text of errors."""
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from domaeka.store.threads import StoreClosed
 
-#: How long SQLite waits for another process's lock, in seconds.
+# It warns of each batch of which a row is refused; the row is in our own log.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+#: Longest time that SQLite waits for another process's lock, in seconds.
 _BUSY_SECONDS: Final = 5.0
-#: How large SQLite's journal may stay on disk, in bytes.
+#: Largest size at which SQLite's journal stays on disk, in bytes.
 _JOURNAL_BYTES: Final = 67_108_864
 #: Longest description of a failure, in characters.
 _MAX_REASON_CHARS: Final = 200
 
-_MIGRATIONS: Final = Path(__file__).with_name("migrations")
-#: Alembic's C{context} is one for the whole process.
-_MIGRATING: Final = Lock()
-#: A server that has gone is noticed: time-outs by driver, in seconds (C{tcp_user_timeout}: ms).
+#: Encodings of PostgreSQL's databases that have Hangul; EUC_KR has 2,350 of the 11,172 syllables.
+_KOREAN_ENCODINGS: Final = frozenset({"UTF8", "EUC_KR"})
+#: Time-outs by driver, to notice a server that is gone, in seconds (C{tcp_user_timeout}: ms).
 _TIMEOUTS: Final[Mapping[str, Mapping[str, int]]] = {
     "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
     "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
@@ -36,17 +32,38 @@ _TIMEOUTS: Final[Mapping[str, Mapping[str, int]]] = {
 
 
 def sqlite_address(path: Path) -> URL:
-    """The address of a SQLite database in the file C{path}, whatever characters that has."""
+    """The address of a SQLite database in the file C{path}, whatever its characters."""
     return URL.create("sqlite", database=str(path))
+
+
+def sqlite_file(address: URL) -> Path | None:
+    """The file of a database; L{None}: it is not SQLite's, or in memory."""
+    if address.get_backend_name() != "sqlite":
+        return None
+    (name, *_), options = address.get_dialect()().create_connect_args(address)
+    if options.get("uri") and name.startswith("file:"):
+        parts = urlsplit(name)
+        query = parse_qs(parts.query)
+        if "vfs" in query or query.get("mode") == ["memory"]:
+            return None
+        name = unquote(parts.path)
+    return None if name in ("", ":memory:") else Path(os.path.abspath(name))
 
 
 def make_engine(address: URL, writes: bool) -> Engine:
     options: dict[str, Any] = {"hide_parameters": True}  # they may be chat
     if address.get_backend_name() != "sqlite":
-        timeouts = _TIMEOUTS.get(address.get_driver_name(), {})
+        driver = address.get_driver_name()
+        arguments: dict[str, Any] = {
+            name: seconds
+            for name, seconds in _TIMEOUTS.get(driver, {}).items()
+            if name not in address.query
+        }
+        if driver == "psycopg":
+            arguments["client_encoding"] = "utf8"  # by default, that of the database
         return create_engine(
             address,
-            connect_args={k: v for k, v in timeouts.items() if k not in address.query},
+            connect_args=arguments,
             isolation_level="READ COMMITTED",  # no gap locks
             poolclass=QueuePool,
             pool_size=1,
@@ -85,34 +102,27 @@ def make_engine(address: URL, writes: bool) -> Engine:
     return engine
 
 
-def migrate(connection: Connection) -> None:
+def check_encoding(connection: Connection) -> None:
     """
-    Bring the tables up to date.
+    Check that a database can hold Korean.
 
-    @raise StoreClosed: they are newer than this program.
+    @raise StoreClosed: it cannot: one line that says what to do.
     """
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    heads = MigrationContext.configure(connection).get_current_heads()
-    for head in heads:
-        try:
-            scripts.get_revision(head)
-        except CommandError:
-            raise StoreClosed(
-                f"it was made by a newer version of domaeka (revision {head!r:.40})"
-            ) from None
-    if set(heads) != set(scripts.get_heads()):
-        config.attributes["connection"] = connection
-        with _MIGRATING:
-            command.upgrade(config, "head")
+    if connection.dialect.name != "postgresql":
+        return  # SQLite has Unicode only, and MariaDB's tables name their own
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding not in _KOREAN_ENCODINGS:
+        raise StoreClosed(
+            f"its encoding {encoding} cannot hold Korean: make another database, with "
+            "CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def reason_of(error: Exception) -> str:
-    """What a database said, in one line, without what it was given."""
+    """A database's error in one line, without the values of the statement."""
     if isinstance(error, DBAPIError) and error.orig is not None:
-        error_text = str(error.orig)
+        text = str(error.orig)
     else:
-        error_text = str(error)
-    lines = error_text.strip().splitlines() or [type(error).__name__]
+        text = str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
     return lines[0][:_MAX_REASON_CHARS]

@@ -1,48 +1,44 @@
 """
-In which rooms bots answer, and on which phone each was last heard.
+The rooms in which bots answer, and the phone on which each was last heard.
 
-Everything but an operator's decision is answered from memory.  Before the store has said what it
-knows, nothing is answered.
+All but an operator's decision is answered from memory.  Before the store has been read, no chat is
+answered.
 """
 
-from typing import Any, Final, Literal
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Boolean, Column, Row, Table
-from twisted.internet.defer import Deferred, fail
+from sqlalchemy import Boolean, Column, Row
 from twisted.logger import Logger
 
-from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
-from domaeka.messages import is_name
 from domaeka.store.approvals import ApprovalTable
 from domaeka.store.columns import (
     KEY,
-    METADATA,
     NAME,
-    TABLE_OPTIONS,
     TIME,
     TITLE,
     TITLE_CHARS,
     key_hash,
     milliseconds,
     storable,
+    table,
 )
-from domaeka.store.database import Database
-from domaeka.store.threads import Scheduler
+from domaeka.wire import is_name
 
 #: Most rooms known; some 1 KB of memory each.
 MAX_ROOMS: Final = 100_000
 #: Most rooms of one bot, so that no phone takes the place of all others.
 MAX_BOT_ROOMS: Final = 10_000
-#: How often it is written that a room was heard, and where, at most, in seconds.
+#: Shortest interval at which a room's C{device} and C{last_heard} are written, in seconds.
 HEARD_SECONDS: Final = 60.0
-#: How long a change waits for others before it is written, in seconds.
+#: Time that a change waits for others before it is written, in seconds.
 WRITE_SECONDS: Final = 5.0
 
-ROOMS: Final = Table(
+ROOMS: Final = table(
     "rooms",
-    METADATA,
     Column("room_key", KEY, primary_key=True),
     Column("bot_name", NAME, nullable=False),
     Column("room_id", TITLE, nullable=False),
@@ -51,18 +47,19 @@ ROOMS: Final = Table(
     Column("approval", NAME, nullable=False),
     Column("device_id", NAME),
     Column("last_heard", TIME),
-    **TABLE_OPTIONS,
 )
 
 
 class RoomRecord(msgspec.Struct):
     """
-    What is known of a room.  Only to be read, and soon: it goes on changing.
+    A room that is known.  Only to be read, and soon: it goes on changing.
 
     @ivar device: the phone on which it was last heard; L{None}: entered by an operator, not
         heard yet.
     @ivar last_heard: seconds since 1970, or L{None}.
     @ivar written: when C{last_heard} was last given to the store.
+    @ivar judged_at: when C{device} last heard the room, or reported, in seconds since 1970, that a
+        message was delivered here, or could not be: C{can_answer}.  Not kept over a restart.
     """
 
     key: RoomKey
@@ -72,50 +69,45 @@ class RoomRecord(msgspec.Struct):
     device: DeviceKey | None = None
     last_heard: float | None = None
     written: float = 0.0
+    judged_at: float = 0.0
+    can_answer: bool = False
+
+    def is_answerable(self, app_started_at: float | None) -> bool | None:
+        """
+        True if the app of C{device} can answer here, false if not.
+
+        @param app_started_at: in seconds since 1970; L{None}: not known.
+        @return: L{None}: not known.
+        """
+        if app_started_at is None:
+            return None
+        if self.judged_at >= app_started_at:
+            return self.can_answer
+        return True if (self.last_heard or 0.0) >= app_started_at else None
 
 
-class StoredRooms:
+class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
     """The rooms (L{domaeka.interfaces.Rooms})."""
 
     _log = Logger()
 
-    def __init__(
-        self, database: Database, reactor: Scheduler, mode: Literal["auto", "manual"] = "auto"
-    ) -> None:
-        """
-        @param database: not started yet.
-        @param mode: C{rooms.approval}.
-        """
-        #: C{rooms.approval}; may be changed at any time.
-        self.mode = mode
-        self._seconds = reactor.seconds
-        self._database = database
-        self._said_full = False
-        self._table = ApprovalTable[RoomKey, RoomRecord](
-            database,
-            reactor,
-            ROOMS,
-            limit=MAX_ROOMS,
-            newest=ROOMS.c.last_heard,
-            delay=WRITE_SECONDS,
-            from_row=_from_row,
-            to_row=_to_row,
-            fixed=frozenset({"bot_name", "room_id"}),
-            loaded=lambda: None,
-            overruled=lambda key, approval: None,
-        )
-        self._rooms = self._table.records
+    _table = ROOMS
+    _limit = MAX_ROOMS
+    _newest = ROOMS.c.last_heard
+    _delay = WRITE_SECONDS
+    _fixed = frozenset({"bot_name", "room_id"})
 
     # domaeka.interfaces.Rooms
 
     def enter(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
-        """Chat was heard in a room.  @return: whether it is to be answered."""
-        room = self._rooms.get(key)
+        """Chat was heard in a room.  @return: True if it is to be answered."""
+        room = self._records.get(key)
         if room is None:
             return self._enter_new(key, device, name, is_group)
-        now = self._seconds()
+        now = self._wall()
         room.device = device
-        room.last_heard = now
+        room.last_heard = room.judged_at = now
+        room.can_answer = True
         if (
             room.name != name
             or room.is_group is not is_group
@@ -124,107 +116,93 @@ class StoredRooms:
             room.name = name
             room.is_group = is_group
             room.written = now
-            self._table.changed(key)
+            self._heard_of(key)
         if room.approval is Approval.APPROVED:
             return True
-        if room.approval is Approval.PENDING and self.mode == "auto":
-            self._table.put(msgspec.structs.replace(room, approval=Approval.APPROVED))
-            self._table.changed(key, promoted=True)
+        if room.approval is Approval.PENDING and self.mode != "manual":
+            self._put(msgspec.structs.replace(room, approval=Approval.APPROVED))
+            self._heard_of(key, promoted=True)
             return True
         return False
 
+    def reported(self, key: RoomKey, device: DeviceKey, ok: bool) -> None:
+        """The chat app of C{device} took a message for a room, or cannot answer there."""
+        room = self._records.get(key)
+        if room is not None and room.device == device:
+            room.judged_at = self._wall()
+            room.can_answer = ok
+
     def _enter_new(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
-        if not self._table.is_loaded or not self._database.answers:
-            return False  # somebody may have refused it; it is entered when it is heard next
-        answered = self.mode == "auto"
+        if not self._is_loaded or not self._database.answers:
+            return False  # an operator may have refused it; it is entered when it is heard next
+        answered = self.mode != "manual"
         if not self._has_room(key):
-            if not self._said_full:
-                self._said_full = True
+            if self._full_is_news():
                 self._log.warn(
                     "no room for new rooms: {rooms} known, {count} of the bot {bot}",
-                    rooms=len(self._rooms),
-                    count=self._table.of_bot.get(key.bot_name, 0),
+                    rooms=len(self._records),
+                    count=self._of_bot.get(key.bot_name, 0),
                     bot=key.bot_name,
                 )
             return answered
-        now = self._seconds()
+        now = self._wall()
         approval = Approval.APPROVED if answered else Approval.PENDING
-        self._table.put(RoomRecord(key, name, is_group, approval, device, now, now))
-        self._table.changed(key)
+        self._put(RoomRecord(key, name, is_group, approval, device, now, now))
+        self._heard_of(key)
         return answered
 
-    def set_approval(self, key: RoomKey, approval: Approval) -> "Deferred[None]":
-        """
-        An operator's decision; a room that has not been heard yet is entered.
-
-        @return: fires once it is stored and in force; L{StoreError} if it is not.
-        """
-        if not self._table.is_loaded:
-            return fail(StoreError("the store has not said yet which rooms there are"))
+    def _objection(self, key: RoomKey, approval: Approval) -> str | None:
         if not (is_name(key.bot_name) and 0 < len(key.room_id) <= TITLE_CHARS):
-            return fail(StoreError("no room can have this name"))
-        if key not in self._rooms and not self._has_room(key):
-            return fail(StoreError("there is no room for more rooms"))
-        return self._table.decide(RoomRecord(key, "", False, approval), approval)
+            return "no room can have this name"
+        if key not in self._records and not self._has_room(key):
+            return "there is no room for more rooms"
+        return None
+
+    def _unheard(self, key: RoomKey, approval: Approval) -> RoomRecord:
+        return RoomRecord(key, "", False, approval)
+
+    def forget_device(self, device: DeviceKey) -> None:
+        """Remove C{device}, which was forgotten, from the rooms that were last heard on it."""
+        for room in self._rooms_of(device.bot_name):
+            if room.device == device:
+                room.device = None
+                self._heard_of(room.key)
 
     def _has_room(self, key: RoomKey) -> bool:
-        of_bot = self._table.of_bot.get(key.bot_name, 0)
-        return len(self._rooms) < MAX_ROOMS and of_bot < MAX_BOT_ROOMS
+        of_bot = self._of_bot.get(key.bot_name, 0)
+        return len(self._records) < MAX_ROOMS and of_bot < MAX_BOT_ROOMS
 
     # For operators
 
-    def record(self, key: RoomKey) -> RoomRecord | None:
-        """What is known of a room."""
-        return self._rooms.get(key)
-
     def named(self, bot_name: str, name: str) -> list[RoomRecord]:
-        """The rooms of a bot that bear C{name}, the one heard last first."""
-        found = []
-        for room in self._table.since(RoomKey(bot_name, "")):
-            if room.key.bot_name != bot_name:
-                break
-            if room.name == name:
-                found.append(room)
+        """The rooms of a bot with this name, the one heard last first."""
+        found = (room for room in self._rooms_of(bot_name) if room.name == name)
         return sorted(found, key=lambda room: -(room.last_heard or 0.0))
 
-    def page(
-        self, after: RoomKey | None, limit: int, approval: Approval | None = None
-    ) -> list[RoomRecord]:
-        """
-        Rooms in the order of their keys.
+    def _rooms_of(self, bot_name: str) -> Iterator[RoomRecord]:
+        rooms = self._since(RoomKey(bot_name, ""))
+        return takewhile(lambda room: room.key.bot_name == bot_name, rooms)
 
-        @param after: the last one of the page before.
-        @param limit: most rooms returned.
-        @param approval: only those in this state.
-        """
-        return self._table.page(after, limit, approval)
+    def _from_row(self, row: Row[Any]) -> RoomRecord:
+        heard = None if row.last_heard is None else row.last_heard / 1000
+        return RoomRecord(
+            RoomKey(row.bot_name, row.room_id),
+            row.name,
+            row.is_group,
+            Approval(row.approval),
+            None if row.device_id is None else DeviceKey(row.bot_name, row.device_id),
+            heard,
+            heard or 0.0,
+        )
 
-    def stop(self) -> "Deferred[None]":
-        """Write what is not written yet.  @return: fires in any case, in bounded time."""
-        return self._table.stop()
-
-
-def _from_row(row: Row[Any]) -> RoomRecord:
-    heard = None if row.last_heard is None else row.last_heard / 1000
-    return RoomRecord(
-        RoomKey(row.bot_name, row.room_id),
-        row.name,
-        row.is_group,
-        Approval(row.approval),
-        None if row.device_id is None else DeviceKey(row.bot_name, row.device_id),
-        heard,
-        heard or 0.0,
-    )
-
-
-def _to_row(room: RoomRecord) -> dict[str, object]:
-    return {
-        "room_key": key_hash(*room.key),
-        "bot_name": room.key.bot_name,
-        "room_id": storable(room.key.room_id, TITLE_CHARS),
-        "name": storable(room.name, TITLE_CHARS),
-        "is_group": room.is_group,
-        "approval": room.approval.value,
-        "device_id": None if room.device is None else room.device.device_id,
-        "last_heard": None if room.last_heard is None else milliseconds(room.last_heard),
-    }
+    def _to_row(self, room: RoomRecord) -> dict[str, object]:
+        return {
+            "room_key": key_hash(*room.key),
+            "bot_name": room.key.bot_name,
+            "room_id": storable(room.key.room_id, TITLE_CHARS),
+            "name": storable(room.name, TITLE_CHARS),
+            "is_group": room.is_group,
+            "approval": room.approval.value,
+            "device_id": None if room.device is None else room.device.device_id,
+            "last_heard": None if room.last_heard is None else milliseconds(room.last_heard),
+        }

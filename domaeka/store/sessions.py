@@ -1,17 +1,20 @@
 """
 Session tokens in the store, as hashes.
 
-One row a device, so never more than two tokens; what holds of them is in
-L{domaeka.policies.tokens}.  A token is worth no more than the key by which it was gained, whose
-id is kept with it.  While a connection holds a token its row is leased: moved on by the sweep, so
-that a server that dies leaves no token that lives for ever.
+There is one row for each device, so never more than two tokens of it; their rules are in
+L{domaeka.policies.tokens}.  A token is valid only while the key is accepted by which it was
+gained; the id of that key is kept with it.  While a connection holds a token its row is leased:
+the sweep renews it, so that a server that dies leaves no token that lives for ever.
+
+Tokens expire by the wall clock, for other servers share them: if it is set back, a token that no
+connection holds lives longer by that; if it is set forward, it expires sooner: its device signs.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Table, bindparam, func, select
+from sqlalchemy import Column, Connection, bindparam, func, select
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,31 +25,30 @@ from domaeka.policies.auth import NO_KEY
 from domaeka.policies.tokens import TokenPair, new_token, token_hash
 from domaeka.store.columns import (
     KEY,
-    METADATA,
     NAME,
-    TABLE_OPTIONS,
     TIME,
     key_hash,
     milliseconds,
+    table,
     upsert,
+    write_each,
 )
 from domaeka.store.database import Database
-from domaeka.store.threads import DelayedCall, Scheduler
+from domaeka.store.threads import DelayedCall, Scheduler, expected
 
 #: Most requests carried out in one transaction: those of a whole herd share one commit.
 BATCH_REQUESTS: Final = 100
 #: Most requests that wait; each is a connection's.
 MAX_WAITING_REQUESTS: Final = 5000
-#: How long a phone waits for its token, in seconds; then it goes on without.
+#: Longest time that a phone waits for its token, in seconds; then it goes on without.
 ANSWER_SECONDS: Final = 5.0
-#: How often leases are renewed and dead tokens removed, in seconds.
+#: Interval at which leases are renewed and expired tokens removed, in seconds.
 SWEEP_SECONDS: Final = 60.0
-#: How many sweeps may fail before a lease is shorter than the lifetime.
+#: Sweeps that may fail before a lease is shorter than the lifetime.
 _SPARE_SWEEPS: Final = 2
 
-SESSIONS: Final = Table(
+SESSIONS: Final = table(
     "sessions",
-    METADATA,
     Column("device_key", KEY, primary_key=True),
     Column("bot_name", NAME, nullable=False),
     Column("device_id", NAME, nullable=False),
@@ -54,31 +56,24 @@ SESSIONS: Final = Table(
     Column("older_hash", KEY),
     Column("expires", TIME, nullable=False),
     Column("key_id", KEY, nullable=False, server_default=""),
-    **TABLE_OPTIONS,
 )
 
 
 class ResumeResult(NamedTuple):
-    """
-    @ivar token: the fresh one; L{None}: what was shown is not valid.
-    @ivar key_id: the id of the key by which it was gained.
-    """
+    """See L{domaeka.interfaces.Resumption}."""
 
     token: str | None
     key_id: str = NO_KEY
 
-    @property
-    def resumed(self) -> bool:
-        """Whether the device is authenticated."""
-        return self.token is not None
-
 
 class _Request(NamedTuple):
     """
-    @ivar used: the token shown; L{None}: a signature held.
+    @ivar used: the hash of the token shown; L{None}: a signature held.
     @ivar fresh: the hash of the one to be given; L{None}: the connection that holds C{used} ended.
     @ivar key_id: of the key of a signature that held; L{None}: there was none.
     @ivar answer: the id of the key by which the token was gained; L{None}: it is not good.
+    @ivar held: True if a connection of this server holds C{used}: it is good whatever its lease
+        says, which a clock that is set forward ends too soon.
     """
 
     key: DeviceKey
@@ -86,13 +81,11 @@ class _Request(NamedTuple):
     fresh: str | None
     key_id: str | None
     answer: "Deferred[str | None]"
+    held: bool = False
 
 
 class StoredSessions:
-    """
-    The session tokens of all devices, shared by all servers on one store
-    (L{domaeka.interfaces.Sessions}).
-    """
+    """The session tokens (L{domaeka.interfaces.Sessions}), shared by all servers on one store."""
 
     _log = Logger()
 
@@ -102,17 +95,21 @@ class StoredSessions:
         reactor: Scheduler,
         lifetime: float = 3600.0,
         accepted: Callable[[], Collection[str]] = lambda: (NO_KEY,),
+        *,
+        wall: Callable[[], float],
     ) -> None:
         """
         @param database: not started yet.
         @param lifetime: of a token, from the end of the connection that holds it, in seconds.
         @param accepted: the ids of the keys that are accepted now.
+        @param wall: the wall clock, in seconds since 1970.
         """
         #: C{session.lifetime}; may be changed at any time.
         self.lifetime = lifetime
         self._accepted = accepted
         self._database = database
         self._reactor = reactor
+        self._wall = wall
         self._waiting: deque[_Request] = deque()
         self._out: list[_Request] | None = None
         self._stuck = False
@@ -122,19 +119,15 @@ class StoredSessions:
         self._sweep_call: DelayedCall | None = None
         self._emptied: Deferred[None] | None = None
         self._stopped = False
-        database.load_at_start(
-            lambda connection: _count(connection, reactor.seconds(), accepted()), self._loaded
-        )
+        database.load_at_start(lambda c: _count(c, wall(), accepted()), self._loaded)
 
-    # What connections ask
+    # For connections
 
     def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
         """
-        A device proved itself by a signature.
+        See L{domaeka.interfaces.Sessions}.  All older tokens of the device die.
 
-        @param key_id: of the key that it was made with.
-        @return: its token, once it is stored; all older ones are dead.  L{StoreError} within
-            L{ANSWER_SECONDS} where that fails.
+        @return: fails with L{StoreError} within L{ANSWER_SECONDS} if the store does not answer.
         """
         token = new_token()
         return self._ask(key, None, token, key_id).addCallback(lambda _: token)
@@ -143,11 +136,10 @@ class StoredSessions:
         self, token: object, key: DeviceKey, key_id: str | None = None
     ) -> "Deferred[Resumption]":
         """
-        A device showed a token.
+        See L{domaeka.interfaces.Sessions}.
 
-        @param token: as it came, of whatever type.
-        @param key_id: of the key of a signature beside it: it is the fresh one's then.
-        @return: a fresh one, once it is stored, if C{token} is good; fails as L{issue} does.
+        @param key_id: of the key of a signature beside C{token}: the fresh token's from now on.
+        @return: fails as L{issue} does.
         """
         used = token_hash(token)
         if used is None:
@@ -158,24 +150,21 @@ class StoredSessions:
         )
 
     def connection_ended(self, key: DeviceKey, token: str) -> None:
-        """
-        The connection to which C{token} was given has ended: its lifetime begins.  Also to be
-        called for a token that came too late for its connection.
-        """
+        """The connection of C{token} has ended, perhaps before it got it: its lifetime begins."""
         used = token_hash(token)
         if used is None:
             return
         if self._held.get(key) == used:
             del self._held[key]
-        # Where this is lost, the lease ends it a little later.
-        self._submit(_Request(key, used, None, None, Deferred())).addErrback(_expected)
+        # If this is lost, the lease ends it a little later.
+        self._submit(_Request(key, used, None, None, Deferred())).addErrback(expected)
 
     def live(self) -> int:
-        """How many tokens are good, by the last sweep and what this server did since."""
+        """The number of good tokens, by the last sweep and what this server did since."""
         return self._live
 
     def stop(self) -> "Deferred[None]":
-        """Store what waits.  @return: fires in any case, within L{ANSWER_SECONDS} and a little."""
+        """Store all that waits.  @return: fires in any case, soon after L{ANSWER_SECONDS}."""
         self._stopped = True
         if self._sweep_call is not None:
             self._sweep_call.cancel()
@@ -185,14 +174,15 @@ class StoredSessions:
         self._emptied = Deferred()
         return self._emptied
 
-    # One transaction for all that came while the last one ran
+    # Requests that come while a transaction runs share the next one
 
     def _ask(
         self, key: DeviceKey, used: str | None, token: str, key_id: str | None
     ) -> "Deferred[str | None]":
         fresh = token_hash(token)
         assert fresh is not None
-        return self._submit(_Request(key, used, fresh, key_id, Deferred()))
+        held = used is not None and self._held.get(key) == used
+        return self._submit(_Request(key, used, fresh, key_id, Deferred(), held))
 
     def _submit(self, request: _Request) -> "Deferred[str | None]":
         if self._stuck or len(self._waiting) >= MAX_WAITING_REQUESTS:
@@ -206,7 +196,7 @@ class StoredSessions:
         waiting = self._waiting
         batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH_REQUESTS))]
         self._out = batch
-        now = self._reactor.seconds()
+        now = self._wall()
         self._deadline = self._reactor.callLater(ANSWER_SECONDS, self._give_up)
         self._database.run_write(
             _carry_out, batch, now, self.lifetime, self._lease(), self._accepted()
@@ -214,12 +204,17 @@ class StoredSessions:
             self._carried_out, self._lost, callbackArgs=(batch,), errbackArgs=(batch,)
         ).addBoth(self._next)
 
-    def _carried_out(self, outcome: tuple[list[str | None], int], batch: list[_Request]) -> None:
+    def _carried_out(
+        self, outcome: tuple[list[str | StoreError | None], int], batch: list[_Request]
+    ) -> None:
         results, change = outcome
         self._live = max(0, self._live + change)
         if self._stuck:
-            return  # nobody waits any more
+            return  # these requests have failed
         for request, key_id in zip(batch, results, strict=True):
+            if isinstance(key_id, StoreError):
+                request.answer.errback(key_id)
+                continue
             if key_id is not None and request.fresh is not None:
                 self._held[request.key] = request.fresh
             request.answer.callback(key_id)
@@ -240,17 +235,19 @@ class StoredSessions:
         self._deadline = None
         if self._waiting:
             self._send()
-        elif self._emptied is not None:
-            emptied, self._emptied = self._emptied, None
-            emptied.callback(None)
+        else:
+            self._empty()
 
     def _give_up(self) -> None:
-        """The store is stuck: nobody waits for it until it is back."""
+        """The store is stuck: fail all requests until it is back."""
         self._stuck = True
         waiting, self._waiting = self._waiting, deque()
         self._refuse([*(self._out or ()), *waiting], "the store does not answer")
-        if self._emptied is not None:
-            emptied, self._emptied = self._emptied, None
+        self._empty()
+
+    def _empty(self) -> None:
+        emptied, self._emptied = self._emptied, None
+        if emptied is not None:
             emptied.callback(None)
 
     def _refuse(self, requests: Sequence[_Request], reason: str) -> None:
@@ -272,7 +269,7 @@ class StoredSessions:
 
     def _sweep(self) -> None:
         self._sweep_call = None
-        now = self._reactor.seconds()
+        now = self._wall()
         held = list(self._held.items())
         sweeping = self._database.run_write(
             _sweep, held, now, now + self._lease(), self._accepted()
@@ -285,17 +282,9 @@ class StoredSessions:
         self._loaded(self._live)
 
 
-def _expected(failure: Failure) -> None:
-    failure.trap(StoreError)  # type: ignore[no-untyped-call]
-
-
 def forget(connection: Connection, key: DeviceKey) -> None:
-    """Have the tokens of a device die within a transaction."""
-    connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key == _key_hash(key)))
-
-
-def _key_hash(key: DeviceKey) -> str:
-    return key_hash(key.bot_name, key.device_id)
+    """Remove the tokens of a device within a transaction."""
+    connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key == key_hash(*key)))
 
 
 def _carry_out(
@@ -305,61 +294,72 @@ def _carry_out(
     lifetime: float,
     lease: float,
     accepted: Collection[str],
-) -> tuple[list[str | None], int]:
+) -> tuple[list[str | StoreError | None], int]:
     """
-    @return: for each request that was granted the id of the key behind it; how many more tokens
-        there are.
+    @return: for each request the id of the key behind it, if granted, or an error, if the database
+        refused it; how many more tokens.
     """
-    granted: list[str | None] = [None] * len(batch)
-    more = 0
-    hashes = [_key_hash(request.key) for request in batch]
+    granted: list[str | StoreError | None] = [None] * len(batch)
+    more = [0] * len(batch)
+    hashes = [key_hash(*request.key) for request in batch]
+
+    def carry_out(indices: Sequence[int]) -> None:
+        for index in indices:
+            granted[index], more[index] = _carry_out_one(
+                connection, batch[index], hashes[index], now, lifetime, lease, accepted
+            )
+
     # In the order of the rows, so that two servers never wait for each other; the requests of
     # one device stay in theirs.
-    for index in sorted(range(len(batch)), key=hashes.__getitem__):
-        request, device_key = batch[index], hashes[index]
-        mine = SESSIONS.c.device_key == device_key
-        if request.fresh is None:
-            connection.execute(
-                SESSIONS.update()
-                .where(mine, SESSIONS.c.newest_hash == request.used)
-                .values(expires=milliseconds(now + lifetime))
-            )
-            continue
-        row = connection.execute(
-            select(
-                SESSIONS.c.newest_hash,
-                SESSIONS.c.older_hash,
-                SESSIONS.c.expires,
-                SESSIONS.c.key_id,
-            )
-            .where(mine)
-            .with_for_update()
-        ).one_or_none()
-        pair = row and TokenPair(row.newest_hash, row.older_hash, row.expires / 1000)
-        key_id = request.key_id
-        if request.used is None:
-            after = TokenPair(request.fresh, None, now + lease)
-        elif row is None or pair is None or not pair.is_good(request.used, now):
-            continue
-        elif row.key_id not in accepted:
-            connection.execute(SESSIONS.delete().where(mine))
-            continue
-        else:
-            after = pair.after(request.used, request.fresh, now + lease)
-            key_id = row.key_id if key_id is None else key_id
-        granted[index] = key_id
-        more += after.size - (0 if pair is None else pair.size)
-        values = {
-            "device_key": device_key,
-            "bot_name": request.key.bot_name,
-            "device_id": request.key.device_id,
-            "newest_hash": after.newest,
-            "older_hash": after.older,
-            "expires": milliseconds(after.expires),
-            "key_id": key_id,
-        }
-        upsert(connection, SESSIONS, [values], fixed=("bot_name", "device_id"))
-    return granted, more
+    ordered = sorted(range(len(batch)), key=hashes.__getitem__)
+    for index in write_each(connection, ordered, carry_out):
+        granted[index], more[index] = StoreError("the store refused the device's names"), 0
+    return granted, sum(more)
+
+
+def _carry_out_one(
+    connection: Connection,
+    request: _Request,
+    device_key: str,
+    now: float,
+    lifetime: float,
+    lease: float,
+    accepted: Collection[str],
+) -> tuple[str | None, int]:
+    """@return: the id of the key behind a request, if granted; how many more tokens."""
+    mine = SESSIONS.c.device_key == device_key
+    if request.fresh is None:
+        connection.execute(
+            SESSIONS.update()
+            .where(mine, SESSIONS.c.newest_hash == request.used)
+            .values(expires=milliseconds(now + lifetime))
+        )
+        return None, 0
+    row = connection.execute(select(SESSIONS).where(mine).with_for_update()).one_or_none()
+    pair = row and TokenPair(row.newest_hash, row.older_hash, row.expires / 1000)
+    key_id = request.key_id
+    if request.used is None:
+        after = TokenPair(request.fresh, None, now + lease)
+    elif not (row and pair and pair.is_good(request.used, 0.0 if request.held else now)):
+        return None, 0
+    elif row.key_id not in accepted:
+        connection.execute(SESSIONS.delete().where(mine))
+        return None, 0
+    else:
+        after = pair.after(request.used, request.fresh, now + lease)
+        key_id = row.key_id if key_id is None else key_id
+    more = after.size - (0 if pair is None else pair.size)
+    values = {
+        "device_key": device_key,
+        "bot_name": request.key.bot_name,
+        "device_id": request.key.device_id,
+        "newest_hash": after.newest,
+        "older_hash": after.older,
+        "expires": milliseconds(after.expires),
+        "key_id": key_id,
+    }
+    upsert(connection, SESSIONS, [values], fixed=("bot_name", "device_id"))
+    return key_id, more
 
 
 def _sweep(
@@ -370,14 +370,14 @@ def _sweep(
     accepted: Collection[str],
 ) -> int:
     """
-    Renew leases and remove the dead; those of a key that is not accepted stay to their end, for
-    it may be at another server.
+    Renew leases and remove expired tokens; those of a key that is not accepted stay until then, for
+    another server may accept it.
 
     @return: how many tokens are good.
     """
     if held:
         leases = [
-            {"row_key": _key_hash(key), "held": newest, "until": milliseconds(lease_ends)}
+            {"row_key": key_hash(*key), "held": newest, "until": milliseconds(lease_ends)}
             for key, newest in held
         ]
         connection.execute(

@@ -1,38 +1,34 @@
-"""
-Threads for a database: one call at a time each, and a bounded queue in front of it.
-"""
+"""Threads for a database: one call at a time each, and a bounded queue in front of it."""
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from domaeka.errors import StoreError
 
-#: Most calls that wait for a thread.  Above what all parts have out at once (one batch each) and
-#: what an operator can ask for; the store is stuck when it is reached.
+#: Most calls that wait for a thread: more than all parts (one batch each) and an operator can ask
+#: for at once.  The store is stuck when it is reached.
 MAX_WAITING_CALLS: Final = 1000
 
 _T = TypeVar("_T")
 
 
 class DelayedCall(Protocol):
-    """A call that is to come."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """It is not to come."""
+        """Do not make it."""
 
     def active(self) -> bool:
-        """Whether it is still to come."""
+        """True while it is still to be made."""
 
     def reset(self, delay: float, /) -> None:
-        """It is to come in C{delay} seconds."""
+        """Make it in C{delay} seconds."""
 
 
 class Scheduler(Protocol):
@@ -50,46 +46,64 @@ class StoreClosed(StoreError):
 
 
 class DatabaseFailed(StoreError):
-    """What the database itself said."""
+    """An error of the database itself."""
+
+
+def expected(failure: Failure) -> None:
+    """An errback for calls that may fail with L{StoreError}."""
+    failure.trap(StoreError)  # type: ignore[no-untyped-call]
 
 
 class Worker(Protocol):
-    """Where calls are carried out, off the reactor."""
+    """Carries out calls, off the reactor."""
 
     def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
         """Carry out C{call}; one is given at a time."""
 
     def close(self) -> None:
-        """Nothing is running, and nothing will come."""
+        """End it: it is idle, and no call will come."""
 
 
 class ThreadWorker:
-    """A thread of its own."""
+    """A thread of its own: a hand-over costs half of one by Twisted's pool of threads."""
 
     def __init__(self, name: str, reactor: Any) -> None:
         """@param reactor: where results are handed over."""
         self._reactor = reactor
-        self._pool = ThreadPool(1, 1, name)
-        # One that hangs in a database's socket must not keep the process from ending.
-        self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._pool.start()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Deferred[Any]] | None] = SimpleQueue()
+        # A thread that hangs in a database's socket must not keep the process from ending.
+        Thread(target=self._carry_out, name=name, daemon=True).start()
 
     def run(self, call: Callable[[], _T]) -> "Deferred[_T]":
         """Carry out C{call} in the thread."""
-        return deferToThreadPool(self._reactor, self._pool, call)
+        result: Deferred[_T] = Deferred()
+        self._calls.put((call, result))
+        return result
 
     def close(self) -> None:
-        """End the thread, which is idle: this does not wait."""
-        self._pool.stop()
+        """End the thread, without waiting."""
+        self._calls.put(None)
+
+    def _carry_out(self) -> None:
+        """In the thread."""
+        while (wanted := self._calls.get()) is not None:
+            call, result = wanted
+            try:
+                outcome = call()
+            except BaseException:
+                self._reactor.callFromThread(result.errback, Failure())  # type: ignore[no-untyped-call]
+            else:
+                self._reactor.callFromThread(result.callback, outcome)
+            del wanted, call, result  # nothing is held while it waits
 
 
-class Lane:
-    """One thread: what waits for it, and how it fared."""
+class Executor:
+    """A thread, the queue of calls in front of it, and its last failure."""
 
     def __init__(self, worker: Worker, seconds: Callable[[], float]) -> None:
-        #: What the database said last, where that was a failure.
+        #: The error of the last call, if the database failed.
         self.failure: str | None = None
-        #: When the call was begun that is out now.
+        #: The time at which the running call began; L{None}: none runs.
         self.running_since: float | None = None
         self._worker = worker
         self._seconds = seconds
@@ -100,13 +114,13 @@ class Lane:
         return len(self._waiting) + (self.running_since is not None)
 
     def submit(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        """Carry out C{call} behind what waits; L{StoreError} where that is too much."""
+        """Carry out C{call} after all that wait; L{StoreError} if they are too many."""
         if len(self._waiting) >= MAX_WAITING_CALLS:
             return fail(StoreError(f"{MAX_WAITING_CALLS} calls wait for the store"))
         return self.finish(call)
 
     def finish(self, call: Callable[[], _T]) -> "Deferred[_T]":
-        """Carry out C{call} behind all that waits, however much that is."""
+        """Carry out C{call} after all that wait, however many they are."""
         result: Deferred[_T] = Deferred()
         self._waiting.append((call, result))
         self._next()
@@ -133,7 +147,7 @@ class Lane:
         self._next()
 
     def give_up(self) -> None:
-        """Refuse what waits; end the thread, if it is not stuck."""
+        """Refuse the calls that wait; end the thread, if it is not stuck."""
         waiting, self._waiting = self._waiting, deque()
         for _, result in waiting:
             result.errback(StoreClosed("the store was stopped"))

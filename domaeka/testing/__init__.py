@@ -1,6 +1,5 @@
 """
-Stand-ins for tests, of this project and of bots: a phone, a server, a network, and the server's
-parts.
+Test doubles, for this project and for bots: a phone, a server, a network, and the server's parts.
 
 A phone against a server, in virtual time::
 
@@ -12,8 +11,9 @@ A phone against a server, in virtual time::
     run_clock(clock, 1.0)
     assert phone.texts() == ["안녕"]
 
-The same phone talks to a real server when it is given the real reactor and a
-C{TCP4ClientEndpoint}.  L{FakeServer} is what a client (L{domaeka.client}) talks to.
+The same phone talks to a real server, given the real reactor and a C{TCP4ClientEndpoint}.
+L{FakeServer} is a server for tests of clients (L{domaeka.client}): the gateway itself, which also
+does what the test tells it to.
 """
 
 from domaeka.testing.fakes import (
@@ -26,28 +26,25 @@ from domaeka.testing.fakes import (
     FakeSessions,
 )
 from domaeka.testing.network import VirtualServer, VirtualTransport, run_clock
-from domaeka.testing.phone import STANDARD_IDENTITY, Comeback, FakePhone
+from domaeka.testing.phone import STANDARD_IDENTITY, FakePhone, Reconnection
 from domaeka.testing.script import (
     SCRIPTS,
     BridgeScript,
     Dropped,
-    JavaLines,
+    JavaLineReader,
     PhoneRecord,
-    Picture,
     ScriptVersion,
-    Shown,
+    SentFile,
+    SentMessage,
 )
-from domaeka.testing.server import FakeConversation, FakeDevice, FakeServer, FakeStore
+from domaeka.testing.server import FakeServer, make_context, transport_context
 
 __all__ = [
     "SCRIPTS",
     "STANDARD_IDENTITY",
     "BridgeScript",
-    "Comeback",
     "Dropped",
     "FakeChatLog",
-    "FakeConversation",
-    "FakeDevice",
     "FakeDevices",
     "FakeDispatcher",
     "FakeOrigin",
@@ -56,13 +53,15 @@ __all__ = [
     "FakeRooms",
     "FakeServer",
     "FakeSessions",
-    "FakeStore",
-    "JavaLines",
+    "JavaLineReader",
     "PhoneRecord",
-    "Picture",
+    "Reconnection",
     "ScriptVersion",
-    "Shown",
+    "SentFile",
+    "SentMessage",
     "VirtualServer",
     "VirtualTransport",
+    "make_context",
     "run_clock",
+    "transport_context",
 ]

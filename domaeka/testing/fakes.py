@@ -1,4 +1,4 @@
-"""Stand-ins for the parts of the server: one for each interface of L{domaeka.interfaces}."""
+"""Test doubles for the parts of the server: one for each interface of L{domaeka.interfaces}."""
 
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
@@ -14,9 +14,9 @@ from domaeka.interfaces import (
     Origin,
     Resumption,
     RoomKey,
+    StatusListener,
 )
-from domaeka.messages import Chat, Media, Reply
-from domaeka.policies.outbox import FateListener
+from domaeka.wire import Chat, Media, Reply
 
 _STANDARD_KEY: Final = DeviceKey("가게봇", "a1b2c3d4e5f60718")
 
@@ -25,9 +25,10 @@ class FakeDevices:
     """
     Devices in a dict.
 
-    @ivar known: what each one is; change it at will.
-    @ivar entered: the facts with which each was entered last.
-    @ivar store_is_known: L{False}: nobody can say anything yet of those that are not known.
+    @ivar known: the approval of each device; change it at will.
+    @ivar entered: the facts with which each device was last entered.
+    @ivar last_heard: the time when each disconnected device was last heard.
+    @ivar store_is_known: L{False}: the approval of a device that is not known cannot be told yet.
     """
 
     def __init__(
@@ -36,28 +37,34 @@ class FakeDevices:
         listener: ApprovalListener | None = None,
     ) -> None:
         """
-        @param first: what a new device becomes.
-        @param listener: called at each operator's decision.
+        @param first: the approval of new devices.
+        @param listener: called when an operator decides.
         """
         self.known: dict[DeviceKey, Approval] = {}
         self.entered: dict[DeviceKey, DeviceFacts] = {}
+        self.last_heard: dict[DeviceKey, float] = {}
         self.store_is_known = True
         self._first = first
         self._listener = listener
 
     def approval(self, key: DeviceKey) -> Approval | None:
-        """What a device is, or L{None}."""
+        """Approval of a device; L{None}: it is not known."""
         return self.known.get(key)
 
     def enter(self, key: DeviceKey, facts: DeviceFacts) -> Approval | None:
-        """A device's signature held."""
+        """A device has authenticated."""
         if key not in self.known and not self.store_is_known:
             return None
         self.entered[key] = facts
         return self.known.setdefault(key, self._first)
 
+    def heard(self, key: DeviceKey, ended: float | None = None) -> None:
+        """A connected device was heard; C{ended}: when, and its connection has ended."""
+        if ended is not None:
+            self.last_heard[key] = ended
+
     def set_approval(self, key: DeviceKey, approval: Approval) -> "Deferred[None]":
-        """An operator's decision, in force at once."""
+        """Record an operator's decision, which is in force at once."""
         self.known[key] = approval
         if self._listener is not None:
             self._listener(key, approval)
@@ -68,29 +75,35 @@ class FakeRooms:
     """
     Rooms in a dict.
 
-    @ivar known: what each one is; change it at will.
-    @ivar heard: the device, name and kind with which each was heard last.
+    @ivar known: the approval of each room; change it at will.
+    @ivar heard: the device, name and kind with which each room was last heard.
+    @ivar answerable: the last report on each room.
     """
 
     def __init__(self, first: Approval = Approval.APPROVED) -> None:
-        """@param first: what a new room becomes."""
+        """@param first: the approval of new rooms."""
         self.known: dict[RoomKey, Approval] = {}
         self.heard: dict[RoomKey, tuple[DeviceKey, str, bool]] = {}
+        self.answerable: dict[RoomKey, bool] = {}
         self._first = first
 
     def enter(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
-        """Chat was heard in a room.  @return: whether it is to be answered."""
+        """A chat message came from a room.  @return: True if bots may answer it."""
         self.heard[key] = (device, name, is_group)
         return self.known.setdefault(key, self._first) is Approval.APPROVED
 
+    def reported(self, key: RoomKey, device: DeviceKey, ok: bool) -> None:
+        """The chat app of C{device} took a message for a room, or cannot answer there."""
+        self.answerable[key] = ok
+
     def set_approval(self, key: RoomKey, approval: Approval) -> "Deferred[None]":
-        """An operator's decision, in force at once."""
+        """Record an operator's decision, which is in force at once."""
         self.known[key] = approval
         return succeed(None)
 
 
 class FakeResumption(NamedTuple):
-    """What a session token was worth: the fresh one, or L{None}."""
+    """Result of showing a session token: a new token, or L{None}."""
 
     token: str | None
     key_id: str
@@ -98,10 +111,10 @@ class FakeResumption(NamedTuple):
 
 class FakeSessions:
     """
-    Session tokens in a dict, good for ever and for one use each.
+    Session tokens in a dict; each is valid until its successor has been shown.
 
-    @ivar live: whose each token is.
-    @ivar ended: the devices and tokens whose connections have ended, oldest first.
+    @ivar live: the device of each token.
+    @ivar ended: devices and tokens of the connections that have ended, oldest first.
     """
 
     def __init__(self) -> None:
@@ -111,7 +124,7 @@ class FakeSessions:
         self._made = 0
 
     def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
-        """A device proved itself: a token at once."""
+        """A device has authenticated: issue a token at once."""
         self._made += 1
         token = f"token-{self._made}"
         self.live[token] = key
@@ -121,12 +134,13 @@ class FakeSessions:
     def resume(
         self, token: object, key: DeviceKey, key_id: str | None = None
     ) -> "Deferred[Resumption]":
-        """A device showed a token: a fresh one at once, if it was its own."""
+        """A device shows a token: issue a new one at once, if the token is its own."""
         if not isinstance(token, str) or self.live.get(token) != key:
             return succeed(FakeResumption(None, ""))
-        del self.live[token]
-        gained_by = self._key_ids.pop(token)
-        by = gained_by if key_id is None else key_id
+        for other in [other for other, whose in self.live.items() if whose == key]:
+            if other != token:
+                del self.live[other]
+        by = self._key_ids[token] if key_id is None else key_id
         fresh = self.issue(key, by)
         resumed: Deferred[Resumption] = fresh.addCallback(lambda token: FakeResumption(token, by))
         return resumed
@@ -137,17 +151,12 @@ class FakeSessions:
 
 
 class FakeChatLog:
-    """
-    A chat log in a list.
-
-    @ivar lines: all that was appended, oldest first.
-    """
+    """A chat log in a list, oldest first."""
 
     def __init__(self) -> None:
         self.lines: list[ChatLine] = []
 
     def append(self, line: ChatLine) -> None:
-        """Keep C{line}."""
         self.lines.append(line)
 
 
@@ -155,8 +164,8 @@ class FakeOrigin:
     """
     A phone that bots answer.
 
-    @ivar answers: what was sent to it, oldest first.
-    @ivar done: the messages that owe no answer any more.
+    @ivar answers: all answers, oldest first.
+    @ivar done: the messages that need no further answer.
     """
 
     def __init__(
@@ -164,7 +173,7 @@ class FakeOrigin:
         key: DeviceKey = _STANDARD_KEY,
         description: Mapping[str, str] | None = None,
     ) -> None:
-        """@param description: what an operator is told of it."""
+        """@param description: the phone's description for operators."""
         self.answers: list[Reply] = []
         self.done: list[Chat] = []
         self._key = key
@@ -172,7 +181,7 @@ class FakeOrigin:
 
     @property
     def key(self) -> DeviceKey:
-        """Who it is."""
+        """The phone's device."""
         return self._key
 
     @property
@@ -186,32 +195,30 @@ class FakeOrigin:
         return [reply.content for reply in self.answers if isinstance(reply.content, Media)]
 
     def send(
-        self, reply: Reply, ttl: float | None = None, on_fate: FateListener | None = None
+        self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
     ) -> None:
-        """Keep C{reply}."""
         self.answers.append(reply)
 
     def message_done(self, chat: Chat) -> None:
-        """Keep C{chat}."""
         self.done.append(chat)
 
     def describe(self) -> Mapping[str, str]:
-        """What an operator may be told of it."""
+        """The phone's description for operators."""
         return self._description
 
 
 class FakeDispatcher:
     """
-    Bots in one function.
+    A single function in place of the bots.
 
     @ivar submitted: all messages with their phones, oldest first.
-    @ivar held: those that have not been answered yet.
+    @ivar held: those that are not answered yet.
     """
 
     def __init__(self, answer: Callable[[Chat], str | Media | None], hold: bool = False) -> None:
         """
-        @param answer: gives the reply to a message, or L{None}.
-        @param hold: whether messages wait for L{release}.
+        @param answer: returns the reply to a message, or L{None}.
+        @param hold: True if messages wait for L{release}.
         """
         self.submitted: list[tuple[Chat, Origin]] = []
         self.held: list[tuple[Chat, Origin]] = []

@@ -1,11 +1,12 @@
 """
 TCP without sockets: connections between protocols in one process, in virtual time.
 
-Unlike C{twisted.test.iosim} it holds back what a paused reader does not take, tells producers
-to pause, closes halves, and needs no pumping: everything moves by C{callLater(0)} on the clock
-handed in.
+Unlike C{twisted.test.iosim} it has back-pressure and half-closes, and needs no pumping: everything
+moves by C{callLater(0)} on the given clock.
 """
 
+import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -30,14 +31,16 @@ from zope.interface import implementer
 
 from domaeka.errors import DomaekaError
 
-#: What a kernel holds for a reader that does not read, in bytes: as C{socket.buffer_bytes}.
+#: Bytes that a kernel holds for a reader that does not read; as C{socket.buffer_bytes}.
 KERNEL_BYTES: Final = 65_536
-#: What a transport buffers before its producer is paused, in bytes, as Twisted's do.
+#: Where C{struct tcp_info} has segments in flight, and bytes acknowledged.  Source: linux/tcp.h.
+_TCP_INFO: Final = struct.Struct("=24xI92xQ104x")
+#: Bytes that a transport holds before it pauses its producer; as Twisted's transports.
 PRODUCER_BYTES: Final = 65_536
 
 
 class Scheduler(Protocol):
-    """The part of a reactor that keeps time."""
+    """The part of a reactor that schedules calls."""
 
     def seconds(self) -> float:
         """The time now."""
@@ -47,11 +50,7 @@ class Scheduler(Protocol):
 
 
 def run_clock(clock: Clock, seconds: float) -> None:
-    """
-    Advance C{clock} from call to call, so that each one sees the time for which it was set.
-
-    C{Clock.advance} shows the end of the time to all of them.
-    """
+    """Advance C{clock} from call to call, so that each sees its own time, unlike C{advance}."""
     end = clock.seconds() + seconds
     while True:
         calls: list[Any] = list(clock.getDelayedCalls())
@@ -64,17 +63,19 @@ def run_clock(clock: Clock, seconds: float) -> None:
 
 class _Cable:
     """
-    What both ends of a connection share: it may be cut after so many bytes.
+    Medium between the ends of a connection, which may be cut.
 
-    @ivar unaware: the end that does not notice when it is.
+    @ivar unaware: the end that does not notice it.
+    @ivar silent: true while nothing gets through either way, which neither end notices.
     """
 
     def __init__(self, length: int | None, unaware: "VirtualTransport | None" = None) -> None:
         self.left = length
         self.unaware = unaware
+        self.silent = False
 
-    def carry(self, length: int) -> int:
-        """@return: how many of C{length} bytes get through."""
+    def transmit(self, length: int) -> int:
+        """@return: the number of bytes, of C{length}, that get through."""
         if self.left is None:
             return length
         length = min(length, self.left)
@@ -86,31 +87,62 @@ class _Cable:
         return self.left == 0
 
 
+class VirtualSocket:
+    """
+    The socket of an end.
+
+    @ivar options: the options that were set, by level and number.
+    @ivar refuses: options that this kernel does not have.
+    """
+
+    def __init__(self, end: "VirtualTransport") -> None:
+        self._end = end
+        self.options: dict[tuple[int, int], int] = {}
+        self.refuses: set[int] = set()
+
+    def getsockopt(self, level: int, option: int, length: int) -> bytes:
+        """Only C{TCP_INFO} is there, and of it only what is acknowledged."""
+        if (level, option) != (socket.IPPROTO_TCP, socket.TCP_INFO):
+            raise OSError("no such option")
+        end = self._end
+        return _TCP_INFO.pack(bool(end.in_flight), end.acknowledged_bytes)[:length]
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Keep an option."""
+        if option in self.refuses:
+            raise OSError("no such option")
+        self.options[level, option] = value
+
+
 @implementer(ITransport, IConsumer, IPushProducer)
 class VirtualTransport:
     """
-    One end of a virtual connection.
+    An end of a virtual connection.
 
-    @ivar bytes_written: all that its protocol has written.
+    @ivar acknowledged_bytes: bytes that the peer's kernel has.
+    @ivar in_flight: bytes that the kernel has sent, and the peer's has not acknowledged.
     """
 
     def __init__(
         self, reactor: Scheduler, protocol: Any, host: IPv4Address, peer: IPv4Address
     ) -> None:
-        self.bytes_written = 0
+        self.bytes_written = 0  # by its protocol
+        self.acknowledged_bytes = 0
+        self.in_flight = bytearray()
+        self._socket = VirtualSocket(self)
         self._reactor = reactor
         self._protocol = protocol
         self._host = host
         self._peer_address = peer
-        self._peer: VirtualTransport = self  # until joined
+        self._peer: VirtualTransport = self  # until L{join}
         self._cable = _Cable(None)
         self._out = bytearray()  # written, not yet in the peer's kernel
         self._kernel = bytearray()  # arrived, not yet read
         self._paused = False
-        self._closing = False  # everything ends once all is out
+        self._closing = False  # lost once everything is sent
         self._closing_write = False
-        self._write_closed = False  # our FIN is out
-        self._peer_ended = False  # a FIN is behind what arrived
+        self._write_closed = False  # our FIN is sent
+        self._peer_ended = False  # a FIN follows what has arrived
         self._end_read = False
         self._reset: Exception | None = None
         self._lost = False
@@ -123,18 +155,34 @@ class VirtualTransport:
         self, peer: "VirtualTransport", length: int | None = None, unaware: bool = False
     ) -> None:
         """
-        Lay the line to the other end.
+        Connect to the other end.
 
-        @param length: after how many bytes, both ways together, it is cut, if it is.
-        @param unaware: whether this end does not notice that.
+        @param length: number of bytes, both directions together, after which the connection is
+            cut; L{None}: it is not.
+        @param unaware: True if this end does not notice the cut.
         """
         self._peer = peer
         peer._peer = self
         self._cable = peer._cable = _Cable(length, self if unaware else None)
 
+    def silence(self, silent: bool = True) -> None:
+        """Let nothing through either way, unnoticed; or again, with the bytes sent meanwhile."""
+        self._cable.silent = silent
+        for end in (self, self._peer):
+            if not silent:  # each kernel retransmits, whatever its process does
+                end._peer._kernel += end.in_flight
+                end.acknowledged_bytes += len(end.in_flight)
+                end.in_flight.clear()
+                end._peer._peer_ended |= end._write_closed
+            end._schedule()
+
+    def getHandle(self) -> VirtualSocket:
+        """The socket."""
+        return self._socket
+
     @property
     def dataBuffer(self) -> bytes:
-        """What the kernel has not taken, under the name that Twisted's transports have for it."""
+        """Bytes that the kernel has not taken; named as in Twisted's transports."""
         return bytes(self._out)
 
     @dataBuffer.setter
@@ -144,7 +192,6 @@ class VirtualTransport:
     # ITransport
 
     def write(self, data: bytes) -> None:
-        """Send C{data} once the peer's kernel has room."""
         if not isinstance(data, bytes):
             raise TypeError(f"bytes are needed, not {type(data).__name__}")
         if self._closing or self._closing_write or self._lost:
@@ -156,38 +203,36 @@ class VirtualTransport:
             self._producer.pauseProducing()
         self._schedule()
 
+    @property
+    def disconnecting(self) -> bool:
+        """True if it closes once everything is sent; named as in Twisted's transports."""
+        return self._closing
+
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Send all of C{data}."""
         self.write(b"".join(data))
 
     def loseConnection(self) -> None:
-        """Close once all is out."""
         self._closing = True
         self._schedule()
 
     def loseWriteConnection(self) -> None:
-        """Send a FIN once all is out."""
         self._closing_write = True
         self._schedule()
 
     def abortConnection(self) -> None:
-        """Close at once, with a reset."""
         if not self._lost:
             self._reset = ConnectionAborted()
             self._schedule()
 
     def getPeer(self) -> IPv4Address:
-        """The other end's address."""
         return self._peer_address
 
     def getHost(self) -> IPv4Address:
-        """This end's address."""
         return self._host
 
     # IConsumer
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let C{producer} be told when to pause."""
         if self._producer is not None:
             raise RuntimeError("there is a producer already")
         if self._lost:
@@ -200,7 +245,6 @@ class VirtualTransport:
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
-        """Forget the producer."""
         self._producer = None
         self._streaming = False
         self._schedule()
@@ -208,20 +252,17 @@ class VirtualTransport:
     # IPushProducer
 
     def pauseProducing(self) -> None:
-        """Read nothing."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Read again."""
         self._paused = False
         self._schedule()
         self._peer._schedule()
 
     def stopProducing(self) -> None:
-        """As L{loseConnection}."""
         self.loseConnection()
 
-    # What moves
+    # Movement of bytes
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -240,7 +281,7 @@ class VirtualTransport:
 
     def _read(self) -> None:
         if self._paused or self._closing:
-            return  # what closes does not read on: as in Twisted
+            return  # as in Twisted, a transport that closes does not read
         if self._kernel:
             data = bytes(self._kernel)
             self._kernel.clear()
@@ -262,19 +303,23 @@ class VirtualTransport:
         cable = self._cable
         if cable.is_cut and cable.unaware is self:
             return
-        if peer._lost:
-            if self._out:  # the other kernel answers with a reset
+        if peer._lost and not cable.silent:
+            if self._out:  # the other kernel responds with a reset
                 self._lose(ConnectionLost())
             elif self._closing:
                 self._lose(ConnectionDone())
             return
-        room = KERNEL_BYTES - len(peer._kernel)
+        room = KERNEL_BYTES - len(self.in_flight if cable.silent else peer._kernel)
         if self._out and room > 0:
-            count = cable.carry(min(room, len(self._out)))
-            peer._kernel += self._out[:count]
+            count = cable.transmit(min(room, len(self._out)))
+            if cable.silent:
+                self.in_flight += self._out[:count]
+            else:
+                peer._kernel += self._out[:count]
+                self.acknowledged_bytes += count
             del self._out[:count]
             peer._schedule()
-            if cable.is_cut:  # what has arrived can still be read
+            if cable.is_cut:  # bytes that have arrived can still be read
                 for end in (self, peer):
                     if end is not cable.unaware:
                         end._reset = ConnectionLost()
@@ -286,7 +331,8 @@ class VirtualTransport:
             return
         if (self._closing or self._closing_write) and not self._write_closed:
             self._write_closed = True
-            peer._peer_ended = True
+            if not cable.silent:
+                peer._peer_ended = True
             peer._schedule()
             if not self._closing and IHalfCloseableProtocol.providedBy(self._protocol):
                 self._protocol.writeConnectionLost()
@@ -306,12 +352,12 @@ class VirtualTransport:
         if self._producer is not None:
             self._producer.stopProducing()
             self._producer = None
-        if not (self._cable.is_cut and self._cable.unaware is peer):
-            if isinstance(reason, ConnectionAborted) or self._kernel:  # unread data: a reset too
+        if not (self._cable.is_cut and self._cable.unaware is peer) and not self._cable.silent:
+            if isinstance(reason, ConnectionAborted) or self._kernel:  # unread bytes: a reset
                 peer._reset = ConnectionLost()
             peer._peer_ended = True
             peer._schedule()
-        # What was not taken is still to be seen, as in Twisted.
+        # The protocol can still see the unsent bytes, as in Twisted.
         self._protocol.connectionLost(Failure(reason))  # type: ignore[no-untyped-call]
         self._out.clear()
 
@@ -319,17 +365,17 @@ class VirtualTransport:
 @implementer(IStreamClientEndpoint)
 class VirtualServer:
     """
-    A listening port without a socket; itself the endpoint by which clients connect.
+    A listening port without a socket; it is also the endpoint to which clients connect.
 
-    @ivar open: whether it takes connections; refused else.
+    @ivar open: True if connections are accepted.
     @ivar accepted: the server's transport of each connection, oldest first.
-    @ivar cuts: after how many bytes, both ways together, each new connection is cut; those beyond
-        its end are not.
-    @ivar unaware: whether the server does not notice cuts, as when a phone loses its network.
+    @ivar cuts: for each new connection, the number of bytes, both directions together, after which
+        it is cut; once exhausted, connections are not cut.
+    @ivar unaware: True if the server does not notice cuts, as when a phone loses its network.
     """
 
     def __init__(self, reactor: Scheduler, factory: Any, client_host: str = "192.0.2.1") -> None:
-        """@param client_host: the address from which clients seem to come."""
+        """@param client_host: the address of clients."""
         self.open = True
         self.accepted: list[VirtualTransport] = []
         self.cuts: Iterator[int] = iter(())

@@ -1,92 +1,62 @@
-"""
-A stand-in phone: L{BridgeScript} with a reactor, sockets and the habit of coming back.
-"""
+"""A test double of a phone: L{BridgeScript} with a reactor and sockets; it reconnects."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from domaeka.errors import DomaekaError
-from domaeka.phonewire import Identity, Said
 from domaeka.policies.auth import Signer
 from domaeka.testing.network import Scheduler
-from domaeka.testing.script import SCRIPTS, BridgeScript, PhoneRecord, ScriptVersion, Shown
+from domaeka.testing.script import SCRIPTS, BridgeScript, PhoneRecord, ScriptVersion, SentMessage
+from domaeka.wire import Identity, Said
 
-#: The phone of the samples.
+#: The phone in the examples.
 STANDARD_IDENTITY: Final = Identity(
     bot_name="가게봇",
     device_id="a1b2c3d4e5f60718",
+    client_type="MessengerBotR",
     mac_address="02:00:00:00:00:00",
     ip_address="192.168.0.13",
     device_info="samsung SM-G991N (Android 13, API 33)",
 )
-#: How long a phone stays away from a lost connection, and at most from a closed port, in
-#: seconds.  Source: docs/protocol.md, "Old phones".
-COMEBACK_SECONDS: Final = 4.0
-MAX_COMEBACK_SECONDS: Final = 60.0
-#: How long the old run of a reloaded script lives on, in seconds.  Source: docs/protocol.md,
+#: Delay of a reconnection, and its maximum while connecting fails, in seconds.  Source:
+#: docs/protocol.md, "Old phones".
+RECONNECT_SECONDS: Final = 4.0
+MAX_RECONNECT_SECONDS: Final = 60.0
+#: Time for which the old run of a reloaded script goes on, in seconds.  Source: docs/protocol.md,
 #: "Handshake".
 RELOAD_OVERLAP_SECONDS: Final = 4.0
 
 
-class Comeback:
-    """Where a phone connects next, and after how long."""
+class Reconnection:
+    """Choice of the next server, and of the delay before it is tried."""
 
     def __init__(self, servers: int) -> None:
-        """@param servers: how many there are in its list."""
+        """@param servers: the length of the phone's list of servers."""
         self.server = 0
         self._servers = servers
         self._tries = 0
 
-    def took(self) -> None:
-        """A TCP connection was made: the count starts anew."""
+    def connected(self) -> None:
+        """A TCP connection is made: the delays start again."""
         self._tries = 0
 
     def failed(self) -> None:
-        """Connecting failed: the next server's turn."""
+        """Connecting failed: the next server follows."""
         self.server = (self.server + 1) % self._servers
 
     def delay(self) -> float:
-        """How long to wait before the next try, in seconds: 4, 8, 16, 32, 60, 60 …"""
-        delay = min(COMEBACK_SECONDS * (1 << self._tries), MAX_COMEBACK_SECONDS)
+        """The delay before the next attempt, in seconds: 4, 8, 16, 32, 60, 60 …"""
+        delay = min(RECONNECT_SECONDS * (1 << self._tries), MAX_RECONNECT_SECONDS)
         self._tries = min(self._tries + 1, 10)
         return delay
 
 
-class _PhoneProtocol(Protocol):
-    def __init__(self, run: "_Run") -> None:
-        self._run = run
-
-    # IProtocol
-
-    def connectionMade(self) -> None:
-        self._run.connection_made(self.transport)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._run.data_received(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._run.connection_lost()
-
-
-class _PhoneFactory(Factory):
-    noisy = False
-
-    def __init__(self, run: "_Run") -> None:
-        self._run = run
-
-    # IProtocolFactory
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        return _PhoneProtocol(self._run)
-
-
-class _Run:
-    """One run of the script with its socket."""
+class _Run(Protocol):
+    """A run of the script: the protocol of its connections, which follow each other."""
 
     def __init__(
         self,
@@ -97,36 +67,37 @@ class _Run:
         changed: Callable[[], None],
     ) -> None:
         self.script = script
-        self.ended: Deferred[None] = Deferred()  # fires once it is over for good
+        self.ended: Deferred[None] = Deferred()  # fires once the run has ended
         self._reactor = reactor
         self._servers = servers
         self._scale = reconnect_scale
         self._changed = changed
-        self._comeback = Comeback(len(servers))
-        self._factory = _PhoneFactory(self)
+        self._reconnection = Reconnection(len(servers))
+        self._factory = Factory.forProtocol(lambda: self)
+        self._factory.noisy = False
         self._stopped = False
         self._paused = False
-        self._lost = False  # until the script knows it, which may be deaf
+        self._lost = False  # until the script knows it, which may be blocked
         self._attempt: Deferred[Any] | None = None
         self._transport: Any = None
-        self._comeback_call: Any = None
+        self._reconnect_call: Any = None
         self._wake_call: Any = None
         self._retire_call: Any = None
 
     def connect(self) -> None:
-        """Try the server whose turn it is."""
-        self._comeback_call = None
-        self._attempt = attempt = self._servers[self._comeback.server].connect(self._factory)
+        """Try the current server of the list."""
+        self._reconnect_call = None
+        self._attempt = attempt = self._servers[self._reconnection.server].connect(self._factory)
         attempt.addErrback(self._connect_failed)
 
     def retire(self) -> None:
-        """A newer run has begun: end a little later."""
+        """A newer run has begun: end after L{RELOAD_OVERLAP_SECONDS}."""
         self._retire_call = self._reactor.callLater(RELOAD_OVERLAP_SECONDS * self._scale, self.stop)
 
     def stop(self) -> None:
-        """End for good."""
+        """End the run."""
         self._stopped = True
-        for call in (self._comeback_call, self._wake_call, self._retire_call):
+        for call in (self._reconnect_call, self._wake_call, self._retire_call):
             if call is not None and call.active():
                 call.cancel()
         if self._transport is not None:
@@ -137,18 +108,18 @@ class _Run:
         self._finish()
 
     def drop(self) -> None:
-        """Break the connection as a lost network does, without a word."""
+        """Break the connection without notice, as a lost network does."""
         if self._transport is not None:
             self._transport.abortConnection()
 
     def write(self, data: bytes) -> None:
-        """Send bytes of which the script knows nothing."""
+        """Send bytes that do not come from the script."""
         if self._transport is None:
             raise DomaekaError("not connected")
         self._transport.write(data)
 
-    def carry(self) -> None:
-        """Do what the script has come to."""
+    def apply_script(self) -> None:
+        """Carry out what the script has decided."""
         script = self.script
         output = script.take_output()
         transport = self._transport
@@ -157,30 +128,30 @@ class _Run:
                 transport.write(output)
             if script.closing:
                 transport.loseConnection()
-        if script.deaf_until is not None:
-            self._sleep(script.deaf_until)
+        if script.blocked_until is not None:
+            self._sleep(script.blocked_until)
         elif self._lost and not script.online:
             self._lost = False
-            self._stay_away()
+            self._schedule_reconnect()
         self._changed()
 
-    # What happens to it
+    # IProtocol
 
-    def connection_made(self, transport: Any) -> None:
+    def connectionMade(self) -> None:
         self._attempt = None
-        self._transport = transport
+        self._transport = self.transport
         if self._stopped:
-            transport.loseConnection()
+            self._transport.loseConnection()
             return
-        self._comeback.took()
+        self._reconnection.connected()
         self.script.connection_made()
-        self.carry()
+        self.apply_script()
 
-    def data_received(self, data: bytes) -> None:
+    def dataReceived(self, data: bytes) -> None:
         self.script.bytes_received(data)
-        self.carry()
+        self.apply_script()
 
-    def connection_lost(self) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._transport = None
         self._paused = False
         if self._stopped:
@@ -188,18 +159,18 @@ class _Run:
             return
         self._lost = True
         self.script.connection_lost()
-        self.carry()
+        self.apply_script()
 
     def _connect_failed(self, failure: Failure) -> None:
         self._attempt = None
         if not self._stopped:
-            self._comeback.failed()
-            self._stay_away()
+            self._reconnection.failed()
+            self._schedule_reconnect()
             self._changed()
 
-    def _stay_away(self) -> None:
-        delay = self._comeback.delay() * self._scale
-        self._comeback_call = self._reactor.callLater(delay, self.connect)
+    def _schedule_reconnect(self) -> None:
+        delay = self._reconnection.delay() * self._scale
+        self._reconnect_call = self._reactor.callLater(delay, self.connect)
 
     def _sleep(self, until: float) -> None:
         if self._stopped:
@@ -216,11 +187,11 @@ class _Run:
     def _wake(self) -> None:
         self._wake_call = None
         self.script.wake()
-        if self._paused and self.script.deaf_until is None and not self.script.closing:
+        if self._paused and self.script.blocked_until is None and not self.script.closing:
             self._paused = False
             if self._transport is not None:
                 self._transport.resumeProducing()
-        self.carry()
+        self.apply_script()
 
     def _finish(self) -> None:
         if not self.ended.called:
@@ -229,10 +200,8 @@ class _Run:
 
 class FakePhone:
     """
-    A phone in the field: a bridge script that nobody updates, on a device that comes and goes.
-
-    Works with any reactor and endpoints handed in: real ones, or a C{Clock} and a
-    L{VirtualServer<domaeka.testing.VirtualServer>}.
+    A phone in the field: an old bridge script on a device whose connection breaks.  It works with
+    any reactor and endpoints: real ones, or a C{Clock} and a L{domaeka.testing.VirtualServer}.
     """
 
     def __init__(
@@ -248,21 +217,19 @@ class FakePhone:
         reconnect_scale: float = 1.0,
     ) -> None:
         """
-        @param servers: the endpoints to which it connects, in the order of its list.
-        @param secret_key: with C{salt}, the secrets pasted into its script; L{None}: it does not
-            sign.
+        @param servers: the endpoints in the phone's list, in order.
+        @param secret_key: with C{salt}, the secrets in its script; L{None}: it does not sign.
         @param script: a key of L{SCRIPTS}, or a version of your own.
-        @param identity: who it says it is; the version is the script's.
-        @param clock_offset: how much its clock is fast, in seconds.
-        @param reconnect_scale: what its times away are multiplied by: below 1 for tests in a
-            hurry.
+        @param identity: the phone's identity; its version is that of the script.
+        @param clock_offset: time by which its clock is fast, in seconds.
+        @param reconnect_scale: factor for its delays: below 1 for fast tests.
         """
         self.identity = identity
         self.script = SCRIPTS[script] if isinstance(script, str) else script
         self.record = PhoneRecord()
         self._sign: Callable[[str], str] | None = None
         if secret_key is not None:
-            # What checks is of no use here, so neither are the window and the clock.
+            # Signing needs neither the window nor the clock.
             self._sign = Signer([secret_key], salt, 0.0, reactor.seconds).sign
         self._reactor = reactor
         self._servers = servers
@@ -274,37 +241,37 @@ class FakePhone:
 
     @property
     def online(self) -> bool:
-        """Whether the script believes that it is connected."""
+        """True if the script believes that it is connected."""
         return self._run.script.online
 
     @property
-    def replies(self) -> list[Shown]:
-        """What it sent into rooms."""
+    def replies(self) -> list[SentMessage]:
+        """Messages that it sent into rooms."""
         return self.record.replies
 
     def texts(self, room: str | None = None) -> list[str]:
-        """The texts that it sent into rooms, or into one of them."""
+        """Texts that it sent into rooms, or into one room."""
         return [
             reply.text
             for reply in self.record.replies
             if reply.text is not None and room in (None, reply.room)
         ]
 
-    # Its life
+    # Start and stop
 
     def start(self) -> None:
         """Start the script: it connects at once."""
         self._run.connect()
 
     def stop(self) -> Deferred[None]:
-        """End for good.  Fires when all its sockets are closed."""
+        """End all runs.  Fires when all sockets are closed."""
         runs = [self._run, *self._old_runs]
         for run in runs:
             run.stop()
         return gatherResults([run.ended for run in runs]).addCallback(lambda _: None)
 
     def reload(self) -> None:
-        """Reload the script: the new run connects at once, the old one dies 4.0 s later."""
+        """Reload the script: the new run connects at once, the old one ends 4.0 s later."""
         self._old_runs = [run for run in self._old_runs if not run.ended.called]
         self._old_runs.append(self._run)
         self._run.retire()
@@ -312,23 +279,19 @@ class FakePhone:
         self._run.connect()
 
     def drop(self) -> None:
-        """Lose the network: the connection breaks, and the phone is back after 4.0 s."""
+        """Lose the network: the connection breaks, and the phone reconnects after 4.0 s."""
         self._run.drop()
 
-    def deafen(self, seconds: float) -> None:
-        """
-        Read nothing for some seconds, as in doze.
-
-        What is said meanwhile goes out, behind the end of the server's side too.
-        """
-        self._run.script.deafen(seconds)
-        self._run.carry()
+    def block(self, seconds: float) -> None:
+        """Read nothing for some seconds, as in doze; what is said meanwhile is still sent."""
+        self._run.script.block(seconds)
+        self._run.apply_script()
 
     def set_clock(self, offset: float) -> None:
-        """Set its clock: C{offset} seconds fast."""
+        """Set its clock C{offset} seconds fast."""
         self._clock_offset = self._run.script.clock_offset = offset
 
-    # What it says
+    # Chat
 
     def say(
         self,
@@ -342,11 +305,7 @@ class FakePhone:
         is_mention: bool = False,
         log_id: str | None = None,
     ) -> None:
-        """
-        Somebody writes in a room: it is sent, or queued while offline.
-
-        @param log_id: by default one that no other message of this run has.
-        """
+        """Send a message from a room, or queue it while offline; C{log_id} is unique by default."""
         said = Said(
             room=room,
             sender=sender,
@@ -358,53 +317,40 @@ class FakePhone:
             user_hash=user_hash,
         )
         self._run.script.say(said)
-        self._run.carry()
+        self._run.apply_script()
 
     def repeat(self) -> None:
-        """Send the last chat again, byte for byte the same."""
+        """Send the last chat message again, with the same bytes."""
         self._run.script.repeat()
-        self._run.carry()
+        self._run.apply_script()
 
     def fail_writes(self, count: int = 1, delivered: bool = True) -> None:
-        """
-        Let the next lines fail: the script hangs up and keeps them for the next connection.
-
-        @param count: how many lines, one a connection.
-        @param delivered: whether the bytes reach the server nevertheless.
-        """
+        """Let the next lines fail: see L{BridgeScript.fail_writes}."""
         self._run.script.fail_writes(count, delivered)
 
     def write(self, data: bytes) -> None:
-        """
-        Send bytes that no script would.
-
-        @raise DomaekaError: not connected.
-        """
+        """Send bytes that no script sends.  @raise DomaekaError: the phone is not connected."""
         self._run.write(data)
 
-    # What became of it
+    # Waiting
 
     def when(self, condition: Callable[[], bool]) -> Deferred[None]:
-        """Fires when C{condition} holds; it is asked again after whatever happens to the phone."""
+        """Fires once C{condition} holds; it is checked after everything that happens."""
         if condition():
             return succeed(None)
         fired: Deferred[None] = Deferred(self._forget_waiting)
         self._waiting.append((condition, fired))
         return fired
 
-    def when_replies(self, count: int) -> Deferred[list[Shown]]:
+    def when_replies(self, count: int) -> Deferred[list[SentMessage]]:
         """Fires with all replies when there are C{count} or more."""
         replies = self.record.replies
         return self.when(lambda: len(replies) >= count).addCallback(lambda _: list(replies))
 
     def expect(self, *texts: str) -> Deferred[None]:
-        """
-        Wait for as many replies as there are C{texts}.
+        """Fires once there are as many replies as C{texts}; fails unless they equal C{texts}."""
 
-        The Deferred fails with C{AssertionError} unless they are exactly these, in this order.
-        """
-
-        def compare(replies: list[Shown]) -> None:
+        def compare(replies: list[SentMessage]) -> None:
             shown = [reply.text for reply in replies]
             if shown != list(texts):
                 raise AssertionError(f"expected {list(texts)!r:.2000}, got {shown!r:.2000}")
@@ -420,9 +366,9 @@ class FakePhone:
             self._reactor.seconds,
             self._clock_offset,
         )
-        return _Run(self._reactor, self._servers, script, self._scale, self._look_again)
+        return _Run(self._reactor, self._servers, script, self._scale, self._check_waiting)
 
-    def _look_again(self) -> None:
+    def _check_waiting(self) -> None:
         if not self._waiting:
             return
         met: list[tuple[Callable[[], bool], Deferred[None]]] = []

@@ -1,8 +1,7 @@
 """
-What a bridge script on a phone does: bytes in, bytes out, the clock handed in.
+Behaviour of a bridge script on a phone: bytes in, bytes out, the clock given.
 
-The versions in the field, quirks included, as docs/protocol.md tells of them.  L{BridgeScript} is
-one run of one script; L{domaeka.testing.FakePhone} gives it sockets and a reactor.
+The versions in the field, with their quirks.  Source: docs/protocol.md, "Old phones".
 """
 
 import binascii
@@ -15,17 +14,19 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from domaeka.errors import DomaekaError
-from domaeka.messages import (
+from domaeka.wire import (
     MEDIA_DEFAULT_WAIT_SECONDS,
     MEDIA_SETTLE_SECONDS,
     Dialect,
+    Identity,
     Monitoring,
+    PhoneWriter,
+    Said,
 )
-from domaeka.phonewire import Identity, PhoneWriter, Said
 
-#: Most queued lines that go out on one connection.  Source: docs/protocol.md, "Handshake".
+#: Most queued lines that are sent on one connection.  Source: docs/protocol.md, "Handshake".
 LINES_A_CONNECTION: Final = 10
-#: How long a line waits in the queue, in seconds.  Source: docs/protocol.md, "Handshake".
+#: Time that a line waits in the queue, in seconds.  Source: docs/protocol.md, "Handshake".
 QUEUE_SECONDS: Final = 30.0
 #: Longest line that is read, in bytes: more than any phone has memory for.
 MAX_LINE_BYTES: Final = 256 * 1024 * 1024
@@ -33,27 +34,27 @@ MAX_LINE_BYTES: Final = 256 * 1024 * 1024
 _DIGITS: Final = re.compile(r"-?[0-9]+\Z", re.ASCII)
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _MEDIA_TYPES: Final = ("image", "audio", "video", "document")
-#: Such as the chat app gives its messages: beyond a double's precision.
+#: A log id of the usual size, which a double cannot represent exactly.
 _FIRST_LOG_ID: Final = 3_412_345_678_901_234_567
-#: Above this a number of JavaScript is not exact.
+#: Bound below which a number of JavaScript is exact.
 _EXACT_BELOW: Final = 2**53
 
 
 class ScriptVersion(msgspec.Struct, frozen=True, kw_only=True):
     """
-    In what the scripts differ.
+    Differences between the scripts.
 
-    @ivar version: what it says in its handshake.
-    @ivar bare_handshake: whether that is without C{event}.
+    @ivar version: the version in its handshake.
+    @ivar bare_handshake: True if its handshake has no C{event}.
     @ivar pong_event: the event of its answer to a ping.
-    @ivar heeds_refusal: whether it closes at C{success:false}.
-    @ivar heeds_wait_time: whether it reads C{media_wait_time}.
+    @ivar heeds_refusal: True if it closes at C{success:false}.
+    @ivar heeds_wait_time: True if it reads C{media_wait_time}.
     """
 
     version: str
-    dialect: Dialect
-    bare_handshake: bool
-    pong_event: Literal["ping", "pong"]
+    dialect: Dialect = Dialect.V33
+    bare_handshake: bool = False
+    pong_event: Literal["ping", "pong"] = "pong"
     heeds_refusal: bool = True
     heeds_wait_time: bool = True
 
@@ -71,47 +72,41 @@ SCRIPTS: Final[Mapping[str, ScriptVersion]] = {
     "3.2.1": ScriptVersion(
         version="3.2.1", dialect=Dialect.V32, bare_handshake=True, pong_event="ping"
     ),
-    "3.3.2": ScriptVersion(
-        version="3.3.2", dialect=Dialect.V33, bare_handshake=False, pong_event="pong"
-    ),
-    "3.3.2 bare": ScriptVersion(
-        version="3.3.2", dialect=Dialect.V33, bare_handshake=True, pong_event="ping"
-    ),
-    "3.3.3": ScriptVersion(
-        version="3.3.3", dialect=Dialect.V33, bare_handshake=False, pong_event="pong"
-    ),
+    "3.3.2": ScriptVersion(version="3.3.2"),
+    "3.3.2 bare": ScriptVersion(version="3.3.2", bare_handshake=True, pong_event="ping"),
+    "3.3.3": ScriptVersion(version="3.3.3"),
 }
 
 
-class Picture(NamedTuple):
+class SentFile(NamedTuple):
     """
-    One file that a phone sent into a room.
+    A file that a phone sent into a room.
 
     @ivar content: its bytes, or the address that it was fetched from.
-    @ivar extension: what the phone saved it as.
+    @ivar extension: the extension of its name on the phone.
     """
 
     content: bytes | str
     extension: str
 
 
-class Shown(msgspec.Struct, frozen=True):
+class SentMessage(msgspec.Struct, frozen=True):
     """
-    What a phone sent into a room: a text, or files.
+    A message that a phone sent into a room: a text, or files.
 
-    @ivar channel_id: the room, after what the phone's numbers have done to it; L{None}: found
+    @ivar channel_id: the room's id, with the phone's loss of precision; L{None}: the room was found
         by its name.
-    @ivar time: when, by the clock handed in.
-    @ivar deaf_seconds: how long the phone reads nothing because of it.
+    @ivar time: time of sending, by the given clock.
+    @ivar blocked_seconds: time for which the phone reads nothing because of it.
     """
 
     room: str
     channel_id: str | None
     text: str | None
-    media: tuple[Picture, ...]
+    media: tuple[SentFile, ...]
     event: str
     time: float
-    deaf_seconds: float = 0.0
+    blocked_seconds: float = 0.0
 
     @property
     def contents(self) -> list[bytes | str]:
@@ -120,7 +115,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Dropped(NamedTuple):
-    """A line of which the phone made nothing, and why."""
+    """A line that the phone ignores, and the reason."""
 
     line: bytes
     why: str
@@ -128,19 +123,19 @@ class Dropped(NamedTuple):
 
 class PhoneRecord:
     """
-    All that a phone has received, oldest first.  Grows until L{forget}.
+    Everything that a phone has received, oldest first.  Grows until L{forget}.
 
-    @ivar replies: what it sent into rooms.
+    @ivar replies: messages that it sent into rooms.
     @ivar pings: the C{data} of each ping that it answered.
     @ivar greetings: the C{data} of each C{handshakeComplete}.
     @ivar errors: code and text of each C{error}; a phone only logs them.
-    @ivar notices: event and C{data} of all other events that a phone logs and drops.
-    @ivar dropped: lines that it made nothing of.
-    @ivar connects: when each TCP connection was made.
+    @ivar notices: event and C{data} of all other events, which a phone logs and drops.
+    @ivar dropped: lines that it ignored.
+    @ivar connects: the time of each TCP connection.
     """
 
     def __init__(self) -> None:
-        self.replies: list[Shown] = []
+        self.replies: list[SentMessage] = []
         self.pings: list[dict[str, Any]] = []
         self.greetings: list[dict[str, Any]] = []
         self.errors: list[tuple[str, str]] = []
@@ -154,7 +149,7 @@ class PhoneRecord:
             entries.clear()
 
 
-class JavaLines:
+class JavaLineReader:
     """Cut bytes into lines as Java's C{BufferedReader.readLine} does."""
 
     def __init__(self) -> None:
@@ -185,14 +180,14 @@ class JavaLines:
         return line
 
     def take_rest(self) -> bytes:
-        """What the stream ended with: a line too, unless empty."""
+        """Rest of the stream: its last line, unless empty."""
         rest = bytes(self._pending)
         self._pending.clear()
         self._searched = 0
         return rest
 
     def __len__(self) -> int:
-        """How many bytes wait."""
+        """Number of bytes held."""
         return len(self._pending)
 
 
@@ -202,15 +197,19 @@ class _Queued(NamedTuple):
 
 
 class _Ignored(DomaekaError):
-    """The phone makes nothing of a line."""
+    """The phone ignores a line."""
 
 
 class BridgeScript:
     """
     One run of a bridge script.
 
-    After each call, write what L{take_output} gives, hang up if L{closing}, and call L{wake} at
-    L{deaf_until}, until when nothing more needs to be read from the socket.
+    After each call, write L{take_output}, hang up if L{closing}, and call L{wake} at
+    L{blocked_until}; until then the socket need not be read.
+
+    @ivar online: True if the script believes that it is connected: while blocked, it notices the
+        end late.
+    @ivar closing: True if the script is to hang up.
     """
 
     def __init__(
@@ -223,17 +222,17 @@ class BridgeScript:
         clock_offset: float = 0.0,
     ) -> None:
         """
-        @param identity: of the phone; the version is that of C{version}.
-        @param sign: the signature of a text to which the salt is yet to be added; L{None}: nothing
-            is signed.
-        @param record: where everything received is entered.
+        @param identity: of the phone; the version is that of C{version}, and the client type the
+            app's.
+        @param sign: sign a text, to which it adds the salt; L{None}: nothing is signed.
+        @param record: everything received is recorded there.
         @param seconds: the time now, in seconds since 1970.
-        @param clock_offset: how much the phone's clock is fast, in seconds.
+        @param clock_offset: time by which the phone's clock is fast, in seconds.
         """
         self.clock_offset = clock_offset
         self._version = version
         self._writer = PhoneWriter(
-            msgspec.structs.replace(identity, version=version.version),
+            msgspec.structs.replace(identity, version=version.version, client_type="MessengerBotR"),
             sign,
             lambda: seconds() + self.clock_offset,
         )
@@ -241,51 +240,41 @@ class BridgeScript:
         self._seconds = seconds
         self._queue: deque[_Queued] = deque()  # lines wait QUEUE_SECONDS at most
         self._output: list[bytes] = []
-        self._lines = JavaLines()
-        self._connected = False
+        self._lines = JavaLineReader()
+        self.online = False
         self._socket_open = False
-        self._closing = False
-        self._deaf_until: float | None = None
+        self.closing = False
+        self._blocked_until: float | None = None
         self._failing_writes = 0
         self._failing_delivers = True
         self._last_line: bytes | None = None
         self._said = 0
 
-    # What the script has come to
+    # State
 
     @property
-    def online(self) -> bool:
-        """Whether the script believes that it is connected: deaf, it learns late that it is not."""
-        return self._connected
-
-    @property
-    def closing(self) -> bool:
-        """Whether the script hangs up."""
-        return self._closing
-
-    @property
-    def deaf_until(self) -> float | None:
-        """Until when it reads nothing, or L{None} while it reads."""
-        return self._deaf_until
+    def blocked_until(self) -> float | None:
+        """Time until which it reads nothing; L{None} while it reads."""
+        return self._blocked_until
 
     def take_output(self) -> bytes:
-        """What it has written since the last call."""
+        """Bytes written since the last call."""
         output = b"".join(self._output)
         self._output.clear()
         return output
 
-    # What happens to it
+    # From the connection
 
     def connection_made(self) -> None:
-        """It has connected: handshake and queue go out in the order of its version."""
-        self._connected = self._socket_open = True
-        self._closing = False
-        self._lines = JavaLines()
+        """A connection is made: send handshake and queue in the order of its version."""
+        self.online = self._socket_open = True
+        self.closing = False
+        self._lines = JavaLineReader()
         self._record.connects.append(self._seconds())
         if self._version.dialect is Dialect.V32:
             self._output.append(self._handshake())
             failed = self._flush_queue()
-            self._queue.clear()  # 3.2: the rest never comes
+            self._queue.clear()  # 3.2 forgets the rest
             if failed is not None:
                 self._queue.append(failed)
         else:
@@ -293,31 +282,31 @@ class BridgeScript:
             self._flush_queue()
 
     def bytes_received(self, data: bytes) -> None:
-        """Bytes have come.  What cannot be read yet is kept."""
+        """Bytes were received.  Those that cannot be read yet are held."""
         self._lines.feed(data)
         if len(self._lines) > MAX_LINE_BYTES:
             self._record.dropped.append(Dropped(self._lines.take_rest()[:1000], "endless line"))
-            self._closing = True
+            self.closing = True
         self._read()
 
     def connection_lost(self) -> None:
-        """The socket has ended; a deaf phone reads what is left first."""
+        """The socket has ended; a blocked phone first reads what is held."""
         self._socket_open = False
         self._read()
 
     def wake(self) -> None:
-        """The time of C{deaf_until} has come: read on."""
-        self._deaf_until = None
+        """Go on reading: the time of C{blocked_until} has come."""
+        self._blocked_until = None
         self._read()
 
-    def deafen(self, seconds: float) -> None:
-        """Read nothing for a time, as in doze, on top of what is sending."""
-        self._deaf_until = max(self._deaf_until or 0.0, self._seconds() + seconds)
+    def block(self, seconds: float) -> None:
+        """Read nothing for some seconds, as in doze, in addition to the wait for media."""
+        self._blocked_until = max(self._blocked_until or 0.0, self._seconds() + seconds)
 
-    # What it says
+    # Chat
 
     def say(self, said: Said) -> None:
-        """Somebody wrote something: write it to the socket, or queue it while offline."""
+        """Somebody wrote a message: write it to the socket, or queue it while offline."""
         if said.log_id is None:
             log_id = str(_FIRST_LOG_ID + self._said)
             said = msgspec.structs.replace(said, log_id=log_id)
@@ -325,7 +314,7 @@ class BridgeScript:
         self._send(self._writer.chat(said, self._version.dialect))
 
     def repeat(self) -> None:
-        """Send the last line of chat again, byte for byte the same."""
+        """Send the last line of chat again, with the same bytes."""
         if self._last_line is None:
             raise DomaekaError("nothing was said yet")
         self._send(self._last_line)
@@ -334,34 +323,34 @@ class BridgeScript:
         """
         Let the next lines fail: the script hangs up and keeps them for the next connection.
 
-        @param count: how many lines, one a connection.
-        @param delivered: whether the bytes reach the server nevertheless.
+        @param count: number of lines, one on each connection.
+        @param delivered: True if the server receives the bytes all the same.
         """
         self._failing_writes = count
         self._failing_delivers = delivered
 
     def _send(self, line: bytes) -> None:
         self._last_line = line
-        if self._connected:
+        if self.online:
             self._write(line)
         else:
             self._queue.append(_Queued(line, self._seconds()))
 
     def _write(self, line: bytes) -> bool:
-        """@return: whether it went well, as the script sees it."""
-        if self._socket_open and not self._closing:
+        """@return: True if the script believes that it succeeded."""
+        if self._socket_open and not self.closing:
             if not self._failing_writes:
                 self._output.append(line)
                 return True
             self._failing_writes -= 1
             if self._failing_delivers:
                 self._output.append(line)
-            self._closing = True
+            self.closing = True
         self._queue.append(_Queued(line, self._seconds()))
         return False
 
     def _flush_queue(self) -> _Queued | None:
-        """@return: the line whose write failed, if one did: it waits again."""
+        """@return: the line whose write failed and which waits again, if there is one."""
         oldest = self._seconds() - QUEUE_SECONDS
         sent = 0
         while self._queue and sent < LINES_A_CONNECTION:
@@ -376,10 +365,10 @@ class BridgeScript:
     def _handshake(self) -> bytes:
         return self._writer.handshake(bare=self._version.bare_handshake)
 
-    # What it reads
+    # Reading
 
     def _read(self) -> None:
-        while self._connected and not self._closing and self._deaf_until is None:
+        while self.online and not self.closing and self._blocked_until is None:
             line = self._lines.next_line()
             if line is None:
                 if self._socket_open:
@@ -392,8 +381,8 @@ class BridgeScript:
                     self._line_received(line)
                 except _Ignored as why:
                     self._record.dropped.append(Dropped(line, str(why)))
-        if not self._socket_open and self._deaf_until is None:
-            self._connected = self._closing = False
+        if not self._socket_open and self._blocked_until is None:
+            self.online = self.closing = False
 
     def _line_received(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace")
@@ -413,7 +402,7 @@ class BridgeScript:
             self._output.append(self._pong(data))
         elif event == "handshakeComplete" and isinstance(data, dict):
             self._record.greetings.append(data)
-            self._closing = data.get("success") is False and self._version.heeds_refusal
+            self.closing = data.get("success") is False and self._version.heeds_refusal
         elif event == "messageResponse" or (
             event in ("scheduleMessage", "broadcastMessage")
             and self._version.dialect is Dialect.V33
@@ -440,13 +429,13 @@ class BridgeScript:
             text, media = _content_32(data)
         else:
             text, media = _content_33(data, tail)
-        deaf = self._deaf_seconds(data) if media else 0.0
+        blocked = self._blocked_seconds(data) if media else 0.0
         now = self._seconds()
-        self._record.replies.append(Shown(room, channel_id, text, media, event, now, deaf))
+        self._record.replies.append(SentMessage(room, channel_id, text, media, event, now, blocked))
         if media:
-            self._deaf_until = now + deaf
+            self._blocked_until = now + blocked
 
-    def _deaf_seconds(self, data: dict[str, Any]) -> float:
+    def _blocked_seconds(self, data: dict[str, Any]) -> float:
         wait_ms = data.get("media_wait_time")
         if isinstance(wait_ms, int | float) and wait_ms > 0 and self._version.heeds_wait_time:
             return wait_ms / 1000 + MEDIA_SETTLE_SECONDS
@@ -454,7 +443,7 @@ class BridgeScript:
 
 
 def _as_double(value: object) -> object:
-    """C{value} as JavaScript hands it on: numbers are doubles."""
+    """C{value} as JavaScript represents it: numbers are doubles."""
     if type(value) is int and abs(value) > _EXACT_BELOW:
         return int(float(value))
     return value
@@ -472,7 +461,7 @@ def _channel(value: object) -> str | None:
     return text
 
 
-def _content_33(data: dict[str, Any], tail: str) -> tuple[str | None, tuple[Picture, ...]]:
+def _content_33(data: dict[str, Any], tail: str) -> tuple[str | None, tuple[SentFile, ...]]:
     kind = data.get("message_type")
     positions = data.get("message_positions")
     if not isinstance(kind, str):
@@ -492,20 +481,20 @@ def _content_33(data: dict[str, Any], tail: str) -> tuple[str | None, tuple[Pict
     if kind not in _MEDIA_TYPES:
         raise _Ignored("unknown message_type")
     return None, tuple(
-        Picture(piece if piece.startswith(("http://", "https://")) else _decoded(piece), "png")
+        SentFile(piece if piece.startswith(("http://", "https://")) else _decoded(piece), "png")
         for piece in pieces
     )
 
 
-def _content_32(data: dict[str, Any]) -> tuple[str | None, tuple[Picture, ...]]:
+def _content_32(data: dict[str, Any]) -> tuple[str | None, tuple[SentFile, ...]]:
     text = data.get("text")
     if not isinstance(text, str) or not text:
         raise _Ignored("no text")
     order, colon, rest = text.partition(":")
     if colon and order == "IMAGE_BASE64":
-        return None, tuple(Picture(_decoded(piece), "png") for piece in rest.split("|||"))
+        return None, tuple(SentFile(_decoded(piece), "png") for piece in rest.split("|||"))
     if colon and order == "MEDIA_URL":
-        return None, tuple(Picture(url, _extension(url)) for url in rest.split("|||"))
+        return None, tuple(SentFile(url, _extension(url)) for url in rest.split("|||"))
     return text, ()
 
 
@@ -522,6 +511,6 @@ def _extension(url: str) -> str:
 
 
 def _substring(text: str, start: float, end: float) -> str:
-    """JavaScript's C{substring}: clamped, and turned round where the end comes first."""
+    """JavaScript's C{substring}: clamped, and swapped where the end comes first."""
     first, last = sorted((max(0, int(start)), max(0, int(end))))
     return text[first:last]

@@ -1,24 +1,28 @@
-"""
-The admin API: what an operator sees of a server, and does to it.
-"""
+"""The admin API: views of a server, and operations on it, for operators."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 from domaeka.bots.dispatch import BotDispatcher
-from domaeka.gateway.registry import Registry
+from domaeka.config import Settings
+from domaeka.gateway.views import Watcher
+from domaeka.interfaces import Directory, Records
+from domaeka.metrics import Metrics
+from domaeka.policies.limits import AddressLimits
+from domaeka.schema import EVENT_TYPES
+from domaeka.secrets import Secrets
 from domaeka.store.bans import StoredBans
-from domaeka.store.devices import StoredDevices
-from domaeka.store.rooms import StoredRooms
 from domaeka.web.api.bans import BanPages
 from domaeka.web.api.bots import BotPages
 from domaeka.web.api.changes import ChangePages, Operations
 from domaeka.web.api.connections import ConnectionPages
-from domaeka.web.api.devices import DevicePages
 from domaeka.web.api.endpoints import Endpoint
-from domaeka.web.api.events import EVENT_TYPES, Events
+from domaeka.web.api.events import Events
 from domaeka.web.api.messages import MessagePages
 from domaeka.web.api.openapi import describe
+from domaeka.web.api.records import DevicePages, ForgetChat, RoomPages
+from domaeka.web.api.script import ScriptPages
 from domaeka.web.routes import Answer, Route
 
 
@@ -26,35 +30,48 @@ class AdminApi:
     """
     Everything below C{/api/v1}.
 
-    @ivar events: tells the streams what happens.
+    @ivar events: sends events to the streams.
+    @ivar endpoints: all endpoints.
     """
 
     def __init__(
         self,
-        registry: Registry,
-        devices: StoredDevices,
-        rooms: StoredRooms,
+        directory: Directory,
+        devices: Records,
+        rooms: Records,
         bans: StoredBans,
         dispatcher: BotDispatcher,
         operations: Operations,
+        *,
+        limits: AddressLimits,
+        metrics: Metrics,
+        settings: Callable[[], Settings],
+        secrets: Callable[[], Secrets],
+        forget_chat: ForgetChat,
+        watchers: list[Watcher],
+        wall: Callable[[], float],
     ) -> None:
-        """@param operations: the server itself."""
-        parts = registry.parts
-        self.events = Events(parts.seconds)
-        registry.watchers.append(self.events)
-        devices.add_listener(self.events.device_decided)
-        self._endpoints: tuple[Endpoint, ...] = (
-            *ConnectionPages(registry).endpoints(),
-            *DevicePages(registry, devices, rooms, self.events.room_decided).endpoints(),
-            *MessagePages(registry, rooms).endpoints(),
-            *BanPages(registry, bans, self.events.lifted).endpoints(),
-            *BotPages(dispatcher, parts.metrics).endpoints(),
-            *self.events.endpoints(),
-            *ChangePages(operations, lambda: parts.settings).endpoints(),
+        """
+        @param secrets: those in force.
+        @param watchers: those of the gateway's events.
+        """
+        events = self.events = Events(watchers, wall)
+        self.endpoints: tuple[Endpoint, ...] = (
+            *ConnectionPages(directory).endpoints(),
+            *DevicePages(directory, devices, events.forgotten, forget_chat).endpoints(),
+            *RoomPages(
+                directory, rooms, events.forgotten, forget_chat, events.room_decided
+            ).endpoints(),
+            *ScriptPages(secrets, settings).endpoints(),
+            *MessagePages(directory, settings).endpoints(),
+            *BanPages(directory, limits, bans, settings, events.lifted).endpoints(),
+            *BotPages(dispatcher, metrics).endpoints(),
+            *events.endpoints(),
+            *ChangePages(operations, settings).endpoints(),
             Endpoint(
                 method="GET",
                 path="/openapi.json",
-                serve=lambda ask: Answer(self._document),
+                serve=lambda request: Answer(self._document),
                 subject="description",
                 summary="This description",
                 answer=dict[str, Any],
@@ -64,12 +81,8 @@ class AdminApi:
     @cached_property
     def _document(self) -> bytes:
         # Some 20 ms, and few ask for it.
-        return describe(self._endpoints, EVENT_TYPES)
-
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """All that can be done."""
-        return self._endpoints
+        return describe(self.endpoints, EVENT_TYPES)
 
     def routes(self) -> tuple[Route, ...]:
-        """What is to be served."""
-        return tuple(endpoint.route() for endpoint in self._endpoints)
+        """The routes to serve."""
+        return tuple(endpoint.route() for endpoint in self.endpoints)

@@ -1,11 +1,11 @@
 """
-Health, metrics and figures: what load balancers, Prometheus and people ask for.
+Health, metrics and figures: pages for load balancers, Prometheus and people.
 
-A scrape is rendered a part at a time, so that it never holds the reactor up, and those who ask at
-the same moment share one.
+A scrape is rendered a part at a time, so that it never blocks the reactor; requests at the same
+moment share one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
@@ -25,17 +25,18 @@ from domaeka import __version__
 from domaeka.interfaces import HealthCheck
 from domaeka.logs import quote
 from domaeka.metrics import SAMPLE_SECONDS, Metrics
+from domaeka.schema import Health
 from domaeka.web.routes import JSON, Answer, Call, Route, as_json
 from domaeka.web.server import Timer
 
 #: Lines rendered in one turn of the reactor, of which none should take 10 ms.  Source:
 #: benchmarks/scrape.py: the longest takes 5 ms.
 LINES_PER_TURN: Final = 250
-#: The content type of what L{generate_latest} makes when nothing is asked of it.
+#: The content type of L{generate_latest}'s output by default.
 _TEXT_TYPE: Final = choose_encoder("")[1]
-#: How often the reactor's lag is measured, in seconds: each turn that is longer than this is
-#: noticed, and half of those that take 50 ms.  A core that sleeps is woken for it, which takes
-#: 0.2 % of its time; at twice as often, 0.5 %.
+#: Interval of the measurements of the reactor's lag, in seconds: they notice each turn that is
+#: longer than this, and half of those of 50 ms.  Waking a sleeping core takes 0.2 % of its time; at
+#: half the interval, 0.5 %.
 LAG_SECONDS: Final = 0.1
 
 _PAGE: Final = """<!DOCTYPE html>
@@ -59,9 +60,9 @@ class _Introduction(Collector):
 
 def _lines(registry: Collector) -> Iterator[str]:
     """
-    What L{generate_latest} makes of C{registry}, line by line.
+    The output of L{generate_latest} for C{registry}, line by line.
 
-    A line costs that function 12 µs, for it examines each name again; here it is 5.
+    A line costs that function 12 µs, as it checks each name again; here it is 5.
     """
     for metric in registry.collect():
         yield from generate_latest(_Introduction(metric)).decode().splitlines(keepends=True)
@@ -83,10 +84,6 @@ class Exposition:
     """Renders the metrics, over as many turns of the reactor as it takes."""
 
     def __init__(self, registry: Collector, timer: Timer) -> None:
-        """
-        @param registry: what is rendered.
-        @param timer: the reactor.
-        """
         self._registry = registry
         self._timer = timer
         self._asking: list[Deferred[bytes]] = []
@@ -109,7 +106,7 @@ class Exposition:
         self._go_on(asked, _lines(self._registry), [])
 
     def _go_on(self, asked: list[Deferred[bytes]], lines: Iterator[str], done: list[str]) -> None:
-        """Render what one turn may."""
+        """Render as many lines as one turn may."""
         try:
             turn = list(islice(lines, LINES_PER_TURN))
         except Exception:
@@ -132,11 +129,12 @@ class Exposition:
 
 class HealthPages:
     """
-    The pages that need no token: from other machines, those of C{/health}.
+    The pages that need no token; other machines may read those of C{/health} only.
 
     C{/health} is C{unhealthy} while phones cannot connect: before the port is open, or after it
-    was lost.  What a check finds is shown and changes nothing, for the phones that are connected
-    are better served badly than moved away.
+    was lost.  A check that fails is shown and leaves it at 200: it is better to serve connected
+    phones badly than to move them away.  C{/health/ready} turns 503 for checks that are C{needed}:
+    then no new phones should come.
     """
 
     _log = Logger()
@@ -148,15 +146,18 @@ class HealthPages:
         checks: Mapping[str, HealthCheck],
         listening: Callable[[], bool],
         draining: Callable[[], bool],
-        changes: Callable[[], Mapping[str, object]] = dict,
+        changes: Callable[[], Mapping[str, Any]] = dict,
+        needed: Collection[str] = (),
+        *,
+        wall: Callable[[], float],
     ) -> None:
         """
-        @param metrics: whose C{connections} is shown, too.
+        @param metrics: its C{connections} are shown, too.
         @param timer: the reactor; the server starts now.
-        @param checks: by name.
-        @param listening: whether phones can connect.
-        @param draining: whether the server is stopping or being moved.
-        @param changes: how far that has come, by what it is.
+        @param listening: returns true while phones can connect.
+        @param draining: returns true while the server is stopping or being moved.
+        @param changes: the progress of that, by its name: C{drain} or C{migration}.
+        @param needed: names of the checks without which the server is not ready.
         """
         self._metrics = metrics
         self._timer = timer
@@ -164,12 +165,14 @@ class HealthPages:
         self._listening = listening
         self._draining = draining
         self._changes = changes
+        self._needed = needed
+        self._wall = wall
         self._started = timer.seconds()
         self._exposition = Exposition(metrics.registry, timer)
         self._page = _PAGE.format(version=__version__).encode()
 
     def routes(self) -> tuple[Route, ...]:
-        """What is to be served."""
+        """The routes to serve."""
         return (
             Route("GET", "/", self.index),
             Route("GET", "/health", self.health, anywhere=True),
@@ -180,33 +183,35 @@ class HealthPages:
         )
 
     def index(self, call: Call) -> Answer:
-        """A line with links."""
+        """A page with links."""
         return Answer(self._page, content_type="text/html; charset=utf-8")
 
     def health(self, call: Call) -> Answer:
-        """How the server is, and its parts."""
-        now = self._timer.seconds()
+        """The health of the server and of its parts."""
         status = self._status("healthy", "unhealthy")
         return as_json(
-            {
-                "status": status,
-                "timestamp": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
-                "version": __version__,
-                "uptime": round(max(0.0, now - self._started), 3),
-                "connections": self._metrics.connections.value,
-                "checks": {name: self._check(name) for name in self._checks},
+            Health(
+                status,
+                datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds"),
+                __version__,
+                round(self._timer.seconds() - self._started, 3),
+                self._metrics.connections.value,
+                {name: self._check(name) for name in self._checks},
                 **self._changes(),
-            },
+            ),
             HTTPStatus.OK if status == "healthy" else HTTPStatus.SERVICE_UNAVAILABLE,
         )
 
     def live(self, call: Call) -> Answer:
-        """The process answers."""
+        """Liveness: the process answers."""
         return as_json({"status": "alive"})
 
     def ready(self, call: Call) -> Answer:
-        """Whether it takes new phones."""
+        """Readiness: does the server take new phones, and does no check fail that is needed?"""
         status = self._status("ready", "not listening")
+        failing = [name for name in self._needed if self._check(name) != "ok"]
+        if failing and status == "ready":
+            status = f"not ready: {', '.join(failing)}"
         return as_json(
             {"status": status},
             HTTPStatus.OK if status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE,
@@ -217,7 +222,7 @@ class HealthPages:
         return as_json(self._metrics.stats(self._timer.seconds(), self._started))
 
     def metrics(self, call: Call) -> "Answer | Deferred[Answer]":
-        """Every metric as Prometheus reads it; C{/stats} for those who rather have JSON."""
+        """Every metric in Prometheus' format; C{/stats} for clients that prefer JSON."""
         if prefers_json(call.headers.get("accept", "")):
             return self.stats(call)
         return self._exposition.render().addCallback(Answer, content_type=_TEXT_TYPE)
@@ -238,7 +243,7 @@ class HealthPages:
 
 
 def prefers_json(accept: str) -> bool:
-    """Whether an C{Accept} header puts JSON first: by its weights, then by its order."""
+    """True if an C{Accept} header puts JSON first: by its weights, then by its order."""
     best = ("", 0.0)
     for item in accept.split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
@@ -255,17 +260,11 @@ def prefers_json(accept: str) -> bool:
 
 
 class LagProbe:
-    """
-    Measures how late the reactor is, and has the metrics take the samples that rates are made of.
-    """
+    """Measures how late the reactor is, and has the metrics take their samples for rates."""
 
     _log = Logger()
 
     def __init__(self, metrics: Metrics, reactor: Any) -> None:
-        """
-        @param metrics: where the lag goes.
-        @param reactor: what is measured.
-        """
         self._metrics = metrics
         self._reactor = reactor
         self._loop: LoopingCall | None = None
@@ -284,7 +283,7 @@ class LagProbe:
         )
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         if self._loop is not None and self._loop.running:
             self._loop.stop()
 
@@ -293,7 +292,6 @@ class LagProbe:
         now = self._reactor.seconds()
         due = self._first + (self._ticks + 1) * LAG_SECONDS
         self._ticks += count
-        # Wall time may step back.
         self._metrics.reactor_lag.observe(max(0.0, now - due))
         if (self._ticks - self._sampled) * LAG_SECONDS >= SAMPLE_SECONDS:
             self._sampled = self._ticks

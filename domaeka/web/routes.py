@@ -1,9 +1,9 @@
 """
-HTTP, without the network: which function a request goes to, and what it may give back.
+HTTP routes, without the network: which function answers a request, and with what.
 
-A route is a method, a path and a function that takes a L{Call} and gives back an L{Answer}, an
-L{EventStream}, L{None} (204) or something that JSON can say; at once, by a Deferred or as a
-coroutine.  What it does not grant, it says by raising L{Refusal}.
+A route is a method, a path and a function that takes a L{Call} and returns an L{Answer}, an
+L{EventStream}, L{None} (204) or something that JSON can encode; at once, by a Deferred or as a
+coroutine.  It refuses a request by raising L{Refusal}.
 """
 
 import hmac
@@ -18,16 +18,18 @@ from twisted.internet.defer import Deferred
 
 from domaeka.errors import DomaekaError
 
-#: Largest body of those who have shown no token, in bytes.
+#: Largest body of a client without a token, in bytes.
 MAX_BODY_BYTES: Final = 65_536
 
-#: Most events that wait for a client of a stream to read those before; one that falls behind by
-#: more is cut off.  An event has some 500 bytes.
+#: Most events that wait for a client of a stream; one that falls behind by more is cut off.  An
+#: event has some 500 bytes.
 MAX_WAITING_EVENTS: Final = 1000
 
 JSON: Final = "application/json"
 #: The content type of an L{EventStream}.
 EVENTS: Final = "text/event-stream"
+#: Tells a proxy to pass on each event as it comes.  Source: nginx, proxy_buffering.
+EVENT_HEADERS: Final = {"X-Accel-Buffering": "no"}
 
 
 class Call(NamedTuple):
@@ -35,7 +37,7 @@ class Call(NamedTuple):
     A request, as a route's function sees it.
 
     @ivar path: as it came, without the query.
-    @ivar names: what the path has for each C{{name}} of the route.
+    @ivar names: the path's value for each C{{name}} of the route.
     @ivar query: the values of each parameter.
     @ivar headers: the last value of each header; names in lower case.
     @ivar peer: the client's address.
@@ -52,7 +54,7 @@ class Call(NamedTuple):
 
 class Answer(NamedTuple):
     """
-    What a client is told.
+    The answer to a request.
 
     @ivar headers: more headers, or others than the usual ones.
     """
@@ -68,12 +70,12 @@ class EventStream:
     An answer that goes on until one side ends it: server-sent events.
 
     @ivar wake: called when there is something to L{take}, or the client has fallen behind; set
-        by who sends it.
-    @ivar fallen_behind: whether more events came than may wait.
+        by the sender.
+    @ivar fallen_behind: true if more events came than may wait.
     """
 
     def __init__(self, ended: Callable[["EventStream"], None]) -> None:
-        """@param ended: told, once, that nobody takes anything any more."""
+        """@param ended: called once, when nobody reads the stream any more."""
         self.wake: Callable[[], None] = lambda: None
         self.fallen_behind = False
         self._ended: Callable[[EventStream], None] | None = ended
@@ -91,25 +93,20 @@ class EventStream:
         self.wake()
 
     def take(self) -> bytes:
-        """What waits to be sent."""
+        """Take all that waits to be sent."""
         waiting = b"".join(self._waiting)
         self._waiting.clear()
         return waiting
 
     def end(self) -> None:
-        """Nobody takes anything any more."""
+        """Nobody reads the stream any more."""
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self)
 
 
 def server_sent(name: str, value: object) -> bytes:
-    """
-    An event of an L{EventStream}.
-
-    @param name: one word.
-    @param value: something that JSON can say.
-    """
+    """An event of an L{EventStream}."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
 
 
@@ -122,8 +119,6 @@ class Refusal(DomaekaError):
         """
         @param status: the HTTP status, 400 or above.
         @param code: a word for programs, in capitals.
-        @param text: one line for people.
-        @param headers: more headers.
         """
         super().__init__(text)
         self.status = status
@@ -132,18 +127,18 @@ class Refusal(DomaekaError):
         self.headers = headers or {}
 
     def answer(self) -> Answer:
-        """What the client is told."""
+        """The answer that tells the client."""
         error = {"error": {"code": self.code, "message": self.text}}
         return Answer(msgspec.json.encode(error), self.status, headers=self.headers)
 
 
 def as_json(value: object, status: int = HTTPStatus.OK) -> Answer:
-    """Say C{value} in JSON."""
+    """C{value} in JSON."""
     return Answer(msgspec.json.encode(value), status)
 
 
 def as_answer(value: object) -> Answer | EventStream:
-    """What a client is told of a route's result."""
+    """The answer for a route's result."""
     if isinstance(value, Answer | EventStream):
         return value
     return Answer(status=HTTPStatus.NO_CONTENT) if value is None else as_json(value)
@@ -151,7 +146,7 @@ def as_answer(value: object) -> Answer | EventStream:
 
 def bearer_holds(header: bytes | None, token: bytes) -> bool:
     """
-    Whether an C{Authorization} header has the token, in constant time.
+    Check an C{Authorization} header for the token, in constant time.
 
     @param token: the right one; an empty one never holds.
     """
@@ -161,7 +156,7 @@ def bearer_holds(header: bytes | None, token: bytes) -> bool:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a peer's address is one by which a machine reaches itself."""
+    """True for an address by which a machine reaches itself."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:
@@ -169,19 +164,18 @@ def is_this_machine(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-#: What a route's function may give back.
+#: The result of a route's function.
 Returned: TypeAlias = object | Deferred[Any] | Awaitable[Any]
 
 
 class Route(NamedTuple):
     """
-    What is done for a method and a path.
+    The function for a method and a path.
 
     @ivar path: begins with a slash; a C{{name}} between two slashes stands for any text there.
-    @ivar serve: what answers.
-    @ivar token: whether the bearer token is needed.
-    @ivar anywhere: whether it is not needed from other machines either.
-    @ivar max_body_bytes: largest body of those who have shown the token.
+    @ivar token: true if the bearer token is needed.
+    @ivar anywhere: true if other machines do not need it either.
+    @ivar max_body_bytes: largest body of a client with the token.
     """
 
     method: str
@@ -192,19 +186,18 @@ class Route(NamedTuple):
     anywhere: bool = False
 
 
-class Place(NamedTuple):
+class Resource(NamedTuple):
     """
-    Where a path leads.
+    A resource: the routes of a path.
 
-    @ivar routes: by method.
-    @ivar names: what the path has for each C{{name}}.
+    @ivar names: the path's value for each C{{name}}.
     """
 
     routes: Mapping[str, Route]
     names: Mapping[str, str]
 
     def route(self, method: str) -> Route | None:
-        """The route of a method: HEAD goes where GET does."""
+        """The route of a method: HEAD has that of GET."""
         return self.routes.get("GET" if method == "HEAD" else method)
 
     @property
@@ -220,7 +213,7 @@ _Parts: TypeAlias = tuple[str, ...]
 
 
 class RouteTable:
-    """Finds the routes of a path.  A path without names goes before one with."""
+    """Finds the routes of a path.  A path without names goes before one with names."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         """
@@ -236,10 +229,10 @@ class RouteTable:
                 raise ValueError(f"two routes for {route.method} {route.path}")
             methods[route.method] = route
 
-    def find(self, target: bytes) -> Place | None:
+    def find(self, target: bytes) -> Resource | None:
         """
-        @param target: as it stands in the request line, with or without host and query.
-        @return: L{None} for a path that leads nowhere.
+        @param target: as it is in the request line, with or without host and query.
+        @return: L{None} for a path without routes.
         """
         path = target.partition(b"?")[0]
         if path.lower().startswith((b"http://", b"https://")):
@@ -247,17 +240,17 @@ class RouteTable:
         if not path.startswith(b"/"):
             return None
         try:
-            # Split first: a name may have a slash in it, escaped.
+            # Split first: a name may contain an escaped slash.
             parts = tuple(unquote_to_bytes(part).decode() for part in path[1:].split(b"/"))
         except UnicodeDecodeError:
             return None
         routes = self._plain.get(parts)
         if routes is not None:
-            return Place(routes, {})
+            return Resource(routes, {})
         for pattern, routes in self._named.items():
             names = _match(pattern, parts)
             if names is not None:
-                return Place(routes, names)
+                return Resource(routes, names)
         return None
 
 

@@ -11,22 +11,25 @@ from twisted.trial.unittest import TestCase
 from domaeka.client import (
     Client,
     ClientEvent,
-    Closing,
     Connected,
     Credentials,
     Greeting,
     Identity,
+    MigrationNotice,
     Reply,
     Said,
     Server,
+    ShutdownNotice,
 )
-from tests.integration.support import HOST, ServerProcess, sleep
+from tests.integration.support import HOST, PATIENCE_SECONDS, ServerProcess, sleep
 
 reactor: Any = _reactor
 
 BOT = "가게봇"
 #: How long what a talker says may wait, in seconds.
-TTL_SECONDS = 120.0
+TTL_SECONDS = 300.0
+#: At most so many of what a talker says wait for an answer at a time: fewer than a room may have.
+WAITING = 50
 #: How often a condition is looked at, in seconds.
 _POLL_SECONDS = 0.05
 
@@ -69,6 +72,8 @@ class Talker:
 
     def _say(self) -> None:
         number = len(self.said)
+        if number - len(self.replies) >= WAITING:
+            return  # the server is away for long
         text = f"{self._number}.{number}"
         self.said.append(text)
         command = f"# slow 0.5 {text}" if self._is_slow(number) else f"# echo {text}"
@@ -141,7 +146,7 @@ class Crowd:
             talker.start(period * number / count)
             test.addCleanup(talker.stop)
 
-    async def until(self, condition: Any, patience: float = 20.0) -> None:
+    async def until(self, condition: Any, patience: float = PATIENCE_SECONDS) -> None:
         """Wait until something holds for all of them."""
         deadline = reactor.seconds() + patience
         while late := [talker for talker in self.talkers if not condition(talker)]:
@@ -158,7 +163,7 @@ class Crowd:
 
         await self.until(here)
 
-    async def finish(self, patience: float = 20.0) -> None:
+    async def finish(self, patience: float = PATIENCE_SECONDS) -> None:
         """Have them say no more; all that they said must have been answered once."""
         for talker in self.talkers:
             talker.be_quiet()
@@ -176,13 +181,21 @@ class Crowd:
             if isinstance(event, Connected) and event.server.port == server.port
         )
 
+    def departures(self) -> list[float]:
+        """Until when each may follow the notice to go: so far apart were they told to go."""
+        return [
+            notice.expires / 1000
+            for talker in self.talkers
+            for notice in talker.seen(MigrationNotice)
+        ]
+
     def greetings(self, server: ServerProcess) -> list[Greeting]:
         """With what that server greeted each that it greeted last."""
         return [talker.seen(Greeting)[-1] for talker in self.talkers]
 
     def waits(self) -> list[float]:
         """After how long each was told to come back, when it was told last."""
-        return [talker.seen(Closing)[-1].reconnect_after for talker in self.talkers]
+        return [talker.seen(ShutdownNotice)[-1].reconnect_after for talker in self.talkers]
 
 
 def most_within(times: Iterable[float], seconds: float) -> int:

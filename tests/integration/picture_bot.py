@@ -1,5 +1,7 @@
 """A bot that sends pictures, for the integration tests."""
 
+import gc
+
 from domaeka import Bot, Context
 
 #: What begins a PNG file.  Source: RFC 2083, 3.1.
@@ -18,3 +20,10 @@ async def pictures(ctx: Context) -> None:
     """C{# pictures COUNT WAIT_MS}: as many pictures in one frame."""
     count, wait_ms = ctx.message.args.split()
     await ctx.reply_media([picture(number) for number in range(int(count))], int(wait_ms))
+
+
+@bot.command("# collect")
+async def collect(ctx: Context) -> str:
+    """Have Python look for garbage now, which it does when it likes."""
+    gc.collect()
+    return "collected"

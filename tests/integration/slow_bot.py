@@ -1,10 +1,12 @@
 """A bot that takes its time, for the integration tests."""
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from domaeka import Bot, Context
 
 bot = Bot("slow")
+_held: list["Deferred[None]"] = []
 
 
 @bot.command("# slow")
@@ -15,3 +17,19 @@ async def slow(ctx: Context) -> str:
     seconds, _, text = ctx.message.args.partition(" ")
     await deferLater(reactor, float(seconds))
     return text
+
+
+@bot.command("# hold")
+async def hold(ctx: Context) -> str:
+    """C{# hold TEXT}: the text, once somebody says C{# release}."""
+    released: Deferred[None] = Deferred()
+    _held.append(released)
+    await released
+    return ctx.message.args
+
+
+@bot.command("# release")
+async def release(ctx: Context) -> None:
+    """Answer what is held."""
+    while _held:
+        _held.pop().callback(None)

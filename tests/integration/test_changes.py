@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from domaeka.client import Lost
-from domaeka.phonewire import Identity, PhoneWriter, Said
+from domaeka.client import Lost, MigrationNotice
 from domaeka.policies.auth import Signer
 from domaeka.testing import SCRIPTS, STANDARD_IDENTITY, FakePhone
+from domaeka.wire import Identity, PhoneWriter, Said
 from tests.integration.crowd import BOT, Crowd, most_within, reactor
-from tests.integration.support import HOST, ServerProcess, free_port, sleep
+from tests.integration.support import (
+    HOST,
+    PATIENCE_SECONDS,
+    STOP_SECONDS,
+    ServerProcess,
+    sleep,
+)
 from tests.integration.test_api import Api
 
 #: Phones of each version, and clients, of which one test has as many.
@@ -32,8 +37,12 @@ MOVERS = 100
 SPREAD_SECONDS = 10.0
 #: Phones are back after 1.0 s rather than 4.0 s.
 HURRY = 0.25
-#: What a stop may take beside C{shutdown.drain_timeout}, in seconds: the interpreter's end with it.
-STOP_SLACK_SECONDS = 3.0
+#: Of the hundred, how often each says something, in seconds: what two servers can bear that have
+#: a tenth of a machine.
+MOVERS_PERIOD = 2.0
+#: A C{shutdown.drain_timeout} that would be too long: the server is killed before, and the test
+#: fails.
+TOO_LONG = ("--set", f"shutdown.drain_timeout={2 * STOP_SECONDS}")
 SETTINGS = (
     *("--set", 'limits.allow=["127.0.0.0/8"]', "--bots", "tests.integration.slow_bot:bot"),
     *("--set", "shutdown.reconnect_after=1", "--set", "server.max_connections=500"),
@@ -43,7 +52,7 @@ SETTINGS = (
 class ChangeCase(TestCase):
     """Servers that are changed."""
 
-    timeout = 180
+    timeout = 600
 
     async def serve(self, *arguments: str) -> ServerProcess:
         """A server, started."""
@@ -59,7 +68,7 @@ class ChangeCase(TestCase):
         await server.start()
         return server
 
-    async def until(self, condition: Any, patience: float = 20.0) -> None:
+    async def until(self, condition: Any, patience: float = PATIENCE_SECONDS) -> None:
         """Wait until something holds; it may be a coroutine function."""
         deadline = reactor.seconds() + patience
         while True:
@@ -110,7 +119,7 @@ def chat(server: ServerProcess) -> dict[tuple[str, str], list[str]]:
     lines: dict[tuple[str, str], list[str]] = defaultdict(list)
     with contextlib.closing(sqlite3.connect(server.state / "domaeka.db")) as database:
         for device, direction, text in database.execute(
-            "select device_id, direction, text from chat_lines order by id"
+            "select device_id, direction, text from domaeka_chat_lines order by id"
         ):
             lines[device, direction].append(text)
     return lines
@@ -125,26 +134,25 @@ class DrainTests(ChangeCase):
         it ends by the signal, in time.  After the restart clients go on: nothing is lost, nothing
         doubled.
         """
-        server = await self.serve(
-            *("--set", "shutdown.drain_timeout=10", "--set", "shutdown.reconnect_after=4")
-        )
+        server = await self.serve(*TOO_LONG, *("--set", "shutdown.reconnect_after=4"))
         phones = self.field(server)
         crowd = Crowd(self, [server], CLIENTS, 0.1)
         await self.online(*phones)
         await crowd.greeted()
         for number in range(40):
             for phone in phones:
-                ask(phone, f"# slow 1.5 늦게 {number}" if number % 20 == 10 else f"# echo {number}")
+                ask(phone, f"# slow 3 늦게 {number}" if number % 20 == 10 else f"# echo {number}")
             await sleep(0.05)
         server.signal("TERM")
-        began = reactor.seconds()
-        await sleep(0.3)
-        status, body = await server.get("/health/ready")
-        self.assertEqual((status, b"draining" in body), (HTTPStatus.SERVICE_UNAVAILABLE, True))
+
+        async def draining() -> bool:
+            status, body = await server.get("/health/ready")
+            return status == HTTPStatus.SERVICE_UNAVAILABLE and b"draining" in body
+
+        await self.until(draining)
         with self.assertRaises(ConnectionRefusedError):
             socket.create_connection((HOST, server.port), 1.0).close()
         await server.ended()
-        self.assertLess(reactor.seconds() - began, 10.0)
         self.assertEqual(server.ended_by, signal.SIGTERM)
         self.heard_out(server, phones)
         waits = crowd.waits()
@@ -169,34 +177,43 @@ class DrainTests(ChangeCase):
         for phone in phones:
             device = phone.identity.device_id
             asked = [line.removeprefix("# echo ") for line in lines[device, "in"]]
-            asked = [line.removeprefix("# slow 1.5 ") for line in asked]
+            asked = [line.removeprefix("# slow 3 ") for line in asked]
             self.assertGreater(len(asked), 30)
             self.assertEqual(sorted(phone.texts()), sorted(asked))
             self.assertEqual(phone.texts(), lines[device, "out"])
 
     async def test_phone_that_reads_nothing(self) -> None:
-        """It cannot hold a stop up, and others do not notice it."""
+        """
+        It cannot hold a stop up, and others do not notice it: they are closed first, and it is
+        cut off when C{shutdown.drain_timeout} is over.
+        """
         server = await self.serve(
             *("--set", "shutdown.drain_timeout=4", "--set", "socket.linger_seconds=1")
         )
-        (other,) = self.field(server)[:1]
-        deaf = await deferToThread(self._deaf_phone, server)
-        self.addCleanup(deaf.close)
+        other = server.phone("00000000000000ff")
         await self.online(other)
         other.say("# echo 말")
         await other.when_replies(1)
+        deaf = await deferToThread(self._deaf_phone, server)
+        self.addCleanup(deaf.close)
 
-        async def much_was_taken() -> bool:
+        async def is_owed_something() -> bool:
             _, answer = await Api(server).ask("GET", "/connections")
-            return any(one["messages"]["received"] > 2 for one in answer["connections"])
+            return any(
+                one["device"] == "deaf" and one["messages"]["received"]
+                for one in answer["connections"]
+            )
 
-        await self.until(much_was_taken)
-        server.signal("TERM")
+        await self.until(is_owed_something)
         began = reactor.seconds()
-        await self.until(lambda: not other.online, 2.0)
+        server.signal("TERM")
+        await self.until(lambda: not other.online)
         await server.ended()
-        took = reactor.seconds() - began
-        self.assertTrue(2.5 < took < 4.0 + STOP_SLACK_SECONDS, took)
+        self.assertGreater(reactor.seconds() - began, 2.5)
+        self.assertEqual(server.ended_by, signal.SIGTERM)
+        # What the server says of each, in this order.
+        said = server.output()
+        self.assertRegex(said, r"(?s)draining: 2 .*'0+ff' ended: shutdown.*'deaf' ended: .*drained")
 
     def _deaf_phone(self, server: ServerProcess) -> socket.socket:
         """A phone that says much and takes nothing of what it is answered.  For a thread."""
@@ -212,28 +229,12 @@ class DrainTests(ChangeCase):
             deaf.sendall(writer.chat(said))
         return deaf
 
-    async def test_work_of_a_phone_that_is_away(self) -> None:
-        """What was acknowledged is answered, though the client was away as the stop began."""
-        server = await self.serve()
-        crowd = Crowd(self, [server], 1, 0.2)
-        await crowd.greeted()
-        (talker,) = crowd.talkers
-        await crowd.finish()
-        talker.said.append("0.99")
-        said = Said(room="방", channel_id="1", sender="나", text="# slow 2 0.99")
-        await talker.client.say(said)
-        await talker.stop()
-        server.signal("TERM")
-        began = reactor.seconds()
-        await server.ended()
-        self.assertGreater(reactor.seconds() - began, 1.0)
-        await server.start()
-        talker.client.startService()
-        await crowd.finish()
-
     async def test_second_signal(self) -> None:
-        """It cuts a stop short, and what must be written is: sessions, and what waits."""
-        server = await self.serve()
+        """
+        It cuts a stop short, and what must be written is: sessions, and what waits.  The first
+        one may come twice.
+        """
+        server = await self.serve(*TOO_LONG)
         crowd = Crowd(self, [server], 3, 0.2)
         gone = Crowd(self, [server], 1, 0.2, first=50)
         await crowd.greeted()
@@ -245,16 +246,19 @@ class DrainTests(ChangeCase):
         self.assertEqual((await Api(server).ask("POST", "/messages", message))[0], 202)
         (phone,) = self.field(server)[:1]
         await self.online(phone)
-        phone.say("# slow 20 늦게")
-        await sleep(0.5)
+        phone.say("# echo 먼저")
+        await phone.expect("먼저")
+        phone.say(f"# slow {2 * STOP_SECONDS} 늦게")
+        await self.until(lambda: len(chat(server)[phone.identity.device_id, "in"]) == 2)
         server.signal("TERM")
-        began = reactor.seconds()
-        await sleep(1.0)
+        await sleep(0.1)
+        server.signal("TERM")
+        await sleep(0.9)
         self.assertTrue(phone.online)
         server.signal("TERM")
         await server.ended()
-        self.assertLess(reactor.seconds() - began, 1.0 + STOP_SLACK_SECONDS)
         self.assertEqual(server.ended_by, signal.SIGTERM)
+        self.assertEqual(phone.texts(), ["먼저"])
         await server.start()
         await crowd.greeted()
         self.assertTrue(all(greeting.resumed for greeting in crowd.greetings(server)))
@@ -265,7 +269,7 @@ class DrainTests(ChangeCase):
 
     async def test_store_that_hangs(self) -> None:
         """A signal ends the wait for a store that hangs, and what is lost by it is said."""
-        server = await self.serve()
+        server = await self.serve("--set", "storage.durable=off")
         crowd = Crowd(self, [server], 1)
         await crowd.greeted()
         await crowd.finish()
@@ -274,9 +278,7 @@ class DrainTests(ChangeCase):
             server.signal("TERM")
             await sleep(2.0)
             server.signal("TERM")
-            began = reactor.seconds()
             await server.ended()
-        self.assertLess(reactor.seconds() - began, STOP_SLACK_SECONDS)
         lost = "what waited for 1 phones could not be kept: a signal came meanwhile"
         self.assertIn(lost, server.output())
         self.assertNotIn("Traceback", server.output())
@@ -319,7 +321,7 @@ class DrainTests(ChangeCase):
 
 
 class MigrationTests(ChangeCase):
-    """Moves from one server to another."""
+    """Migrations from one server to another."""
 
     async def pair(self, one_store: bool, *arguments: str) -> tuple[ServerProcess, ServerProcess]:
         """Two servers, on one store or on one each."""
@@ -334,7 +336,7 @@ class MigrationTests(ChangeCase):
         """Have everybody moved.  @return: status and body."""
         return await Api(old).ask("POST", "/migration", {"host": HOST, "port": new.port, **more})
 
-    async def done(self, old: ServerProcess, phase: str = "done", patience: float = 60.0) -> Any:
+    async def done(self, old: ServerProcess, phase: str = "done", patience: float = 120.0) -> Any:
         """Wait for the end of a move.  @return: its report."""
         api = Api(old)
 
@@ -344,11 +346,14 @@ class MigrationTests(ChangeCase):
         await self.until(ended, patience)
         return await api.get("/migration")
 
-    async def moves(self, one_store: bool) -> None:
-        """A crowd moves, and those of old behind it."""
-        old, new = await self.pair(one_store)
+    async def test_one_store(self) -> None:
+        """
+        A hundred clients under traffic lose nothing, and nothing is doubled; they are told to go
+        evenly, and are known there by their tokens.  Phones of old follow when the port is shut.
+        """
+        old, new = await self.pair(True)
         phones = self.field(old, new)
-        crowd = Crowd(self, [old], MOVERS)
+        crowd = Crowd(self, [old], MOVERS, MOVERS_PERIOD)
         await crowd.greeted(old)
         await self.online(*phones)
         await sleep(1.0)
@@ -356,9 +361,9 @@ class MigrationTests(ChangeCase):
         self.assertEqual((status, state["phase"]), (HTTPStatus.ACCEPTED, "moving"))
         plan = old.state / "migration.json"
         self.assertEqual(plan.stat().st_mode & 0o777, 0o600)
-        await sleep(SPREAD_SECONDS / 2)
         health = (await old.get("/health"))[1]
         self.assertIn(b'"migration":{"phase":"moving"', health)
+        await self.until(lambda: len(crowd.arrivals(new)) > MOVERS / 2)
         self.assertTrue(all(phone.online for phone in phones))
         report = await self.done(old)
         figures = [report[name] for name in ("told", "arrived", "missing", "remaining")]
@@ -368,9 +373,10 @@ class MigrationTests(ChangeCase):
         await crowd.greeted(new)
         arrivals = crowd.arrivals(new)
         self.assertEqual(len(arrivals), MOVERS)
-        even = MOVERS / SPREAD_SECONDS
-        self.assertLessEqual(most_within(arrivals, 1.0), 2 * even)
-        self.assertTrue(all(greeting.resumed is one_store for greeting in crowd.greetings(new)))
+        departures = crowd.departures()
+        self.assertEqual(len(departures), MOVERS)
+        self.assertLessEqual(most_within(departures, 1.0), 2 * MOVERS / SPREAD_SECONDS)
+        self.assertTrue(all(greeting.resumed for greeting in crowd.greetings(new)))
         self.assertEqual([talker.seen(Lost) for talker in crowd.talkers], [[]] * MOVERS)
         await self.online(*phones)
         for phone in phones:
@@ -380,79 +386,6 @@ class MigrationTests(ChangeCase):
         await crowd.finish()
         with self.assertRaises(ConnectionRefusedError):
             socket.create_connection((HOST, old.port), 1.0).close()
-
-    async def test_one_store(self) -> None:
-        """
-        A hundred clients under traffic lose nothing, and nothing is doubled; they arrive evenly,
-        and are known there by their tokens.  Phones of old follow when the port is shut.
-        """
-        await self.moves(one_store=True)
-
-    async def test_two_stores(self) -> None:
-        """The same where the other server has a store of its own: signatures serve."""
-        await self.moves(one_store=False)
-
-    async def test_refused(self) -> None:
-        """
-        Nobody is sent to where nobody answers, to a server with other secrets, to this one
-        itself, or anywhere while the server stops.
-        """
-        old, new = await self.pair(False)
-        stranger = await self.serve()
-        hole = socket.create_server((HOST, 0))  # takes connections, and says nothing
-        self.addCleanup(hole.close)
-        for port, why in (
-            (free_port(), "refused"),
-            (stranger.port, "AUTH_FAILED"),
-            (old.port, "is this server itself"),
-        ):
-            body = {"host": HOST, "port": port}
-            status, answer = await Api(old).ask("POST", "/migration", body)
-            self.assertEqual(status, HTTPStatus.CONFLICT)
-            self.assertIn(why, answer["error"]["message"])
-        trying = ensureDeferred(
-            Api(old).ask("POST", "/migration", {"host": HOST, "port": hole.getsockname()[1]})
-        )
-        await sleep(0.5)
-        self.assertEqual((await self.move(old, new))[0], HTTPStatus.CONFLICT)
-        began = reactor.seconds()
-        await old.stop()
-        self.assertLess(reactor.seconds() - began, STOP_SLACK_SECONDS)
-        with contextlib.suppress(Exception):  # whether it is still told depends on who is first
-            self.assertEqual((await trying)[0], HTTPStatus.CONFLICT)
-        self.assertFalse((old.state / "migration.json").exists())
-        self.assertNotIn("Traceback", old.output())
-
-    async def test_called_off(self) -> None:
-        """Called off, nobody else goes, and those that are there stay there; chat goes on."""
-        old, new = await self.pair(True)
-        crowd = Crowd(self, [old], CLIENTS)
-        await crowd.greeted(old)
-        await self.move(old, new, migrate_after=1.0, spread=8.0)
-        await self.until(lambda: len(crowd.arrivals(new)) >= 2)
-        api = Api(old)
-        status, state = await api.ask("DELETE", "/migration")
-        self.assertEqual((status, state["phase"]), (HTTPStatus.OK, "called off"))
-        told = state["told"]
-        self.assertTrue(2 <= told < CLIENTS, told)
-        await sleep(4.0)
-        self.assertEqual(len(crowd.arrivals(new)), told)
-        self.assertTrue(await old.is_ready())
-        self.assertFalse((old.state / "migration.json").exists())
-        await crowd.finish()
-
-    async def test_halts(self) -> None:
-        """Where they cannot arrive it halts, and all are served on as if nothing had been."""
-        old, new = await self.pair(False)
-        crowd = Crowd(self, [old], CLIENTS)
-        await crowd.greeted(old)
-        await self.move(old, new, migrate_after=0.5, spread=1.0)
-        new.signal("KILL")
-        report = await self.done(old, "halted", 80.0)
-        self.assertEqual((report["arrived"], report["remaining"]), (0, CLIENTS))
-        self.assertTrue(await old.is_ready())
-        await crowd.finish()
-        self.assertEqual([talker.seen(Lost) for talker in crowd.talkers], [[]] * CLIENTS)
 
     async def test_dies_halfway(self) -> None:
         """When the other server dies those that were there come back, and are not sent on again."""
@@ -468,53 +401,28 @@ class MigrationTests(ChangeCase):
         await crowd.greeted(old)
         self.assertLess(len(crowd.arrivals(old)), 3 * CLIENTS)
 
-    async def test_restart_beside_a_dead_one(self) -> None:
-        """After a restart nobody is sent to a server that has died; the move can be called off."""
-        old, new = await self.pair(False)
-        crowd = Crowd(self, [old], CLIENTS)
-        await crowd.greeted(old)
-        await self.move(old, new, migrate_after=1.0, spread=1.0)
-        new.signal("KILL")
-        await old.stop()
-        await old.start()
-        await crowd.greeted(old)
-        api = Api(old)
-        state = await api.get("/migration")
-        self.assertEqual((state["phase"], state["sent_on"]), ("interrupted", 0))
-        self.assertIn(str(new.port), state["reason"])
-        self.assertEqual((await api.ask("DELETE", "/migration"))[0], HTTPStatus.OK)
-        self.assertFalse((old.state / "migration.json").exists())
-        await crowd.finish()
-
-    async def test_crossed(self) -> None:
-        """Two servers cannot move to each other."""
-        old, new = await self.pair(False)
-        crowd = Crowd(self, [old], 1)
-        await crowd.greeted(old)
-        self.assertEqual((await self.move(old, new))[0], HTTPStatus.ACCEPTED)
-        status, answer = await self.move(new, old)
-        self.assertEqual(status, HTTPStatus.CONFLICT)
-        self.assertIn("is moving its own phones", answer["error"]["message"])
-        await crowd.finish()
-
     async def test_goes_on_after_a_restart(self) -> None:
         """
         A server that is stopped meanwhile goes on with it when it is started again: those that
-        come back are sent on, and nothing is lost.
+        come back are sent on, and nothing is lost.  Phones of old are served meanwhile.
         """
         old, new = await self.pair(True)
         crowd = Crowd(self, [old], CLIENTS)
         await crowd.greeted(old)
         await self.move(old, new, migrate_after=1.0, spread=8.0)
-        await self.until(lambda: len(crowd.arrivals(new)) >= 2)
+        await self.until(lambda: any(talker.seen(MigrationNotice) for talker in crowd.talkers))
         await old.stop()
         self.assertTrue((old.state / "migration.json").exists())
         await old.start()
+        phone = old.phone("00000000000000ff")
+        ask(phone, "# echo 아직 여기")
+        await phone.expect("아직 여기")
         api = Api(old)
         self.assertEqual((await api.get("/migration"))["port"], new.port)
         await crowd.greeted(new)
+        # Those that came before the other server was tried again were told like all others.
+        late = Crowd(self, [old], 1, first=CLIENTS)
+        await late.greeted(new)
         self.assertGreater((await api.get("/migration"))["sent_on"], 0)
         await crowd.finish()
-        (phone,) = self.field(old)[:1]
-        ask(phone, "# echo 아직 여기")
-        await phone.expect("아직 여기")
+        await late.finish()

@@ -1,6 +1,8 @@
 """C{domaeka phone} as people and scripts use it, against a real server."""
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,20 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.utils import getProcessOutput
 from twisted.python.failure import Failure
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SkipTest, TestCase
 
+from domaeka.cli.configuration import script_lines
+from domaeka.phone_script import ScriptServer, fill_script
+from domaeka.secrets import Secrets
 from tests.integration.support import ROOT, ServerProcess, free_port, sleep
+from tests.test_cli import ODD_TEXTS
 
 reactor: Any = _reactor
 
 #: Longest that a test waits for what must come, in seconds.
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 
 
 class Command(ProcessProtocol):
@@ -25,25 +32,43 @@ class Command(ProcessProtocol):
 
     @ivar out: what it has written on standard output, or on the terminal.
     @ivar notes: what it has written on standard error.
+    @ivar ended_by: the signal by which it ended, if one did.
     """
 
     transport: Any
 
-    def __init__(self, test: TestCase, *arguments: str, terminal: bool = False) -> None:
+    def __init__(
+        self,
+        test: TestCase,
+        *arguments: str,
+        terminal: bool = False,
+        directory: Path | None = None,
+    ) -> None:
+        """@param directory: where it is run; by default where the tests are."""
         self.out = b""
         self.notes = b""
         self.status: int | None = None
+        self.ended_by: int | None = None
         self._ended: Deferred[int] = Deferred()
         command = [sys.executable, "-c", "from domaeka.cli import main; main()", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
         self._process = reactor.spawnProcess(
-            self, command[0], command, env=environment, usePTY=terminal
+            self,
+            command[0],
+            command,
+            env=environment,
+            usePTY=terminal,
+            path=None if directory is None else str(directory),
         )
         test.addCleanup(self._kill)
 
     def write(self, text: str | bytes) -> None:
         """Write to its standard input, or press keys."""
         self.transport.write(text.encode() if isinstance(text, str) else text)
+
+    def signal(self, name: str) -> None:
+        """Send it a signal."""
+        self._process.signalProcess(name)
 
     def end_input(self) -> None:
         """There is no more to say."""
@@ -78,13 +103,14 @@ class Command(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         code = getattr(reason.value, "exitCode", None)
         self.status = -1 if code is None else code
+        self.ended_by = getattr(reason.value, "signal", None)
         self._ended.callback(self.status)
 
 
 class PhoneCommandTests(TestCase):
     """C{domaeka phone}."""
 
-    timeout = 90
+    timeout = 300
 
     async def serve(self) -> ServerProcess:
         server = ServerProcess(self, "--set", 'limits.allow=["127.0.0.0/8"]')
@@ -160,3 +186,52 @@ class PhoneCommandTests(TestCase):
         command.end_input()
         self.assertEqual(await command.ended(), 0, command.notes)
         self.assertEqual(command.out.decode(), "하나\n둘\n")
+
+
+class ScriptTests(TestCase):
+    """The lines for a phone's script."""
+
+    timeout = 30
+
+    async def test_an_engine_reads_them(self) -> None:
+        """Whatever the names and secrets are, JavaScript reads what was meant."""
+        node = shutil.which("node")
+        if node is None:
+            raise SkipTest("there is no node here")
+        texts = (*ODD_TEXTS, "".join(ODD_TEXTS))
+        statements = [
+            script_lines(text, text, 9000, Secrets(secret_key=text, salt=text))
+            + "\nconsole.log(JSON.stringify(BOT_CONFIG));"
+            for text in texts
+        ]
+        output = await getProcessOutput(node, ("-e", "\n".join(statements)), reactor=reactor)
+        for text, line in zip(texts, output.splitlines(), strict=True):
+            place = {"host": text, "port": 9000, "priority": 1, "name": "domaeka"}
+            self.assertEqual(
+                json.loads(line),
+                {
+                    "BOT_NAME": text,
+                    "SECRET_KEY": text,
+                    "BOT_SPECIFIC_SALT": text,
+                    "SERVER_LIST": [place],
+                },
+            )
+
+    async def test_an_engine_reads_the_script(self) -> None:
+        """So it does in the whole script."""
+        node = shutil.which("node")
+        if node is None:
+            raise SkipTest("there is no node here")
+        texts = (*ODD_TEXTS, "".join(ODD_TEXTS))
+        statements = []
+        for text in texts:
+            script = fill_script(text, text, text, [ScriptServer("chat.example", 9000)]).decode()
+            head = script.partition("\n};\n")[0] + "\n};\n"
+            statements.append(f"{head}console.log(JSON.stringify(BOT_CONFIG));")
+        output = await getProcessOutput(node, ("-e", "\n".join(statements)), reactor=reactor)
+        for text, line in zip(texts, output.splitlines(), strict=True):
+            found = json.loads(line)
+            names = ("BOT_NAME", "SECRET_KEY", "BOT_SPECIFIC_SALT")
+            self.assertEqual([found[name] for name in names], [text] * 3)
+            self.assertEqual(found["SERVER_LIST"][0]["host"], "chat.example")
+            self.assertEqual(found["TRUSTED_HOSTS"], [])

@@ -1,10 +1,8 @@
-"""The client library against a real server, over lines that break."""
+"""The client library over TCP and TLS."""
 
-from collections.abc import Callable, Sequence
+import socket
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from cryptography import x509
@@ -12,204 +10,29 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as _reactor
-from twisted.internet import ssl
-from twisted.internet.defer import Deferred
+from twisted.internet import ssl, tcp
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
     TCP4ClientEndpoint,
-    TCP4ServerEndpoint,
     wrapClientTLS,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from domaeka.client import (
-    CAPABILITIES,
     Client,
     ClientEvent,
     Credentials,
-    Fate,
     Greeting,
     Identity,
     Lost,
-    Reply,
     Said,
     Server,
 )
+from domaeka.client.link import LINGER_SECONDS
 from domaeka.testing import FakeServer
-from tests.integration.support import HOST, ServerProcess, sleep
-from tests.integration.test_api import Api
+from tests.integration.support import HOST, PATIENCE_SECONDS, sleep
 
 reactor: Any = _reactor
-
-MESSAGES = 1000
-#: Longest that one may wait, in seconds.
-TTL = 100
-#: After how many of them the server has something to say, too.
-PUSHED_AFTER = 10
-#: How many bytes the broken line carries, up to, before it is cut.
-MOST_BYTES = 8_000
-
-
-class _End(Protocol):
-    """One end of a carried connection: what comes in goes out at the other."""
-
-    transport: Any
-
-    def __init__(self, line: "BrokenLine") -> None:
-        self._line = line
-        self._other: _End | None = None
-        self._early: list[bytes] = []
-
-    def join(self, other: "_End") -> None:
-        self._other = other
-        for data in self._early:
-            other.transport.write(data)
-
-    # IProtocol
-
-    def dataReceived(self, data: bytes) -> None:
-        data, cut = self._line.carried(data)
-        if self._other is None:
-            self._early.append(data)
-        else:
-            self._other.transport.write(data)
-        if cut:
-            for end in (self, self._other):
-                if end is not None:
-                    # What was carried arrives; then the line is dead.
-                    end.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._other is not None:
-            self._other.transport.loseConnection()
-
-
-class BrokenLine(Factory):
-    """A port that carries to a server, and cuts the line after some bytes, at any byte."""
-
-    noisy = False
-
-    def __init__(self, port: int, random: Random) -> None:
-        self._server: Any = TCP4ClientEndpoint(reactor, HOST, port)
-        self._random = random
-        self._left = 0
-        self.cuts = 0
-        self.whole = False  # no more cuts
-
-    def carried(self, data: bytes) -> tuple[bytes, bool]:
-        """@return: what of C{data} is carried, and whether that was the end."""
-        self._left -= len(data)
-        if self.whole or self._left > 0:
-            return data, False
-        self.cuts += 1
-        return data[: self._left or None], True
-
-    def buildProtocol(self, addr: object) -> _End:
-        self._left = self._random.randrange(100, MOST_BYTES)
-        near, far = _End(self), _End(self)
-
-        class _Far(Factory):
-            noisy = False
-
-            def buildProtocol(self, addr: object) -> _End:
-                return far
-
-        def connected(_: object) -> None:
-            near.join(far)
-            far.join(near)
-
-        self._server.connect(_Far()).addCallback(connected).addErrback(
-            lambda _: near.transport.loseConnection()
-        )
-        return near
-
-
-class ClientTests(TestCase):
-    """Nothing lost, nothing doubled, in order."""
-
-    timeout = 120
-
-    async def _client(
-        self,
-        server: ServerProcess,
-        port: int,
-        capabilities: Sequence[str],
-        on_event: Callable[[ClientEvent], None],
-    ) -> Client:
-        secrets = server.secrets()
-        self.replies: list[str] = []
-
-        def take(reply: Reply) -> None:
-            self.replies.append(str(reply.content))
-
-        client = Client(
-            reactor,
-            [Server(HOST, port)],
-            Identity(bot_name="가게봇", device_id="client"),
-            Credentials(secrets["secret_key"], secrets["salt"]),
-            take,
-            on_event,
-            capabilities=capabilities,
-            random=lambda: 0.0,
-        )
-        client.startService()
-        self.addCleanup(client.stopService)
-        return client
-
-    async def _exchange(self, capabilities: Sequence[str]) -> None:
-        server = ServerProcess(
-            self,
-            *("--set", 'limits.allow=["127.0.0.0/8"]', "--set", "shutdown.reconnect_after=1"),
-            *("--set", f"queue.message_ttl={TTL}"),
-        )
-        await server.start()
-        line = BrokenLine(server.port, Random(7))
-        port = await TCP4ServerEndpoint(reactor, 0, interface=HOST).listen(line)
-        self.addCleanup(port.stopListening)
-        api = Api(server)
-        greetings: list[Greeting] = []
-        client = await self._client(
-            server,
-            port.getHost().port,
-            capabilities,
-            lambda event: greetings.append(event) if isinstance(event, Greeting) else None,
-        )
-        fates: list[Deferred[Fate]] = []
-        for number in range(MESSAGES):
-            text = f"# echo {number} " + "가나다라" * 20
-            fates.append(client.say(Said(room="방", sender="나", text=text), ttl=TTL))
-            if number == 0:
-                self.assertEqual(await fates[0], Fate.TAKEN)
-            if number % PUSHED_AFTER == 0:
-                push = {"bot": "가게봇", "device": "client", "room": "방", "text": f"push {number}"}
-                status, answer = await api.ask("POST", "/messages", push)
-                self.assertEqual(status, HTTPStatus.ACCEPTED, answer)
-            if number == MESSAGES // 2:
-                await server.stop()
-                await server.start()
-        line.whole = True
-        for fate in fates[1:]:
-            self.assertEqual(await fate, Fate.TAKEN)
-        while len(self.replies) < MESSAGES + MESSAGES // PUSHED_AFTER and client.running:
-            await sleep(0.05)
-        await sleep(0.2)
-        words = [reply.split() for reply in self.replies]
-        pushed = [int(number) for word, number in words if word == "push"]
-        self.assertEqual(pushed, list(range(0, MESSAGES, PUSHED_AFTER)))
-        numbers = [int(number) for number, word in words if number != "push"]
-        self.assertEqual(numbers, list(range(MESSAGES)))
-        self.assertGreater(line.cuts, 5)
-        self.assertTrue(greetings[-1].resumed)
-
-    async def test_broken_line(self) -> None:
-        """Over a line cut at any byte, and a restart of the server, all is answered once."""
-        await self._exchange(("session", "ack"))
-
-    async def test_broken_compressed_line(self) -> None:
-        """The same on a compressed one."""
-        await self._exchange(CAPABILITIES)
 
 
 def make_certificate(directory: Path, host: str) -> tuple[Path, Path]:
@@ -237,15 +60,63 @@ def make_certificate(directory: Path, host: str) -> tuple[Path, Path]:
     return paths
 
 
+def kernel_limits(port: int) -> list[tuple[int, ...]]:
+    """Of each connection of this process to C{port}: what the kernel bears with, in seconds."""
+    sockets = [
+        reader.getHandle()
+        for reader in reactor.getReaders()
+        if isinstance(reader, tcp.Client) and reader.getPeer().port == port
+    ]
+    return [
+        (
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) // 1000,
+            one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+        )
+        for one in sockets
+    ]
+
+
+class TCPTests(TestCase):
+    """Servers without TLS."""
+
+    timeout = 300
+
+    async def test_kernel_watches(self) -> None:
+        """The kernel gives up a peer that acknowledges nothing, and asks one that is silent."""
+        fake = FakeServer(reactor, "k" * 16, "salt")
+        self.addCleanup(fake.stop)
+        port = reactor.listenTCP(0, fake, interface=HOST)
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port
+        client = Client(
+            reactor,
+            [Server(HOST, number)],
+            Identity(bot_name="가게봇", device_id="client"),
+            Credentials("k" * 16, "salt"),
+            lambda reply: None,
+        )
+        client.startService()
+        self.addCleanup(client.stopService)
+        deadline = reactor.seconds() + PATIENCE_SECONDS
+        while not client.greeted:
+            self.assertLess(reactor.seconds(), deadline)
+            await sleep(0.02)
+        self.assertEqual(kernel_limits(number), [(20, 1, 30, 15, 1)])
+
+
 class TLSTests(TestCase):
     """Servers with TLS."""
 
-    timeout = 30
+    timeout = 300
 
     async def _talk(self, host: str, trusted: bool) -> tuple[list[str], list[ClientEvent]]:
         """Say something to a server whose certificate is for C{localhost}; stop."""
         certificate, key = make_certificate(Path(self.mktemp()), "localhost")
-        fake = FakeServer(reactor.seconds, "k" * 16, "salt")
+        fake = FakeServer(reactor, "k" * 16, "salt")
+        self.addCleanup(fake.stop)
         listening: Any = SSL4ServerEndpoint(
             reactor,
             0,
@@ -274,13 +145,15 @@ class TLSTests(TestCase):
         )
         client.startService()
         client.say(Said(room="방", sender="나", text="가" * 50_000))
-        deadline = reactor.seconds() + 5.0
+        deadline = reactor.seconds() + PATIENCE_SECONDS
         while not replies and not any(isinstance(event, Lost) for event in events):
             self.assertLess(reactor.seconds(), deadline)
             await sleep(0.02)
+        if replies:
+            self.assertEqual(kernel_limits(port.getHost().port), [(20, 1, 30, 15, 1)])
         started = reactor.seconds()
         await client.stopService()
-        self.assertLess(reactor.seconds() - started, 2.0)
+        self.assertLess(reactor.seconds() - started, LINGER_SECONDS)  # it was not cut off
         return replies, events
 
     async def test_good_certificate(self) -> None:

@@ -11,19 +11,20 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.python.runtime import seconds as wall
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 
 from domaeka.metrics import Metrics
+from domaeka.web.admission import MAX_CONNECTIONS
 from domaeka.web.health import HealthPages
-from domaeka.web.room import MAX_CONNECTIONS
 from domaeka.web.routes import MAX_BODY_BYTES, Answer, Call, Route
-from domaeka.web.server import Site, make_site
+from domaeka.web.server import Site
 
 reactor = cast(Any, _reactor)
 
 #: Longest that a client waits for anything, in seconds.
-PATIENCE = 20
+PATIENCE = 60
 #: An answer that no kernel's buffers hold, in bytes.
 HUGE = 32 * 1024 * 1024
 
@@ -31,7 +32,7 @@ HUGE = 32 * 1024 * 1024
 class HttpTests(TestCase):
     """The pages, and those who abuse them."""
 
-    timeout = 60
+    timeout = 300
 
     def setUp(self) -> None:
         self.metrics = Metrics()
@@ -42,9 +43,10 @@ class HttpTests(TestCase):
             {"store": lambda: None},
             listening=lambda: True,
             draining=lambda: False,
+            wall=wall,
         )
-        self.site: Site = make_site(
-            (*pages.routes(), Route("GET", "/huge", self.huge)), reactor, self.metrics
+        self.site: Site = Site(
+            (*pages.routes(), Route("GET", "/huge", self.huge)), reactor, self.metrics, wall=wall
         )
         port = reactor.listenTCP(0, self.site, interface="127.0.0.1")
         self.port = port.getHost().port

@@ -11,8 +11,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from domaeka.cli.reach import Desk, Unreachable, http_exchange, read_url
-from domaeka.state import load_or_create_secrets
+from domaeka.cli.api_client import ApiClient, Unreachable, http_exchange, read_url
+from domaeka.secrets import load_or_create_secrets
 from domaeka.testing import STANDARD_IDENTITY, FakePhone
 from tests.integration.crowd import Crowd
 from tests.integration.support import HOST, ServerProcess, reactor
@@ -39,7 +39,7 @@ class Stranger(Protocol):
 class ReachTests(TestCase):
     """Servers that are not ours."""
 
-    timeout = 30
+    timeout = 300
 
     async def test_strangers(self) -> None:
         """Whatever answers, it is told apart from a server of ours; nothing of it is obeyed."""
@@ -47,7 +47,7 @@ class ReachTests(TestCase):
         port = reactor.listenTCP(0, factory, interface=HOST)
         self.addCleanup(port.stopListening)
         send = http_exchange(read_url(f"http://{HOST}:{port.getHost().port}"), "token")
-        desk = Desk(lambda place, token: send)
+        api = ApiClient(lambda place, token: send)
         for answer in (
             b"",
             b"SSH-2.0-\x1b[2J\r\n",
@@ -56,9 +56,9 @@ class ReachTests(TestCase):
             b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
         ):
             factory.answer = answer
-            desk.url, desk.state_dir = "http://localhost", self.secrets()
+            api.url, api.state_dir = "http://localhost", self.secrets()
             with self.assertRaises(Unreachable) as caught:
-                await deferToThread(desk.ask, "GET", "/bans")
+                await deferToThread(api.request, "GET", "/bans")
             self.assertTrue(caught.exception.message.isprintable(), answer)
 
     def secrets(self) -> str:
@@ -72,7 +72,7 @@ class ReachTests(TestCase):
 class OperatorTests(TestCase):
     """What an operator types."""
 
-    timeout = 90
+    timeout = 300
 
     async def serve(self, like: ServerProcess | None = None) -> ServerProcess:
         """@param like: whose secrets it has."""
@@ -152,12 +152,13 @@ class OperatorTests(TestCase):
         await self.json(server, "migrate", f"{HOST}:{other.port}", "--migrate-after=60")
         self.assertEqual((await self.json(server, "migrate", "--status"))["phase"], "moving")
         self.assertEqual((await self.json(server, "migrate", "--off"))["phase"], "called off")
-        phone.say("# slow 8 늦게", ROOM, channel_id=ROOM_ID)
+        phone.say("# hold 늦게", ROOM, channel_id=ROOM_ID)
         await self.json(server, "drain")
         self.assertTrue((await self.json(server, "drain", "--status"))["draining"])
         self.assertFalse((await self.json(server, "drain", "--off"))["draining"])
         status, output = await self.run_command(server, "migrate", "--status")
         self.assertEqual((status, output[:10]), (0, "called off"))
+        phone.say("# release", "옆방")
         await phone.when(lambda: phone.texts() == ["하나", "늦게"])
 
     async def test_changes(self) -> None:

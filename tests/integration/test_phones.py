@@ -6,9 +6,9 @@ from functools import partial
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
-from domaeka.messages import Dialect
+from domaeka.store.devices import WRITE_SECONDS
 from domaeka.testing import SCRIPTS, FakePhone
-from tests.integration.picture_bot import picture
+from domaeka.wire import Dialect
 from tests.integration.support import ServerProcess, sleep
 
 #: Rooms in which the phones chat: name and channel id.
@@ -29,6 +29,8 @@ MESSAGES = 200
 LONG = "한" * 59_000 + "👋" * 1000
 #: What is said at least so far apart is never signed alike.  Source: docs/protocol.md, "auth".
 APART_SECONDS = 0.002
+#: Phones behind one address.
+MANY = 100
 #: How long a test waits for what must not come, in seconds.
 SETTLE_SECONDS = 0.5
 
@@ -41,7 +43,7 @@ async def until(phones: Iterable[FakePhone], condition: Callable[[FakePhone], bo
 class PhoneTests(TestCase):
     """What a phone of each version gets, its script unmodified but for its settings."""
 
-    timeout = 90
+    timeout = 300
 
     async def serve(self, *arguments: str) -> ServerProcess:
         """A server that takes any number of phones from here."""
@@ -86,29 +88,6 @@ class PhoneTests(TestCase):
             channels = {(reply.room, reply.channel_id) for reply in phone.replies}
             self.assertEqual(channels, set(ROOMS), script)
 
-    async def test_pictures(self) -> None:
-        """
-        Pictures arrive byte for byte, one and several, and the connection outlives the time in
-        which the phone is deaf for them: 13.2 s, and 16.2 s on 3.2.0.
-        """
-        server = await self.serve(
-            *("--bots", "tests.integration.picture_bot:bot", "--set", "ping.interval=0.5"),
-            *("--set", "ping.initial_delay_max=1", "--set", "ping.timeout=3"),
-            *("--set", "ping.adaptive=false"),
-        )
-        phones = server.phones(SCRIPTS)
-        for phone in phones.values():
-            phone.say("# pictures 1 12000")
-            phone.say("# pictures 3 100")
-        await until(phones.values(), lambda phone: len(phone.replies) == 2)
-        for script, phone in phones.items():
-            one, several = phone.replies
-            self.assertEqual(one.contents, [picture(0)], script)
-            self.assertEqual(several.contents, [picture(0), picture(1), picture(2)], script)
-            self.assertGreater(several.time - one.time, 13.1, script)
-            self.assertEqual(one.deaf_seconds, 16.2 if script == "3.2.0" else 13.2)
-            self.assertEqual((len(phone.record.connects), phone.record.errors), (1, []), script)
-
     async def restart(self, queued: int, scale: float) -> dict[str, FakePhone]:
         """Phones that said things while their server was restarted, and are back."""
         server = await self.serve()
@@ -147,3 +126,27 @@ class PhoneTests(TestCase):
             said = [str(number) for number in range(1 + comes[script])]
             self.assertEqual(phone.texts("테스트방"), said[::2], script)
             self.assertEqual(phone.texts("옆방 {1}"), said[1::2], script)
+
+    async def test_many_behind_one_address(self) -> None:
+        """After a kill a hundred phones are back at their first try, and all is answered."""
+        server = ServerProcess(self, "--set", f"server.max_connections={2 * MANY}")
+        await server.start()
+        phones: list[FakePhone] = []
+        for number in range(MANY):
+            # New to the server, they come one by one: the address has no more than ten attempts.
+            phone = server.phone(f"{number:016x}")
+            phone.say("# echo 0", channel_id=str(number))
+            await phone.when_replies(1)
+            phones.append(phone)
+        await sleep(2 * WRITE_SECONDS)
+        server.signal("KILL")
+        await server.ended()
+        await until(phones, lambda phone: not phone.online)
+        for phone in phones:
+            phone.say("# echo 1", channel_id="1")
+        await server.start()
+        await until(phones, lambda phone: len(phone.replies) == 2)
+        for phone in phones:
+            self.assertEqual((phone.texts(), len(phone.record.connects)), (["0", "1"], 2))
+        _, metrics = await server.get("/metrics")
+        self.assertIn(b'domaeka_refusals_total{reason="rate limited"} 0.0', metrics)

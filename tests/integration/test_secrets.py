@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from domaeka.state import rotate_secret_key
+from domaeka.secrets import rotate_secret_key
 from tests.integration.support import ServerProcess, reactor, sleep
 from tests.integration.test_phones import until
 
@@ -16,7 +16,7 @@ READ_AGAIN = "settings read again"
 class SecretsTests(TestCase):
     """Tests for the secrets of a server that runs."""
 
-    timeout = 60
+    timeout = 300
 
     async def rotate(self, server: ServerProcess, keep: float) -> None:
         """Make a new key, and have the server read it."""
@@ -64,8 +64,8 @@ class SecretsTests(TestCase):
         )
         # The real one is not in the code: only its hash.
         (server.directory / "published.py").write_text(
-            "import domaeka, domaeka.state\n"
-            f"domaeka.state.PUBLISHED_KEY_SHA256 = {sha256(key.encode()).hexdigest()!r}\n"
+            "import domaeka, domaeka.secrets\n"
+            f"domaeka.secrets.PUBLISHED_KEY_SHA256 = {sha256(key.encode()).hexdigest()!r}\n"
             "bot = domaeka.Bot('published')\n"
         )
         server.environment["PYTHONPATH"] += f":{server.directory}"

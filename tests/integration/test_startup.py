@@ -1,18 +1,20 @@
 """Starts that cannot work, of a real C{twistd}."""
 
 import os
+import pwd
 import resource
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from tests.integration.support import HOST, ROOT, free_port
+from tests.integration.support import HOST, ROOT, ServerProcess, free_port
 
 #: Longest that a start may take to fail, in seconds.
-PATIENCE = 60.0
+PATIENCE = 120.0
 SECRET = "sesame-sesame"
 
 
@@ -70,50 +72,56 @@ class StartTests(SynchronousTestCase):
                 self.assertNotIn("Traceback", output)
                 self.assertNotIn(SECRET, output + errors)
 
-    def test_machine(self) -> None:
-        """Ports that are taken, too few open files, a state directory that cannot be one."""
+    def test_none_works(self) -> None:
+        """
+        A port that is taken, a place that cannot be had while it runs already, too few open files,
+        a bot that cannot be imported, a key that is too weak, which is not shown.
+        """
+        (self.directory / "broken.py").write_text("raise ValueError('one\\ntwo')\n")
         port = self.taken.getsockname()[1]
-        (self.directory / "file").touch()
-        self.start("server.port", f"--port={port}")
-        self.start("http.port", f"--http-port={port}")
-        place = f"tcp:{port}:interface={HOST}"
-        (self.directory / "taken.toml").write_text(f'[server]\nendpoints = ["{place}"]\n')
         why = f"cannot listen on {HOST}:{port}: Address already in use: does another server run?"
-        self.start(f"taken.toml:2: server.endpoints: {place}: {why}", "--config", "taken.toml")
+        self.start(f"command line: server.port: {why}", f"--port={port}")
         self.start(
             "unix:/nowhere/at/all: No such", "--set", 'server.endpoints=["unix:/nowhere/at/all"]'
         )
         self.start("server.max_connections", "--set", "server.max_connections=2000")
-        self.start("state directory", f"--state-dir={self.directory}/file")
-        self.start("/sys", "--state-dir=/sys")
-        self.start(
-            "command line: storage.url: cannot open", "--set", "storage.url=sqlite:////proc/no.db"
-        )
-        self.check()
-
-    def test_settings(self) -> None:
-        """Wrong settings, wherever they come from, and bots that cannot be loaded."""
-        (self.directory / "wrong.toml").write_text("[server]\nport = 'x'\n")
-        (self.directory / "broken.py").write_text("raise ValueError('one\\ntwo')\n")
-        self.start("ping.interval", "--set", "ping.interval=often")
-        self.start("'no.such'", "--set", "no.such=1")
-        self.start("wrong.toml:2", "--config", "wrong.toml")
-        self.start("nothing.toml", "--config", "nothing.toml")
-        self.start("DOMAEKA_PING_TIMEOUT", DOMAEKA_PING_TIMEOUT="-1")
-        (self.directory / "bots.toml").write_text('[bots]\nload = ["os:path"]\n')
         self.start("domaeka: bots.load: broken:bot: ValueError: one two (", "--bots", "broken:bot")
-        self.start("bots.toml:2: bots.load: os:path: not a", "--config", "bots.toml")
-        self.start("not a domaeka.Bot", "--bots", "os:path")
-        self.start("tcp:99999: port must be", "--set", 'server.endpoints=["tcp:99999"]')
+        self.start("auth.secret_key", DOMAEKA_AUTH_SECRET_KEY=SECRET)
         self.check()
 
-    def test_secrets(self) -> None:
-        """Weak secrets, and files of them that others may read; none is shown."""
-        key = self.directory / "key"
-        key.write_text(SECRET * 2)
-        key.chmod(0o604)
-        self.start("auth.secret_key", DOMAEKA_AUTH_SECRET_KEY=SECRET)
-        self.start("others may read it", DOMAEKA_AUTH_SECRET_KEY_FILE=str(key))
-        self.start("not beside", DOMAEKA_AUTH_SALT=SECRET, DOMAEKA_AUTH_SALT_FILE=str(key))
-        self.start("tls.certificate", "--set", "tls.certificate=/nothing.pem")
-        self.check()
+
+class TwistdTests(TestCase):
+    """What hangs on twistd's own options, and on another server."""
+
+    async def refusal(self, state: Path, *options: str) -> str:
+        """
+        Have a server start that cannot.
+
+        @param options: twistd's own.
+        @return: the one line that it says.
+        """
+        command = ["-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+        command += [*options, "domaeka", "--port=0", "--http-port=0", f"--state-dir={state}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        _, error, status = await getProcessOutputAndValue(sys.executable, command, environment)
+        self.assertEqual((status, len(error.splitlines())), (1, 1), error)
+        return str(error.decode())
+
+    async def test_second_server(self) -> None:
+        """A second one is refused; after the first was killed there can be one again."""
+        first = ServerProcess(self)
+        await first.start()
+        self.assertIn("another server uses it", await self.refusal(first.state))
+        first.signal("KILL")
+        await first.ended()
+        await first.start()
+
+    async def test_another_user(self) -> None:
+        """With --uid the state directory must be that user's, though root could write to it."""
+        if os.geteuid() != 0:
+            raise SkipTest("needs root")
+        state = Path(self.mktemp()).absolute()
+        state.mkdir(parents=True, mode=0o700)
+        said = await self.refusal(state, "--uid=nobody")
+        self.assertIn(f"for uid {pwd.getpwnam('nobody').pw_uid}; give --state-dir", said)
+        self.assertEqual(os.listdir(state), [])

@@ -16,6 +16,10 @@ logprobe = ServiceMaker("logprobe", "logprobe", "logs and stops", "logprobe")
 """
 
 MODULE = r"""
+import logging
+import sys
+from threading import Thread
+
 from twisted.application.service import Service
 from twisted.internet import reactor
 from twisted.logger import Logger
@@ -26,6 +30,7 @@ from domaeka.config import LoggingSettings
 
 class Options(_Options):
     optParameters = [["format", None, "text"]]
+    optFlags = [["fail", None]]
 
 class Probe(Service):
     log = Logger()
@@ -34,6 +39,10 @@ class Probe(Service):
         self.log.debug("not shown")
         self.log.info("hello {name}", name="x\ny\x1b[31m")
         print("printed")
+        logging.getLogger("shop").warning("ordered %s", "soup")
+        thread = Thread(target=int, args=("s3cret",))
+        thread.start()
+        thread.join()
         try:
             1 / 0
         except ZeroDivisionError:
@@ -42,15 +51,22 @@ class Probe(Service):
 
 def makeService(options):
     settings = LoggingSettings(format=options["format"])
-    root = logs.LoggedService(logs.observer_for(settings, options.parent, reactor))
+    observer = logs.observer_for(settings, options.parent, reactor)
+    observer.lead_standard_logging()
+    with observer.while_importing():
+        print("imported", sys.stdout.encoding)
+        logging.getLogger("shop").info("opened")
+        if options["fail"]:
+            raise SystemExit("cannot be imported")
+    root = logs.LoggedService(observer)
     Probe().setServiceParent(root)
     return root
 """
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 #: Longest that twistd may take to start and stop, in seconds.
-PATIENCE = 30
-LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info |critical) +[\w.]+: ")
+PATIENCE = 120
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (info |warn |critical) +[\w.]+: ")
 
 
 class TwistdLogTests(SynchronousTestCase):
@@ -83,14 +99,28 @@ class TwistdLogTests(SynchronousTestCase):
         lines = text.splitlines()
         for line in lines:
             self.assertTrue(LINE.match(line) or line.startswith("\t"), line)
-        for words in ("starting up.", r": hello x\ny\x1b[31m", ": printed", "Server Shut Down."):
+        for words in (
+            *("starting up.", r": hello x\ny\x1b[31m", ": printed", "Server Shut Down."),
+            *("info     stdout: imported utf-8", "info     shop: opened"),
+            *("warn     shop: ordered soup", "has ended by an error"),
+        ):
             self.assertEqual(sum(words in line for line in lines), 1, words)
-        self.assertIn("\tbuiltins.ZeroDivisionError: division by zero", lines)
+        self.assertIn("\tZeroDivisionError: division by zero", lines)
         self.assertNotIn("not shown", text)
+        self.assertNotIn("s3cret", text)
 
     def test_foreground(self) -> None:
         """In the foreground the log is the standard output."""
         self.check_text(self.twistd("-n", "logprobe"))
+
+    def test_that_cannot_be_imported(self) -> None:
+        """What a bot printed before it failed is shown, for that may say why."""
+        with self.assertRaises(subprocess.CalledProcessError) as caught:
+            self.twistd("-n", "logprobe", "--fail")
+        printed = caught.exception.stdout.splitlines()
+        self.assertEqual(len(printed), 2)
+        self.assertIn("info     stdout: imported", printed[0])
+        self.assertIn("cannot be imported", caught.exception.stderr)
 
     def test_foreground_json(self) -> None:
         """With JSON every line is an object with the stable keys."""

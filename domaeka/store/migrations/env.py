@@ -1,7 +1,10 @@
-"""Runs the migrations on the connection that C{domaeka.store.database} holds open."""
+"""Runs the migrations on the connection that C{domaeka.store.revisions} was given."""
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"])
+context.configure(
+    connection=context.config.attributes["connection"],
+    version_table=context.config.attributes["version_table"],
+)
 with context.begin_transaction():
     context.run_migrations()

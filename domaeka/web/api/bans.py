@@ -1,152 +1,59 @@
-"""
-Bans: who is not let in.
-"""
+"""Endpoints of bans: networks that may not connect."""
 
 from collections.abc import Callable
 from heapq import nsmallest
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final
 
-import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
-from domaeka.gateway.registry import Registry
-from domaeka.messages import timestamp_text
+from domaeka.config import Settings
+from domaeka.interfaces import Directory
 from domaeka.policies import limits
+from domaeka.policies.cursors import cursor, read_cursor
+from domaeka.policies.limits import AddressLimits
+from domaeka.schema import Ban, BanQuery, Bans, BansQuery, NewBan
 from domaeka.store.bans import StoredBans
-from domaeka.web.api.devices import STORE_REFUSALS, decided
 from domaeka.web.api.endpoints import (
-    PAGE,
-    After,
-    Ask,
-    Endpoint,
-    Input,
-    Limit,
-    Next,
-    Time,
+    EndpointGroup,
+    Request,
     bad_request,
+    endpoint,
     not_found,
+    settled,
     time_text,
 )
-from domaeka.web.api.paging import cursor, read_cursor
+from domaeka.web.api.records import STORE_REFUSALS, decided
 from domaeka.web.routes import Refusal
+from domaeka.wire import timestamp_text
 
-_SUBJECT: Final = "bans"
-#: Who made the bans that come from here.
+#: The maker of bans that come from here.
 _MADE_BY: Final = "operator"
 
-_Network: TypeAlias = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=64,
-        description="an address, or a network in CIDR form",
-        examples=["203.0.113.7", "2001:db8::/64"],
-    ),
-]
 
-
-_Seconds: TypeAlias = Annotated[
-    float,
-    Meta(
-        gt=0,
-        le=31_536_000,
-        description="how long; null: until it is lifted; left out: `limits.ban_seconds`",
-    ),
-]
-
-
-class Ban(msgspec.Struct):
-    """A network that is not let in."""
-
-    network: Annotated[str, Meta(description="in CIDR form")]
-    reason: str
-    made_at: Time
-    expires: Annotated[Time | None, Meta(description="null: not until it is lifted")]
-    times: Annotated[int, Meta(description="how often of late, this time included")]
-    made_by: Annotated[str, Meta(description="empty: the server itself")]
-
-
-class Bans(msgspec.Struct):
-    """A page of bans, in the order of their networks as texts."""
-
-    bans: list[Ban]
-    next: Next
-    total: int
-
-
-class BansQuery(Input, frozen=True):
-    """Which bans."""
-
-    limit: Limit = PAGE
-    after: After | None = None
-
-
-class NewBan(Input, frozen=True):
-    """Whom to ban."""
-
-    network: _Network
-    reason: Annotated[str, Meta(max_length=1000, description="for people")] = ""
-    seconds: _Seconds | UnsetType | None = UNSET
-
-
-class BanQuery(Input, frozen=True):
-    """Which ban."""
-
-    network: _Network
-
-
-class BanPages:
-    """What is asked of bans."""
+class BanPages(EndpointGroup):
+    """The endpoints of bans."""
 
     def __init__(
-        self, registry: Registry, bans: StoredBans, lifted: Callable[[limits.Ban], None]
+        self,
+        directory: Directory,
+        limits: AddressLimits,
+        bans: StoredBans,
+        settings: Callable[[], Settings],
+        lifted: Callable[[limits.Ban], None],
     ) -> None:
-        """@param lifted: told of each ban that is lifted."""
-        self._registry = registry
-        self._lifted = lifted
-        self._limits = registry.parts.limits
+        """@param lifted: called with each ban that is lifted."""
+        self._directory = directory
+        self._limits = limits
         self._bans = bans
+        self._settings = settings
+        self._lifted = lifted
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """What is to be served."""
-        return (
-            Endpoint(
-                method="GET",
-                path="/bans",
-                serve=self.list,
-                subject=_SUBJECT,
-                summary="Bans that are in force",
-                query=BansQuery,
-                answer=Bans,
-            ),
-            Endpoint(
-                method="POST",
-                path="/bans",
-                serve=self.ban,
-                subject=_SUBJECT,
-                summary="Ban a network, and close its connections",
-                body=NewBan,
-                answer=Ban,
-                status=HTTPStatus.CREATED,
-                refusals={HTTPStatus.CONFLICT: "there is no room for another ban"} | STORE_REFUSALS,
-            ),
-            Endpoint(
-                method="DELETE",
-                path="/bans",
-                serve=self.lift,
-                subject=_SUBJECT,
-                summary="Lift the ban of a network",
-                query=BanQuery,
-                status=HTTPStatus.NO_CONTENT,
-                refusals={HTTPStatus.NOT_FOUND: "it is not banned"} | STORE_REFUSALS,
-            ),
-        )
-
-    def list(self, ask: Ask[BansQuery, None]) -> Bans:
+    @endpoint("GET", "/bans", "Bans that are in force")
+    def list(self, request: Request[BansQuery, None]) -> Bans:
         """A page of bans."""
-        after = read_cursor(ask.query.after, str) or ""
-        limit = ask.query.limit
+        after = read_cursor(request.query.after, str) or ""
+        limit = request.query.limit
         bans = {ban.network: ban for ban in self._limits.bans()}
         found = nsmallest(limit + 1, (network for network in bans if network > after))
         shown = found[:limit]
@@ -156,12 +63,19 @@ class BanPages:
             len(bans),
         )
 
-    async def ban(self, ask: Ask[Any, NewBan]) -> Ban:
-        """An operator bans a network."""
-        new = ask.body
+    @endpoint(
+        "POST",
+        "/bans",
+        "Ban a network, and close its connections",
+        status=HTTPStatus.CREATED,
+        refusals={HTTPStatus.CONFLICT: "there is no room for another ban"} | STORE_REFUSALS,
+    )
+    async def ban(self, request: Request[Any, NewBan]) -> Ban:
+        """Ban a network."""
+        new = request.body
         seconds = new.seconds
         if seconds is UNSET:
-            seconds = self._registry.parts.settings.limits.ban_seconds
+            seconds = self._settings().limits.ban_seconds
         limits = self._limits
         lifted = None
         try:
@@ -176,14 +90,21 @@ class BanPages:
         gone = [] if lifted is None else [lifted]
         for each in gone:
             self._lifted(each)
-        self._registry.ban_made(ban)
+        await settled(self._directory.ban_made(ban))
         await decided(self._bans.put([ban], gone), "it holds, but not over a restart")
         return describe_ban(ban)
 
-    async def lift(self, ask: Ask[BanQuery, None]) -> None:
-        """An operator lifts a ban."""
+    @endpoint(
+        "DELETE",
+        "/bans",
+        "Lift the ban of a network",
+        status=HTTPStatus.NO_CONTENT,
+        refusals={HTTPStatus.NOT_FOUND: "it is not banned"} | STORE_REFUSALS,
+    )
+    async def lift(self, request: Request[BanQuery, None]) -> None:
+        """Lift a ban."""
         try:
-            lifted = self._limits.lift(ask.query.network)
+            lifted = self._limits.lift(request.query.network)
         except ValueError:
             raise _no_network() from None
         if lifted is None:
@@ -193,7 +114,7 @@ class BanPages:
 
 
 def describe_ban(ban: limits.Ban) -> Ban:
-    """A ban."""
+    """A ban as the API describes it."""
     return Ban(
         ban.network,
         ban.reason,
@@ -201,6 +122,8 @@ def describe_ban(ban: limits.Ban) -> Ban:
         time_text(ban.expires),
         ban.times,
         ban.made_by,
+        ban.claimed_bot,
+        ban.claimed_device,
     )
 
 

@@ -1,17 +1,17 @@
-"""
-Endpoints: each is declared once, with its types.  Its route and its description are made from that.
-"""
+"""Endpoints, declared once with their types: routes and descriptions are made from them."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
+from twisted.internet.defer import Deferred
 
-from domaeka.messages import timestamp_text
+from domaeka.interfaces import Eventual
+from domaeka.policies.cursors import BadCursor
+from domaeka.schema import Input
+from domaeka.validation import fault_of
 from domaeka.web.routes import (
     JSON,
     MAX_BODY_BYTES,
@@ -22,68 +22,26 @@ from domaeka.web.routes import (
     Route,
     as_json,
 )
+from domaeka.wire import timestamp_text
 
-#: What all paths of the API begin with.
+#: The beginning of all paths of the API.
 PREFIX: Final = "/api/v1"
-#: Most items of a page, and how many there are where nothing is said.  Source: a connection takes
-#: some 150 µs, and no turn of the reactor may take 50 ms.
-MAX_PAGE: Final = 200
-PAGE: Final = 100
 
+_T = TypeVar("_T")
 _Q = TypeVar("_Q")
 _B = TypeVar("_B")
-
-#: A time, as L{timestamp_text} gives it.
-Time: TypeAlias = Annotated[
-    str,
-    Meta(
-        description="ISO 8601, UTC, milliseconds",
-        extra_json_schema={"format": "date-time"},
-        examples=["2026-11-22T12:00:31.408Z"],
-    ),
-]
-#: How many items a page may have.
-Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE, description="most items of the page")]
-#: Where a page begins.
-After: TypeAlias = Annotated[
-    str,
-    Meta(max_length=8192, description="`next` of the page before, with the same other parameters"),
-]
-#: Where the next page begins.
-Next: TypeAlias = Annotated[
-    str | None, Meta(description="for `after` of the next page; null: this is the last one")
-]
-Order: TypeAlias = Literal["asc", "desc"]
-
-
-class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all that is asked has in common: what is not known is refused."""
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Nothing(Input, frozen=True):
     """No parameters."""
 
 
-class ErrorText(msgspec.Struct):
-    """What went wrong: `code` for programs, `message` for people."""
-
-    code: str
-    message: str
-
-
-class Problem(msgspec.Struct):
-    """What every answer of 400 and above has."""
-
-    error: ErrorText
-
-
-class Ask(NamedTuple, Generic[_Q, _B]):
+class Request(NamedTuple, Generic[_Q, _B]):
     """
-    What is asked of an endpoint.
+    A request to an endpoint.
 
-    @ivar names: what the path has for each C{{name}}.
-    @ivar query: of the endpoint's type.
-    @ivar body: likewise.
+    @ivar names: the path's value for each C{{name}}.
     """
 
     names: Mapping[str, str]
@@ -93,25 +51,24 @@ class Ask(NamedTuple, Generic[_Q, _B]):
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
-    One thing that can be done.
+    A method and a path of the API.
 
     @ivar path: behind the L{PREFIX}.
-    @ivar serve: given an L{Ask}, gives back the answer, at once or as an awaitable.
-    @ivar subject: under which title it is described.
+    @ivar serve: returns the answer, at once or as an awaitable.
     @ivar summary: one line for people.
-    @ivar answer: the type of the answer; L{None}: there is nothing to say.
-    @ivar status: of the answer.
+    @ivar subject: the tag under which it is described.
+    @ivar answer: the type of the answer; L{None}: it is empty.
+    @ivar status: of the answer, as is C{content_type}.
     @ivar query: the type of the parameters.
     @ivar body: the type of the body; L{None}: there is none.
-    @ivar refusals: what it refuses of its own, by status: when.
-    @ivar content_type: of the answer.
+    @ivar refusals: its own refusals: a status, and when it is given.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
-    serve: Callable[[Ask[Any, Any]], object]
-    subject: str
+    serve: Callable[[Request[Any, Any]], object]
     summary: str
+    subject: str
     answer: Any = None
     status: int = HTTPStatus.OK
     query: type[Input] = Nothing
@@ -122,10 +79,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def refused(self) -> dict[int, str]:
-        """What it refuses, by status: when."""
+        """All its refusals: a status, and when it is given."""
         found: dict[int, str] = {
             HTTPStatus.BAD_REQUEST: "a field is wrong, missing or not known: the message names it",
             HTTPStatus.UNAUTHORIZED: "the bearer token is missing or wrong",
+            HTTPStatus.FORBIDDEN: "the address is banned",
         }
         if self.body is not None:
             found[HTTPStatus.REQUEST_ENTITY_TOO_LARGE] = "the body is too large"
@@ -133,7 +91,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {**found, **self.refusals}
 
     def route(self) -> Route:
-        """What serves it."""
+        """The route that serves it."""
         return Route(self.method, PREFIX + self.path, self._serve, True, self.max_body_bytes)
 
     @cached_property
@@ -142,9 +100,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return msgspec.json.Decoder(self.body).decode
 
     async def _serve(self, call: Call) -> Answer | EventStream:
-        result = self.serve(Ask(call.names, self._query_of(call), self._body_of(call)))
-        if isinstance(result, Awaitable):
-            result = await result
+        try:
+            result = self.serve(Request(call.names, self._query_of(call), self._body_of(call)))
+            if isinstance(result, Awaitable):
+                result = await result
+        except BadCursor as error:
+            raise bad_request(str(error)) from None
         if isinstance(result, Answer | EventStream):
             return result
         if self.answer is None:
@@ -159,41 +120,86 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         try:
             return msgspec.convert(given, self.query, strict=False)
         except msgspec.ValidationError as error:
-            raise bad_request(_fault(error)) from None
+            raise _unfit(error) from None
 
     def _body_of(self, call: Call) -> Any:
         if self.body is None:
-            # A condition that is not known must not become a stop without one.
+            # A body with a condition that is not known must not do the thing without it.
             if call.body.strip() not in (b"", b"{}"):
                 raise bad_request("the body: must be empty")
             return None
         given = call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
         is_json = given == JSON or given.endswith("+json")
-        # What many tools say of whatever they send.
+        # Many tools send this type with any body.
         if not is_json and given != "application/x-www-form-urlencoded":
             raise _no_json(given)
         try:
             return self._decode(call.body)
         except msgspec.ValidationError as error:
-            raise bad_request(_fault(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _unfit(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if not is_json:
                 raise _no_json(given) from None
-            text = str(error) if isinstance(error, msgspec.DecodeError) else "not readable"
-            raise bad_request(f"the body is not JSON: {text}") from None
+            raise bad_request("the body is not JSON: not readable") from None
+
+
+class EndpointGroup:
+    """Endpoints of one subject: the methods that are declared with L{endpoint}, in their order."""
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints."""
+        return tuple(
+            Endpoint(serve=getattr(self, name), **member.declaration)
+            for name, member in vars(type(self)).items()
+            if hasattr(member, "declaration")
+        )
+
+
+def endpoint(method: str, path: str, summary: str, **more: Any) -> Callable[[_F], _F]:
+    """
+    Declare that a method of an L{EndpointGroup} serves an endpoint.
+
+    The types of query, body and answer are those of the method's annotations; the subject is the
+    first part of the path.
+
+    @param more: other fields of L{Endpoint}.
+    """
+
+    def declare(function: _F) -> _F:
+        types = get_type_hints(function)
+        query, body = get_args(types["request"])
+        answer = types["return"]
+        function.__dict__["declaration"] = {
+            "method": method,
+            "path": path,
+            "summary": summary,
+            "subject": path.split("/")[1],
+            "query": Nothing if query is Any else query,
+            "body": None if body is type(None) else body,
+            "answer": None if answer is type(None) else answer,
+            **more,
+        }
+        return function
+
+    return declare
+
+
+async def settled(answer: Eventual[_T]) -> _T:
+    """The answer of a L{Directory<domaeka.interfaces.Directory>}, given at once or later."""
+    return await answer if isinstance(answer, Deferred) else answer
 
 
 def bad_request(text: str) -> Refusal:
     """
-    Something in a request is not as it must be.
+    The refusal of a request with a mistake.
 
-    @param text: begins with what it is about.
+    @param text: begins with the field.
     """
     return Refusal(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", text)
 
 
 def not_found(text: str) -> Refusal:
-    """What the path names is not there."""
+    """The refusal of a path that names something unknown."""
     return Refusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", text)
 
 
@@ -205,20 +211,10 @@ def _no_json(given: str) -> Refusal:
     )
 
 
-_PLACE: Final = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
-_FIELD: Final = re.compile(r"^Object (missing required|contains unknown) field `(.*)`$", re.DOTALL)
-
-
-def _fault(error: msgspec.ValidationError) -> str:
-    """What is wrong, the field first."""
-    text, place = str(error), ""
-    if found := _PLACE.match(text):
-        text, place = found.groups()
-    if found := _FIELD.match(text):
-        kind, field = found.groups()
-        place = f"{place}.{field:.100}" if place else f"{field:.100}"
-        text = "is missing" if kind == "missing required" else "is not known"
-    return f"{place or 'the body'}: {text[:1].lower()}{text[1:200]}"
+def _unfit(error: msgspec.ValidationError) -> Refusal:
+    """The refusal of a query or a body, with the field first."""
+    place, text = fault_of(error)
+    return bad_request(f"{place or 'the body':.200}: {text[:1].lower()}{text[1:200]}")
 
 
 def time_text(seconds: float | None) -> str | None:

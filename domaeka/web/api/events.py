@@ -1,158 +1,77 @@
-"""
-What happens, as it happens: a stream of server-sent events.
-"""
+"""The stream of server-sent events: what happens, as it happens."""
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
-from domaeka.gateway.history import ClosedConnection
-from domaeka.gateway.session import Session
+from domaeka.gateway.views import ClosedConnection, ConnectionName, Watcher
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
-from domaeka.messages import timestamp_text
 from domaeka.policies import limits
-from domaeka.policies.liveness import Liveness
-from domaeka.policies.quality import Grade
-from domaeka.web.api.bans import Ban, describe_ban
-from domaeka.web.api.connections import Ended, describe_closed
-from domaeka.web.api.endpoints import Ask, Endpoint, Time
+from domaeka.schema import Changed, Connected, Decided, Forgotten, Graded, LineQuality
+from domaeka.web.api.bans import describe_ban
+from domaeka.web.api.endpoints import EndpointGroup, Request, endpoint
 from domaeka.web.routes import EVENTS, EventStream, Refusal, server_sent
+from domaeka.wire import timestamp_text
 
-#: Most clients that are told at a time.
+#: Most clients that read the stream at a time.
 MAX_STREAMS: Final = 20
 
 
-class Connected(msgspec.Struct):
-    """A connection has authenticated."""
+class Events(EndpointGroup):
+    """Sends events to all streams.  It listens to the gateway only while there are any."""
 
-    at: Time
-    id: str
-    bot: str
-    device: str
-    address: str
-    version: str
-
-
-class Graded(msgspec.Struct):
-    """The grade of a connection is another one."""
-
-    at: Time
-    id: str
-    bot: str
-    device: str
-    grade: Grade
-    score: int
-    reasons: list[str]
-
-
-class Decided(msgspec.Struct):
-    """A decision on a device or a room."""
-
-    at: Time
-    kind: Literal["device", "room"]
-    bot: str
-    name: Annotated[str, Meta(description="the device's, or the room's id")]
-    status: Approval
-
-
-class Changed(msgspec.Struct):
-    """A drain or a migration has come to a new state."""
-
-    at: Time
-    state: str
-
-
-#: The type of each event's data.
-EVENT_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
-    "connected": Connected,
-    "grade": Graded,
-    "closed": Ended,
-    "approval": Decided,
-    "ban": Ban,
-    "lifted": Ban,
-    "drain": Changed,
-    "migration": Changed,
-}
-
-
-class Events:
-    """
-    Tells all streams of what happens.  It costs next to nothing while there are none.
-
-    A L{Watcher<domaeka.gateway.registry.Watcher>} of connections and bans.
-    """
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        """@param seconds: the time now, in seconds since 1970."""
-        self._seconds = seconds
+    def __init__(self, watchers: list[Watcher], wall: Callable[[], float]) -> None:
+        """@param watchers: those of the gateway's events."""
+        self._watchers = watchers
+        self._wall = wall
         self._streams: list[EventStream] = []
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """What is to be served."""
-        return (
-            Endpoint(
-                method="GET",
-                path="/events",
-                serve=self.open,
-                subject="events",
-                summary="What happens from now on, as server-sent events",
-                answer=str,
-                content_type=EVENTS,
-                refusals={HTTPStatus.SERVICE_UNAVAILABLE: f"{MAX_STREAMS} clients listen already"},
-            ),
-        )
-
-    def open(self, ask: Ask[Any, None]) -> EventStream:
-        """A stream of all that happens from now on."""
+    @endpoint(
+        "GET",
+        "/events",
+        "What happens from now on, as server-sent events",
+        answer=str,
+        content_type=EVENTS,
+        refusals={HTTPStatus.SERVICE_UNAVAILABLE: f"{MAX_STREAMS} clients listen already"},
+    )
+    def open(self, request: Request[Any, None]) -> EventStream:
+        """A stream of all events from now on."""
         if len(self._streams) >= MAX_STREAMS:
             raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "TOO_MANY",
-                f"{MAX_STREAMS} clients listen already",
+                HTTPStatus.SERVICE_UNAVAILABLE, "TOO_MANY", f"{MAX_STREAMS} clients listen already"
             )
-        stream = EventStream(self._streams.remove)
+        stream = EventStream(self._left)
+        if not self._streams:
+            self._watchers.append(self)
         self._streams.append(stream)
         return stream
 
+    def _left(self, stream: EventStream) -> None:
+        self._streams.remove(stream)
+        if not self._streams:
+            self._watchers.remove(self)
+
     # Watcher
 
-    def connected(self, session: Session) -> None:
+    def connected(self, name: ConnectionName) -> None:
         """A connection has authenticated."""
-        if self._streams and session.key is not None:
-            self._say(
-                "connected",
-                Connected(
-                    self._now,
-                    str(session.number),
-                    *session.key,
-                    session.address,
-                    session.facts.version if session.facts is not None else "",
-                ),
-            )
+        self._say(
+            "connected",
+            Connected(self._now, str(name.number), *name.key, name.address, name.version),
+        )
 
-    def graded(self, session: Session, liveness: Liveness) -> None:
-        """The grade of a connection that has authenticated is another one."""
-        if self._streams and session.key is not None:
-            quality = liveness.quality
-            self._say(
-                "grade",
-                Graded(
-                    self._now,
-                    str(session.number),
-                    *session.key,
-                    quality.grade,
-                    quality.score,
-                    quality.reasons(),
-                ),
-            )
+    def graded(self, name: ConnectionName, quality: LineQuality) -> None:
+        """The grade of a connection that has authenticated has changed."""
+        grade, score = quality.grade, quality.score
+        if grade is not None and score is not None:
+            about = self._now, str(name.number), *name.key
+            self._say("grade", Graded(*about, grade, score, quality.reasons))
 
     def closed(self, closed: ClosedConnection) -> None:
         """A connection that had authenticated has ended."""
-        if self._streams:
-            self._say("closed", describe_closed(closed))
+        self._say("closed", closed.as_answer())
 
     def banned(self, ban: limits.Ban) -> None:
         """A ban is in force."""
@@ -176,9 +95,13 @@ class Events:
         """A decision on a room."""
         self._say("approval", Decided(self._now, "room", *key, approval))
 
+    def forgotten(self, kind: Literal["device", "room"], key: DeviceKey | RoomKey) -> None:
+        """An operator has removed the record of a device, or of a room."""
+        self._say("forgotten", Forgotten(self._now, kind, *key))
+
     @property
     def _now(self) -> str:
-        return timestamp_text(self._seconds())
+        return timestamp_text(self._wall())
 
     def _say(self, name: str, data: msgspec.Struct) -> None:
         if self._streams:

@@ -1,243 +1,97 @@
-"""
-Messages to rooms, sent from outside, and what has become of them.
-"""
+"""Endpoints of messages: sent to rooms from outside, and followed."""
 
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
-import msgspec
-from msgspec import Meta
+from msgspec.structs import replace
 
-from domaeka.bots.media import (
-    MAX_ADDRESS_CHARS,
-    MAX_MEDIA_BYTES,
-    MAX_MEDIA_ITEMS,
-    MAX_WAIT_MS,
-    is_path,
-    prepare,
+from domaeka.bots.media import is_path, prepare
+from domaeka.config import Settings
+from domaeka.interfaces import Destination, Directory, MessageRefused, NotSent, Priority
+from domaeka.schema import Accepted, MediaItem, Message, NewMessage
+from domaeka.web.api.endpoints import (
+    Endpoint,
+    EndpointGroup,
+    Request,
+    bad_request,
+    endpoint,
+    not_found,
+    settled,
 )
-from domaeka.gateway.registry import Registry
-from domaeka.gateway.sent import SentMessage, SentMessages
-from domaeka.interfaces import Approval, DeviceKey, Priority, RoomKey
-from domaeka.messages import (
-    MAX_NAME_CHARS,
-    MAX_TITLE_CHARS,
-    Media,
-    MediaType,
-    Reply,
-    media_address,
-    timestamp_text,
-)
-from domaeka.policies.outbox import Fate
-from domaeka.store.rooms import RoomRecord, StoredRooms
-from domaeka.web.api.endpoints import Ask, Endpoint, Input, Time, bad_request, not_found
 from domaeka.web.routes import Refusal
+from domaeka.wire import Media, media_address
 
-_SUBJECT: Final = "messages"
 _PRIORITIES: Final = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
 
-_Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
-_Address: TypeAlias = Annotated[
-    str,
-    Meta(
-        max_length=MAX_ADDRESS_CHARS,
-        description="begins with `http://` or `https://`; the phone fetches it",
-    ),
-]
-_Room: TypeAlias = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=MAX_TITLE_CHARS,
-        description="its name; of several of one name, without `channel_id`, the one heard last",
-    ),
-]
-# Python's C{$} also stands before a newline at the end.
-_ChannelId: TypeAlias = Annotated[
-    str, Meta(pattern=rf"^[0-9]{{1,{MAX_NAME_CHARS}}}(?!\n)$", description="digits")
-]
-_Format: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9]{1,16}(?!\n)$",
-        description="of `media`: `jpg`, `png` and so on; left out: told by the file",
-    ),
-]
-_WaitTime: TypeAlias = Annotated[
-    int,
-    Meta(
-        ge=1,
-        le=MAX_WAIT_MS,
-        description="how long the phone stays in the chat app to send `media`, in milliseconds; "
-        "it hears nothing meanwhile",
-    ),
-]
-_Priority: TypeAlias = Annotated[
-    Literal["high", "normal", "low"],
-    Meta(description="`high`: like answers to commands; `low`: bulk, the first to give way"),
-]
-_TimeToLive: TypeAlias = Annotated[
-    float,
-    Meta(
-        gt=0,
-        le=31_536_000,
-        description="how long it may wait for the phone, in seconds; left out: `queue.message_ttl`",
-    ),
-]
+#: The HTTP status of each reason to refuse a message.
+_STATUSES: Final = {
+    NotSent.NO_PHONE: HTTPStatus.CONFLICT,
+    NotSent.NO_ROOM: HTTPStatus.CONFLICT,
+    NotSent.NOT_APPROVED: HTTPStatus.CONFLICT,
+    NotSent.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotSent.SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
+}
 
 
-class MediaItem(Input, frozen=True):
-    """A file: its bytes, or where it is; one of the two."""
+class MessagePages(EndpointGroup):
+    """The endpoints of messages."""
 
-    base64: Annotated[bytes | None, Meta(description="the standard alphabet, padded")] = None
-    url: _Address | None = None
-
-
-_Text: TypeAlias = Annotated[
-    str, Meta(min_length=1, description="at most `server.max_text_chars` characters")
-]
-_Media: TypeAlias = Annotated[
-    list[MediaItem],
-    Meta(
-        min_length=1,
-        max_length=MAX_MEDIA_ITEMS,
-        description=f"at most {MAX_MEDIA_BYTES} bytes in all",
-    ),
-]
-
-
-class NewMessage(Input, frozen=True):
-    """
-    What is to be sent, and where: `room`, `channel_id` or both; `text` or `media`.
-
-    Without `device`, the phone on which the room was last heard sends it.
-    """
-
-    bot: _Name
-    device: _Name | None = None
-    room: _Room | None = None
-    channel_id: _ChannelId | None = None
-    text: _Text | None = None
-    media: _Media | None = None
-    message_type: Annotated[MediaType, Meta(description="of `media`")] = "image"
-    message_format: _Format | None = None
-    media_wait_time: _WaitTime | None = None
-    priority: _Priority = "normal"
-    ttl: _TimeToLive | None = None
-
-
-class Accepted(msgspec.Struct):
-    """It was taken."""
-
-    id: str
-
-
-class Message(msgspec.Struct):
-    """
-    What has become of a message: `queued`, `sent` (handed to the phone's socket), `acknowledged`
-    (by a client that does so), `expired` (its time ran out first) or `dropped` (it gave way to
-    others).
-    """
-
-    id: str
-    state: Fate
-    bot: str
-    device: str
-    room: str
-    channel_id: str | None
-    accepted: Time
-
-
-class _Target(msgspec.Struct, frozen=True):
-    """Where a message goes."""
-
-    key: DeviceKey
-    room: str
-    channel_id: str | None
-
-
-class MessagePages:
-    """What is asked of messages."""
-
-    def __init__(self, registry: Registry, rooms: StoredRooms) -> None:
-        self._registry = registry
-        self._rooms = rooms
-        parts = registry.parts
-        self._sent = SentMessages(f"{parts.random.getrandbits(64):016x}")
-        self._max_body_bytes = parts.settings.queue.max_bytes
+    def __init__(self, directory: Directory, settings: Callable[[], Settings]) -> None:
+        self._directory = directory
+        self._settings = settings
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """What is to be served."""
-        return (
-            Endpoint(
-                method="POST",
-                path="/messages",
-                serve=self.send,
-                subject=_SUBJECT,
-                summary="Send a message to a room",
-                body=NewMessage,
-                answer=Accepted,
-                status=HTTPStatus.ACCEPTED,
-                max_body_bytes=self._max_body_bytes,
-                refusals={
-                    HTTPStatus.CONFLICT: "`NO_PHONE`: no phone is known for the room; "
-                    "`NO_ROOM`: its name is not known, give `room`, too; "
-                    "`NOT_APPROVED`: the phone, or the room, is known and not approved",
-                    HTTPStatus.SERVICE_UNAVAILABLE: "`QUEUE_FULL`: there is no room for it to "
-                    "wait; `SHUTTING_DOWN`",
-                },
-            ),
-            Endpoint(
-                method="GET",
-                path="/messages/{id}",
-                serve=self.fate,
-                subject=_SUBJECT,
-                summary="What has become of one of the last 10,000 messages",
-                answer=Message,
-                refusals={HTTPStatus.NOT_FOUND: "it is not known, or not any more"},
-            ),
-        )
+        """The endpoints; a message may be as large as the queue of its device."""
+        send, state = super().endpoints()
+        return replace(send, max_body_bytes=self._settings().queue.max_bytes), state
 
-    def send(self, ask: Ask[Any, NewMessage]) -> Accepted:
-        """Have a message wait for its phone."""
-        new = ask.body
-        registry = self._registry
+    @endpoint(
+        "POST",
+        "/messages",
+        "Send a message to a room",
+        status=HTTPStatus.ACCEPTED,
+        refusals={
+            HTTPStatus.CONFLICT: "`NO_PHONE`: no phone is known for the room; `NO_ROOM`: its name "
+            "is not known, give `room`, too; `NOT_APPROVED`: the phone, or the room, is known and "
+            "not approved",
+            HTTPStatus.SERVICE_UNAVAILABLE: "`QUEUE_FULL`: there is no room for it to wait; "
+            "`SHUTTING_DOWN`",
+        },
+    )
+    async def send(self, request: Request[Any, NewMessage]) -> Accepted:
+        """Queue a message for its phone."""
+        new = request.body
         contents = self._contents(new)
-        if registry.draining:
-            raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE, "SHUTTING_DOWN", "the server takes no new work"
-            )
-        target = self._target(new)
-        settings = registry.parts.settings.queue
-        ttl = settings.message_ttl if new.ttl is None else new.ttl
-        device = registry.reach(target.key)
-        message = self._sent.enter(
-            target.key, target.room, target.channel_id, len(contents), registry.parts.seconds()
-        )
-        for number, content in enumerate(contents):
-            reply = Reply(target.room, target.channel_id, target.key.bot_name, content)
-            device.send(reply, ttl, message.listener(number), _PRIORITIES[new.priority])
-        if all(fate is Fate.DROPPED for fate in message.fates):
-            raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE, "QUEUE_FULL", "there is no room for it to wait"
-            )
-        return Accepted(message.id)
+        if new.room is None and new.channel_id is None:
+            raise bad_request("room: it, or channel_id, or both must be given")
+        to = Destination(new.bot, new.device, new.room, new.channel_id)
+        priority = _PRIORITIES[new.priority]
+        try:
+            message = await settled(self._directory.send(to, contents, new.ttl, priority))
+        except MessageRefused as error:
+            raise Refusal(_STATUSES[error.why], error.why, str(error)) from None
+        return Accepted(message)
 
-    def fate(self, ask: Ask[Any, None]) -> Message:
-        """What has become of a message."""
-        message = self._sent.find(ask.names["id"])
+    @endpoint(
+        "GET",
+        "/messages/{id}",
+        "What has become of one of the last 10,000 messages",
+        refusals={HTTPStatus.NOT_FOUND: "it is not known, or not any more"},
+    )
+    async def state(self, request: Request[Any, None]) -> Message:
+        """The state of a message."""
+        message = await settled(self._directory.message(request.names["id"]))
         if message is None:
             raise not_found("no such message, or it was long ago")
-        return _describe(message)
-
-    # What is sent
+        return message
 
     def _contents(self, new: NewMessage) -> list[str | Media]:
-        """What goes to the phone, a frame each."""
+        """The contents of the frames to the phone."""
         if (new.text is None) is (new.media is None):
             raise bad_request("text: it, or media, must be given; not both")
         if new.text is not None:
-            longest = self._registry.parts.settings.server.max_text_chars
+            longest = self._settings().server.max_text_chars
             if len(new.text) > longest:
                 raise bad_request(f"text: at most {longest} characters")
             if new.media_wait_time is not None or new.message_format is not None:
@@ -251,50 +105,9 @@ class MessagePages:
         except ValueError as error:
             raise bad_request(f"media: {error}") from None
 
-    # Where it goes
-
-    def _target(self, new: NewMessage) -> _Target:
-        """The phone and the room."""
-        if new.room is None and new.channel_id is None:
-            raise bad_request("room: it, or channel_id, or both must be given")
-        record = self._room(new)
-        name = new.room or (record.name if record is not None else "")
-        if new.device is not None:
-            key = DeviceKey(new.bot, new.device)
-        elif record is not None and record.device is not None:
-            key = record.device
-        else:
-            raise _no_phone("no phone has heard this room: name a device")
-        approval = self._registry.parts.devices.approval(key)
-        if approval is None:
-            raise _no_phone("the device is not known")
-        if approval is not Approval.APPROVED:
-            raise _not_approved(f"the device is {approval}")
-        if record is not None and record.approval is not Approval.APPROVED:
-            raise _not_approved(f"the room is {record.approval}")
-        if not name:
-            raise Refusal(
-                HTTPStatus.CONFLICT, "NO_ROOM", "the room's name is not known: give room, too"
-            )
-        channel_id = new.channel_id
-        if channel_id is None and record is not None and record.key.room_id != name:
-            channel_id = record.key.room_id
-        return _Target(key, name, channel_id)
-
-    def _room(self, new: NewMessage) -> RoomRecord | None:
-        """What is known of the room."""
-        if new.channel_id is not None:
-            return self._rooms.record(RoomKey(new.bot, new.channel_id))
-        assert new.room is not None
-        found = self._rooms.named(new.bot, new.room)
-        for record in found:
-            if new.device is None or record.device == (new.bot, new.device):
-                return record
-        return found[0] if found else self._rooms.record(RoomKey(new.bot, new.room))
-
 
 def _item(number: int, item: MediaItem) -> bytes | str:
-    """A file, checked: nothing in it may be taken for a path."""
+    """A file, checked: no address in it may be read as a path."""
     if (item.base64 is None) is (item.url is None):
         raise bad_request(f"media[{number}]: base64, or url, must be given; not both")
     if item.url is None:
@@ -307,22 +120,3 @@ def _item(number: int, item: MediaItem) -> bytes | str:
     if is_path(address):  # with a space ahead
         raise bad_request(f"media[{number}].url: must begin with http:// or https://")
     return address
-
-
-def _describe(message: SentMessage) -> Message:
-    return Message(
-        message.id,
-        message.state,
-        *message.key,
-        message.room,
-        message.channel_id,
-        timestamp_text(message.made_at),
-    )
-
-
-def _no_phone(text: str) -> Refusal:
-    return Refusal(HTTPStatus.CONFLICT, "NO_PHONE", text)
-
-
-def _not_approved(text: str) -> Refusal:
-    return Refusal(HTTPStatus.CONFLICT, "NOT_APPROVED", text)

@@ -1,6 +1,4 @@
-"""
-The description of the API, OpenAPI 3.1, made from its endpoints and their types.
-"""
+"""The description of the API, OpenAPI 3.1, made from its endpoints and their types."""
 
 import re
 from collections.abc import Iterable
@@ -9,11 +7,12 @@ from typing import Any, Final
 import msgspec
 
 from domaeka import __version__
-from domaeka.web.api.endpoints import PREFIX, Endpoint, Problem
+from domaeka.schema import Problem
+from domaeka.web.api.endpoints import PREFIX, Endpoint
 from domaeka.web.routes import EVENTS, JSON
 
 _REF: Final = "#/components/schemas/{name}"
-#: What is said of each name in a path.
+#: The description of each name in a path.
 _NAMES: Final = {
     "bot": "the bot's name on the phone",
     "device": "the device's id",
@@ -25,6 +24,11 @@ _INTRODUCTION: Final = """\
 Names in a path are percent-encoded UTF-8, slashes included. Ids are texts. Times are ISO 8601 in \
 UTC, durations are numbers of seconds. What is not known in a query or a body is refused. Errors \
 are `{"error":{"code":…,"message":…}}`.
+
+`/health`, `/health/live` and `/health/ready` stand outside of this description and need no \
+token. `/health` is 503 where phones cannot connect; a check that fails shows in its `checks` and \
+leaves it at 200. `/health/ready` is 503 likewise, and for checks of which the operator's guide \
+says so.
 """
 
 
@@ -71,7 +75,7 @@ def describe(endpoints: Iterable[Endpoint], events: dict[str, type[msgspec.Struc
 
 
 def _types(endpoints: Iterable[Endpoint], events: dict[str, type[msgspec.Struct]]) -> list[Any]:
-    """Every type that is spoken of, once."""
+    """Every type of the document, once."""
     found: dict[Any, None] = {Problem: None}
     for endpoint in endpoints:
         found[endpoint.query] = None
@@ -140,7 +144,7 @@ def _query_parameters(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """What may stand in a query, which has no null."""
+    """The schema of a field in a query, which has no null."""
     kinds: list[dict[str, Any]] = [
         kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}
     ]

@@ -1,13 +1,9 @@
-"""
-The first tables.
-
-Where a statement cannot be taken back (MariaDB), a migration that was cut short is done again:
-tables that are there are left alone.
-"""
+"""The first tables; those of a former version had the names without C{domaeka_}."""
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from domaeka.store.migrations.tables import create
 
 revision = "0001"
 down_revision = None
@@ -20,16 +16,10 @@ _LONG_TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 _PART = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
-def _create(name: str, *columns: sa.Column[object]) -> None:
-    op.create_table(
-        name, *columns, if_not_exists=True, mysql_charset="utf8mb4", mariadb_charset="utf8mb4"
-    )
-
-
 def upgrade() -> None:
     """Make the tables."""
-    _create(
-        "devices",
+    create(
+        "domaeka_devices",
         sa.Column("device_key", _KEY, primary_key=True),
         sa.Column("bot_name", _NAME, nullable=False),
         sa.Column("device_id", _NAME, nullable=False),
@@ -42,8 +32,8 @@ def upgrade() -> None:
         sa.Column("device_info", _TITLE, nullable=False),
         sa.Column("address", _NAME, nullable=False),
     )
-    _create(
-        "rooms",
+    create(
+        "domaeka_rooms",
         sa.Column("room_key", _KEY, primary_key=True),
         sa.Column("bot_name", _NAME, nullable=False),
         sa.Column("room_id", _TITLE, nullable=False),
@@ -53,8 +43,8 @@ def upgrade() -> None:
         sa.Column("device_id", _NAME),
         sa.Column("last_heard", sa.BigInteger()),
     )
-    _create(
-        "chat_lines",
+    create(
+        "domaeka_chat_lines",
         sa.Column("id", _ROW_ID, primary_key=True, autoincrement=True),
         sa.Column("time", sa.BigInteger(), nullable=False),
         sa.Column("direction", sa.String(3), nullable=False),
@@ -67,8 +57,8 @@ def upgrade() -> None:
         sa.Column("log_id", _NAME),
         sa.Column("text", _LONG_TEXT, nullable=False),
     )
-    _create(
-        "sessions",
+    create(
+        "domaeka_sessions",
         sa.Column("device_key", _KEY, primary_key=True),
         sa.Column("bot_name", _NAME, nullable=False),
         sa.Column("device_id", _NAME, nullable=False),
@@ -76,8 +66,8 @@ def upgrade() -> None:
         sa.Column("older_hash", _KEY),
         sa.Column("expires", sa.BigInteger(), nullable=False),
     )
-    _create(
-        "mailbox",
+    create(
+        "domaeka_mailbox",
         sa.Column("node_key", _KEY, primary_key=True),
         sa.Column("device_key", _KEY, primary_key=True),
         sa.Column("part", sa.Integer(), primary_key=True, autoincrement=False),
@@ -85,8 +75,8 @@ def upgrade() -> None:
         sa.Column("device_id", _NAME, nullable=False),
         sa.Column("data", _PART, nullable=False),
     )
-    _create(
-        "bans",
+    create(
+        "domaeka_bans",
         sa.Column("network", _KEY, primary_key=True),
         sa.Column("reason", _TITLE, nullable=False),
         sa.Column("made_at", sa.BigInteger(), nullable=False),
@@ -94,9 +84,3 @@ def upgrade() -> None:
         sa.Column("times", sa.Integer(), nullable=False),
         sa.Column("made_by", _NAME, nullable=False),
     )
-
-
-def downgrade() -> None:
-    """Remove the tables."""
-    for name in ("bans", "mailbox", "sessions", "chat_lines", "rooms", "devices"):
-        op.drop_table(name)

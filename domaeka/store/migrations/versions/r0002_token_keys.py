@@ -1,7 +1,7 @@
 """
-Session tokens know the key by which they were gained.
+Session tokens keep the id of the key by which they were gained.
 
-Those that do not are worth nothing: their devices prove themselves anew.
+Older tokens are removed: their devices sign again.
 """
 
 import sqlalchemy as sa
@@ -15,14 +15,10 @@ def upgrade() -> None:
     """Add the column, unless a migration that was cut short has."""
     connection = op.get_bind()
     if "key_id" not in {
-        column["name"] for column in sa.inspect(connection).get_columns("sessions")
+        column["name"] for column in sa.inspect(connection).get_columns("domaeka_sessions")
     }:
         op.add_column(
-            "sessions", sa.Column("key_id", sa.String(64), nullable=False, server_default="")
+            "domaeka_sessions",
+            sa.Column("key_id", sa.String(64), nullable=False, server_default=""),
         )
-    op.execute(sa.table("sessions").delete())
-
-
-def downgrade() -> None:
-    """Remove the column."""
-    op.drop_column("sessions", "key_id")
+    op.execute(sa.table("domaeka_sessions").delete())

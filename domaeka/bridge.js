@@ -1,0 +1,1 @@
+../etc/phone/bridge.js

@@ -1,0 +1,122 @@
+"""The registry: an index of connections and of the devices behind them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from twisted.logger import Logger
+
+from domaeka.errors import CloseReason, ErrorCode
+from domaeka.gateway.context import Context
+from domaeka.gateway.device import Device
+from domaeka.gateway.joints import Member
+from domaeka.interfaces import DeviceKey
+
+#: Most devices that are kept without a connection: this many times the limit of connections, and
+#: the least such bound.
+AWAY_SHARE: Final = 4
+LEAST_AWAY: Final = 1000
+
+
+class _Guard:
+    __slots__ = ("_failed", "_member")
+
+    def __init__(self, failed: Callable[[Member], object], member: Member) -> None:
+        self._failed = failed
+        self._member = member
+
+    def __enter__(self) -> None:
+        """Nothing has failed yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        failed = isinstance(error, Exception)
+        if failed:
+            self._failed(self._member)
+        return failed
+
+
+class Registry:
+    """An index of connections, closing ones included, and of devices, connected or not."""
+
+    log = Logger()
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._members: dict[int, Member] = {}
+        self._devices: dict[DeviceKey, Device] = {}
+
+    # Connections
+
+    def __iter__(self) -> Iterator[Member]:
+        """A copy of the connections, closing ones included."""
+        return iter(list(self._members.values()))
+
+    @property
+    def connections(self) -> int:
+        """Number of connections, closing ones included."""
+        return len(self._members)
+
+    def add(self, member: Member) -> None:
+        """Enter a connection."""
+        self._members[member.peer.number] = member
+
+    def discard(self, member: Member) -> bool:
+        """Remove a connection.  @return: whether it was here."""
+        return self._members.pop(member.peer.number, None) is not None
+
+    def find(self, key: DeviceKey) -> Member | None:
+        """The newest connection of a device; an authenticated one comes before claims."""
+        claimed = [
+            member
+            for member in self._members.values()
+            if member.peer.key == key and not member.peer.closing
+        ]
+        proven = [member for member in claimed if member.peer.authenticated]
+        return next(reversed(proven or claimed), None)
+
+    def guard(self, member: Member) -> "_Guard":
+        """
+        Have what is done with a connection cost it alone: where that raises, it is closed, and
+        what follows goes on.  Use it with C{with}.
+        """
+        return _Guard(self._failed, member)
+
+    def _failed(self, member: Member) -> None:
+        self.log.failure("{peer}: our own mistake", peer=member.peer)
+        try:
+            self._context.metrics.errors.labels(ErrorCode.INTERNAL).inc()
+            member.close(CloseReason.INTERNAL, ErrorCode.INTERNAL, "an error of the server")
+        except Exception:
+            self.log.failure("{peer}: cannot be closed either", peer=member.peer)
+
+    # Devices
+
+    def device(self, key: DeviceKey) -> Device | None:
+        """The device; L{None}: not connected, and nothing is kept of it."""
+        return self._devices.get(key)
+
+    def devices(self) -> list[Device]:
+        """All devices, connected or not."""
+        return list(self._devices.values())
+
+    def get_or_create(self, key: DeviceKey) -> Device:
+        """The device, entered if it is new, so that messages can wait for it."""
+        device = self._devices.get(key)
+        if device is None:
+            device = self._devices[key] = Device(key, self._context)
+        return device
+
+    def forget_away(self, away: Iterable[Device], now: float) -> None:
+        """
+        Forget devices past their time; if there are too many, those gone the longest.
+
+        @param away: idle devices that are not connected.
+        @param now: the steady time, in seconds.
+        """
+        gone = list(away)
+        most = max(LEAST_AWAY, self._context.settings.server.max_connections * AWAY_SHARE)
+        if len(gone) > most:  # a holder of the key may invent names
+            gone.sort(key=lambda device: device.kept_until)
+        for number, device in enumerate(gone, 1):
+            if now >= device.kept_until or number <= len(gone) - most:
+                device.forget_records()
+                del self._devices[device.key]

@@ -1,0 +1,1 @@
+"""Flow control of a connection, both ways, without I/O."""

@@ -1,0 +1,1 @@
+"""Transport: connections as Twisted carries them, and the ports that accept them."""

@@ -1,0 +1,1 @@
+"""The import of what the previous system has stored."""

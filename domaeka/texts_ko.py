@@ -1,0 +1,34 @@
+"""Texts for the chat, in Korean: for the people in its rooms, operators among them."""
+
+from typing import Final
+
+# Answers of the dispatcher
+BUSY_TEXT: Final = "지금은 요청이 많아 받지 못했습니다. 잠시 뒤에 다시 보내 주세요."
+FAILED_TEXT: Final = "요청을 처리하다가 오류가 났습니다."
+TIMEOUT_TEXT: Final = "시간이 너무 오래 걸려 요청을 그만두었습니다."
+OPEN_TEXT: Final = "지금은 이 명령을 쓸 수 없습니다. 잠시 뒤에 다시 보내 주세요."
+OPERATORS_TEXT: Final = "운영자만 쓸 수 있는 명령입니다."
+
+# Commands that are built in
+ECHO_HELP: Final = "보낸 말을 그대로 돌려줍니다."
+ECHO_USAGE: Final = "사용법: # echo <보낼 말>"
+HELP_HELP: Final = "쓸 수 있는 명령을 보여 줍니다."
+HELP_TITLE: Final = "쓸 수 있는 명령"
+CLIENT_INFO_HELP: Final = "이 방의 봇이 도는 기기를 보여 줍니다."
+CLIENT_INFO_TITLE: Final = "클라이언트 정보"
+
+# A device, as C{# client_info} shows it
+DEVICE_BOT: Final = "봇"
+DEVICE_ID: Final = "기기"
+DEVICE_SCRIPT: Final = "스크립트"
+DEVICE_MODEL: Final = "기종"
+DEVICE_ADDRESS: Final = "주소"
+DEVICE_AGE: Final = "연결 시간"
+DEVICE_AGE_SECONDS: Final = "{:.0f}초"
+DEVICE_ROUND_TRIP: Final = "왕복 시간"
+DEVICE_RECEIVED: Final = "받은 메시지"
+DEVICE_SENT: Final = "보낸 메시지"
+
+# The answer to a handshake
+APPROVED_TEXT: Final = "연결되었습니다."
+NOT_APPROVED_TEXT: Final = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
