@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import ensureDeferred
 from twisted.python.runtime import seconds as wall
 from twisted.trial.unittest import SkipTest, TestCase
 
 from domaeka.texts_ko import TIMEOUT_TEXT
-from tests.integration.support import HOST, ServerProcess, sleep
+from tests.integration.support import HOST, ServerProcess, reactor, sleep
 from tests.integration.test_api import BOT, DEVICE_ID, ROOM, SLOW_BOT, Api
 
 #: By how much the clock is off, one after the other, in seconds: it is set back by an hour, then
@@ -66,7 +67,7 @@ class ClockTests(TestCase):
         arguments = [part for key in settings for part in ("--set", f"{key}={settings[key]}")]
         server = ServerProcess(self, "--bots", "slowbot:bot", *arguments)
         self.offset = server.directory / "offset"
-        self.offset.write_text("+0")
+        self.set_offset(0)
         (server.directory / "slowbot.py").write_text(SLOW_BOT, encoding="utf-8")
         server.environment |= {
             "LD_PRELOAD": str(library()),
@@ -78,9 +79,23 @@ class ClockTests(TestCase):
         await server.start()
         return server
 
+    def set_offset(self, offset: int) -> None:
+        """The library reads the file at any moment, so that it must never be half written."""
+        new = self.offset.with_name("new")
+        new.write_text(f"{offset:+d}")
+        new.replace(self.offset)
+
     async def test_is_set(self) -> None:
         """All goes on in its time, and what is a date is by the new clock."""
         server = await self.serve()
+
+        def say_where(reason: Any, seconds: float) -> None:
+            raise AssertionError(f"{reason.getTraceback()}\n{server.output()[-8000:]}")
+
+        await ensureDeferred(self.rounds(server)).addTimeout(200, reactor, say_where)
+
+    async def rounds(self, server: ServerProcess) -> None:
+        """What the test does while the clock is set."""
         api = Api(server)
         phone = server.phone(DEVICE_ID)
         phone.say("# echo 0", ROOM)
@@ -96,7 +111,7 @@ class ClockTests(TestCase):
             _, waits = await api.ask("POST", "/messages", MESSAGE)
 
             phone.set_clock(offset)  # it has been right all the time
-            self.offset.write_text(f"{offset:+d}")
+            self.set_offset(offset)
             phone.record.pings.clear()
 
             await phone.when(lambda: len(phone.record.pings) >= 3)
