@@ -10,7 +10,17 @@ from sqlalchemy import Connection, Table, inspect, text
 
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.policies.limits import Ban
-from domaeka.store import bans, chatlog, devices, durable, outboxes, revisions, rooms, sessions
+from domaeka.store import (
+    bans,
+    chatlog,
+    decisions,
+    devices,
+    durable,
+    outboxes,
+    revisions,
+    rooms,
+    sessions,
+)
 from domaeka.store.columns import METADATA, PREFIX
 from domaeka.store.imports import importer
 from domaeka.store.revisions import VERSION, find, migrate
@@ -18,8 +28,8 @@ from domaeka.store.threads import StoreClosed
 from tests.storing import StoreTestCase, drop_all
 
 #: All that declare tables.
-PARTS = (bans, chatlog, devices, durable, importer, outboxes, rooms, sessions)
-HEAD = "0007"
+PARTS = (bans, chatlog, decisions, devices, durable, importer, outboxes, rooms, sessions)
+HEAD = "0009"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.

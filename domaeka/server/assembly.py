@@ -33,6 +33,7 @@ from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
+from domaeka.store.decisions import DecisionFeed
 from domaeka.store.devices import StoredDevices
 from domaeka.store.durable import DurableStore
 from domaeka.store.outboxes import StoredOutboxes
@@ -97,6 +98,7 @@ class Stores(NamedTuple):
     """The database, and the stores of its tables."""
 
     database: Database
+    decisions: DecisionFeed
     devices: StoredDevices
     rooms: StoredRooms
     sessions: StoredSessions
@@ -243,11 +245,17 @@ def _make_stores(
         observe_failure=metrics.errors.labels("store").inc,
         make_worker=platform.make_worker,
     )
-    storage = settings.storage
+    storage, node = settings.storage, state.node
+    decisions = DecisionFeed(database, reactor, node)
+    devices = StoredDevices(database, reactor, settings.devices.approval, node=node, wall=wall)
+    rooms = StoredRooms(database, reactor, settings.rooms.approval, node=node, wall=wall)
+    devices.watch(decisions)
+    rooms.watch(decisions)
     return Stores(
         database=database,
-        devices=StoredDevices(database, reactor, settings.devices.approval, wall=wall),
-        rooms=StoredRooms(database, reactor, settings.rooms.approval, wall=wall),
+        decisions=decisions,
+        devices=devices,
+        rooms=rooms,
         sessions=StoredSessions(
             database, reactor, settings.session.lifetime, authentication.accepted_keys, wall=wall
         ),
@@ -256,13 +264,13 @@ def _make_stores(
             reactor,
             storage.chat_log_days,
             storage.chat_log,
-            node=state.node,
+            node=node,
             wall=wall,
             observe_dropped=metrics.chat_lines_dropped.inc,
         ),
-        bans=StoredBans(database),
-        outboxes=StoredOutboxes(database, state.node),
-        durable=DurableStore(database, state.node),
+        bans=StoredBans(database, node),
+        outboxes=StoredOutboxes(database, node),
+        durable=DurableStore(database, node),
     )
 
 

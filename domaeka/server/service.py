@@ -167,6 +167,7 @@ class GatewayService(LoggedService):
         kept = stores.outboxes.keep(waiting, self._reactor) if waiting else succeed(None)
         journal = self._parts.context.journal
         flushed: Deferred[None] = succeed(None) if journal is None else journal.flush()
+        stores.decisions.stop()
         yield self._all(
             kept.addErrback(self._log_lost_messages, len(waiting)),
             flushed.addTimeout(KEEP_SECONDS, self._reactor).addErrback(self._log_unstored),
@@ -250,7 +251,15 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         watchers=context.events.watchers,
         wall=context.wall,
     )
+
+    def ban_lifted(network: str) -> None:
+        """Another server on the store has lifted a ban."""
+        ban = context.limits.lift(network)
+        if ban is not None:
+            api.events.lifted(ban)
+
     stores.devices.add_listener(api.events.device_decided)
+    stores.bans.watch(stores.decisions, parts.connections.decisions.ban_heard, ban_lifted)
     return Site(
         (*pages.routes(), *api.routes()),
         parts.reactor,

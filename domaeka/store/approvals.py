@@ -4,10 +4,10 @@ store.  News of them is written later.  A decision is written first, then in for
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from itertools import islice
-from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Column, Connection, Row, Table, case, select
@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
-from domaeka.store.columns import PREFIX, upsert, write_each
+from domaeka.store.columns import PREFIX, key_hash, upsert, write_each
 from domaeka.store.database import Database
+from domaeka.store.decisions import DecisionFeed, Key, note
 from domaeka.store.threads import Scheduler
 
 #: An operator said no: it holds whatever is heard.
@@ -81,11 +82,13 @@ class ApprovalTable(Generic[_K, _R]):
         reactor: Scheduler,
         mode: Literal["auto", "signed", "manual"] = "auto",
         *,
+        node: str = "",
         wall: Callable[[], float],
     ) -> None:
         """
         @param database: not started yet.
         @param mode: C{manual}: an operator approves new ones; else they are approved at once.
+        @param node: the name of this server among others on the store.
         @param wall: the wall clock, in seconds since 1970.
         """
         #: C{devices.approval} or C{rooms.approval}; may be changed at any time.
@@ -99,6 +102,7 @@ class ApprovalTable(Generic[_K, _R]):
         self._changed: dict[_K, bool] = {}  # see _Change.promoted
         self._database = database
         self._reactor = reactor
+        self._node = node
         self._wall = wall
         self._things = self._table.name.removeprefix(PREFIX)  # for people
         (self._key_column,) = self._table.primary_key.columns
@@ -262,6 +266,7 @@ class ApprovalTable(Generic[_K, _R]):
         return self._database.run_write(self._store_decision, record, approval).addCallback(decided)
 
     def _store_decision(self, connection: Connection, record: _R, approval: Approval) -> None:
+        note(connection, self._node, self._things, [record.key])
         row = self._to_row(record) | {"approval": approval.value}
         upsert(connection, self._table, [row], fixed=row.keys() - {"approval"})
         self._store_besides(connection, record.key, approval)
@@ -278,11 +283,8 @@ class ApprovalTable(Generic[_K, _R]):
         @return: fires once the store has forgotten it too; if that fails, with L{StoreError}, it
             is known again, as it was.
         """
-        record = self._records.pop(key)
-        del self._keys[bisect_left(self._keys, key)]
-        self._pending -= record.approval is Approval.PENDING
-        self._count(record, -1)
-        promoted = self._changed.pop(key, None)
+        promoted = self._changed.get(key)
+        record = self._remove(key)
 
         def failed(failure: Failure) -> Failure:
             self._put(record)
@@ -292,10 +294,48 @@ class ApprovalTable(Generic[_K, _R]):
 
         return self._database.run_write(self._store_forgotten, record).addErrback(failed)
 
+    def _remove(self, key: _K) -> _R:
+        """Remove the record of C{key}, which there is, from memory.  @return: it."""
+        record = self._records.pop(key)
+        del self._keys[bisect_left(self._keys, key)]
+        self._pending -= record.approval is Approval.PENDING
+        self._count(record, -1)
+        self._changed.pop(key, None)
+        return record
+
     def _store_forgotten(self, connection: Connection, record: _R) -> None:
+        note(connection, self._node, self._things, [record.key])
         row_key = self._to_row(record)[self._key_column.name]
         connection.execute(self._table.delete().where(self._key_column == row_key))
         self._store_besides(connection, record.key, None)
+
+    # Decided at another server
+
+    def watch(self, decisions: DecisionFeed) -> None:
+        """Take over what is decided at other servers on the store."""
+        decisions.watch(self._things, self._read_again, self._decided_elsewhere)
+
+    def _read_again(self, connection: Connection, keys: Sequence[Key] | None) -> list[_R]:
+        if keys is None:
+            return self._read(connection)
+        hashes = [key_hash(*key) for key in keys]
+        rows = connection.execute(select(self._table).where(self._key_column.in_(hashes)))
+        return [self._from_row(row) for row in rows]
+
+    def _decided_elsewhere(self, keys: Sequence[Key] | None, records: list[_R]) -> None:
+        for record in records:
+            now = self._records.get(record.key)
+            if now is None:
+                if len(self._records) < self._limit or record.approval in REFUSED:
+                    self._put(record)
+                    self._notify(record.key, record.approval)
+            elif now.approval is not record.approval:
+                self._force(now, record.approval)
+                self._notify(record.key, record.approval)
+        for key in set(keys or ()) - {record.key for record in records}:
+            forgotten = self._records.get(cast(_K, key))
+            if forgotten is not None:
+                self._remove(forgotten.key)
 
     # At the start
 

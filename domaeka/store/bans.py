@@ -1,6 +1,6 @@
 """Bans in the store, so that a restart lifts none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Integer, Row, String, select
@@ -23,9 +23,11 @@ from domaeka.store.columns import (
     write_each,
 )
 from domaeka.store.database import Database
+from domaeka.store.decisions import DecisionFeed, Key, note
 
 #: Most bans that are read; as many as L{domaeka.config.LimitsSettings.max_tracked_addresses}.
-MAX_BANS: Final = 65_536
+MAX_BANS: Final = 65_536  #: The kind of decisions that bans are.
+_KIND: Final = "bans"
 #: Longest network as text, in characters: an IPv6 one with its scope.
 _NETWORK_CHARS: Final = 64
 
@@ -48,8 +50,10 @@ class StoredBans:
 
     _log = Logger()
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, node: str = "") -> None:
+        """@param node: the name of this server among others on the store."""
         self._database = database
+        self._node = node
 
     def load(self) -> "Deferred[list[Ban]]":
         """All stored bans, those that end last first; also those that are over."""
@@ -65,7 +69,7 @@ class StoredBans:
         """
         found = list({ban.network: ban for ban in bans}.values())
         lifted_ones = [ban.network for ban in lifted]
-        return self._database.run_write(_put, found, lifted_ones).addCallback(self._refused)
+        return self._database.run_write(self._put, found, lifted_ones).addCallback(self._refused)
 
     def _refused(self, networks: list[str]) -> None:
         if networks:
@@ -73,14 +77,50 @@ class StoredBans:
 
     def remove(self, network: str) -> "Deferred[bool]":
         """Remove the ban of a network.  @return: True if there was one."""
-        return self._database.run_write(_remove, network)
+        return self._database.run_write(self._remove, network)
+
+    def watch(
+        self,
+        decisions: DecisionFeed,
+        made: Callable[[Ban], object],
+        lifted: Callable[[str], object],
+    ) -> None:
+        """
+        Hear of bans that other servers on the store have made and lifted.
+
+        @param made: called with each that was made, and again if that was heard of before.
+        @param lifted: called with the network of each that is there no more.
+        """
+
+        def decided(keys: Sequence[Key] | None, bans: list[Ban]) -> None:
+            for network in {network for _, network in keys or ()} - {ban.network for ban in bans}:
+                lifted(network)
+            for ban in bans:
+                made(ban)
+
+        decisions.watch(_KIND, _read, decided)
+
+    # In the writing thread
+
+    def _put(self, connection: Connection, bans: list[Ban], lifted: list[str]) -> list[str]:
+        """@return: the networks whose bans the database refused."""
+        self._note(connection, [*lifted, *(ban.network for ban in bans)])
+        return _put(connection, bans, lifted)
+
+    def _remove(self, connection: Connection, network: str) -> bool:
+        self._note(connection, [network])
+        return connection.execute(BANS.delete().where(BANS.c.network == network)).rowcount > 0
+
+    def _note(self, connection: Connection, networks: list[str]) -> None:
+        note(connection, self._node, _KIND, [("", network) for network in networks])
 
 
-def _read(connection: Connection) -> list[Ban]:
+def _read(connection: Connection, keys: Sequence[Key] | None = None) -> list[Ban]:
     # None never ends; NULL sorts first in some databases, and last in others.
-    rows = connection.execute(
-        select(BANS).order_by(BANS.c.expires.is_not(None), BANS.c.expires.desc()).limit(MAX_BANS)
-    )
+    wanted = select(BANS).order_by(BANS.c.expires.is_not(None), BANS.c.expires.desc())
+    if keys is not None:
+        wanted = wanted.where(BANS.c.network.in_([network for _, network in keys]))
+    rows = connection.execute(wanted.limit(MAX_BANS))
     return [_from_row(row) for row in rows]
 
 
@@ -122,7 +162,3 @@ def _put(connection: Connection, bans: list[Ban], lifted: list[str]) -> list[str
     counted_since = max((ban.made_at for ban in bans), default=0.0) - REPEAT_SECONDS
     connection.execute(BANS.delete().where(BANS.c.expires < milliseconds(counted_since)))
     return [str(row["network"]) for row in refused]
-
-
-def _remove(connection: Connection, network: str) -> bool:
-    return connection.execute(BANS.delete().where(BANS.c.network == network)).rowcount > 0

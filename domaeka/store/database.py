@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from domaeka.errors import StoreError
 from domaeka.store.columns import is_refusal
 from domaeka.store.drivers import check_encoding, make_engine, reason_of
-from domaeka.store.revisions import VERSION, migrate
+from domaeka.store.revisions import migrate, touch
 from domaeka.store.threads import (
     DatabaseFailed,
     DelayedCall,
@@ -311,7 +311,7 @@ class Database:
     def _probe(self) -> None:
         """Try a call again in each thread whose last call failed."""
         self._timer = None
-        for index, f in ((0, _touch), (-1, _look)):
+        for index, f in ((0, touch), (-1, _look)):
             if self._executors[index].failure is not None:
                 self._run(index, f, (), {}).addErrback(expected)
 
@@ -386,11 +386,6 @@ def _translated(call: Callable[..., _T], *args: object) -> _T:
         return call(*args)
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise DatabaseFailed(reason_of(error)) from None
-
-
-def _touch(connection: Connection) -> None:
-    """Write something that changes nothing."""
-    connection.execute(VERSION.update().values(version_num=VERSION.c.version_num))
 
 
 def _look(connection: Connection) -> None:

@@ -102,6 +102,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         reactor: Scheduler,
         mode: Literal["signed", "manual"] = "signed",
         *,
+        node: str = "",
         wall: Callable[[], float],
     ) -> None:
         """See L{ApprovalTable}."""
@@ -109,7 +110,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self._timer: DelayedCall | None = None
         self._listeners: list[ApprovalListener] = []
         self.last_seen = LastSeen(wall)
-        super().__init__(database, reactor, mode, wall=wall)
+        super().__init__(database, reactor, mode, node=node, wall=wall)
 
     def add_listener(self, listener: ApprovalListener) -> None:
         """Call C{listener} at decisions of an operator, and at those that L{enter} put off."""
@@ -201,7 +202,6 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     def forget(self, key: DeviceKey) -> "Deferred[None]":
         """Like L{ApprovalTable}, for a device not connected; its session tokens die, too."""
         before = self._records[key].approval
-        self.last_seen.forget(key)
 
         def failed(failure: Failure) -> Failure:
             if before in REFUSED:  # it may have come back meanwhile, as a new device
@@ -209,6 +209,10 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             return failure
 
         return super().forget(key).addErrback(failed)
+
+    def _remove(self, key: DeviceKey) -> DeviceRecord:
+        self.last_seen.forget(key)
+        return super()._remove(key)
 
     def stop(self) -> "Deferred[None]":
         """See L{ApprovalTable.stop}."""

@@ -20,6 +20,7 @@ from domaeka.store import durable
 from domaeka.store.bans import BANS
 from domaeka.store.chatlog import CHAT_BATCHES, CHAT_LINES
 from domaeka.store.columns import PREFIX
+from domaeka.store.decisions import DECISIONS
 from domaeka.store.devices import DEVICES
 from domaeka.store.drivers import check_encoding, make_engine, reason_of, sqlite_file
 from domaeka.store.imports.importer import IMPORTS
@@ -34,6 +35,7 @@ TABLES: Final = (
     BANS,
     CHAT_BATCHES,
     CHAT_LINES,
+    DECISIONS,
     DEVICES,
     IMPORTS,
     OUTBOXES,

@@ -97,6 +97,14 @@ class _Revisions:
         )
 
 
+def touch(connection: Connection) -> None:
+    """
+    Write something that changes nothing.  Until the transaction ends, another one that does so
+    waits.
+    """
+    connection.execute(VERSION.update().values(version_num=VERSION.c.version_num))
+
+
 def newest() -> str:
     """The revision of the tables that this code makes."""
     return _Revisions().known[0]

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
@@ -184,6 +185,27 @@ class BanTests(TestCase):
         await self.attempts(server.port, 1, 1)
         await api.ask("DELETE", "/bans?network=127.0.0.0/24")
         await self.answered([phone], "2")
+
+    async def test_another_server_on_the_store(self) -> None:
+        """What an operator decides at one server is in force at another on the same store."""
+        store = f"storage.url=sqlite:///{Path(self.mktemp()).absolute()}"
+        here, there = [await self.serve("--set", store) for _ in range(2)]
+        api = Api(here)
+        phone, banned = there.phone("0" * 16), there.phone("1" * 16)
+        await self.answered([phone, banned], "1")
+        path = f"/devices/{phone.identity.bot_name}/{phone.identity.device_id}"
+        self.assertEqual((await api.ask("PATCH", path, {"status": "blocked"}))[0], 200)
+        other = Api(there)
+        while (await other.get(path))["status"] != "blocked":
+            await sleep(SETTLE_SECONDS)
+        phone.say("# echo 2")
+        await self.answered([banned], "2")
+        self.assertEqual(phone.texts(), ["1"])
+        ban = {"network": "127.0.0.0/24", "reason": "시험", "seconds": None}
+        self.assertEqual((await api.ask("POST", "/bans", ban))[0], 201)
+        await banned.when(lambda: not banned.online)
+        await api.ask("DELETE", "/bans?network=127.0.0.0/24")
+        await self.answered([banned], "3")
 
     async def test_balancer(self) -> None:
         """

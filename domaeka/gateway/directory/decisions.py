@@ -67,6 +67,16 @@ class Decisions:
                 if ip_address(member.peer.address) in network:
                     self.shut_out(member)
 
+    def ban_heard(self, ban: Ban) -> None:
+        """Put in force a ban that another server on the store has made."""
+        self._context.limits.load([ban])
+        if not ban.in_force(self._context.wall()):
+            return
+        if ban.made_by:
+            self.ban_made(ban)
+        else:  # as here, it ends no connection that has proven itself
+            self._context.events.banned(ban)
+
     def shut_out(self, member: Member, why: str = "this address is banned") -> None:
         """End the connection of a banned or denied peer."""
         with self._registry.guard(member):
