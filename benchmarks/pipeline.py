@@ -17,6 +17,7 @@ from twisted.internet.task import Clock
 
 from benchmarks.bare_server import Bare
 from benchmarks.load import chat_lines, make_writer
+from domaeka.bots.coroutines import BotLoop
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.threads import CommandThreads
 from domaeka.config import BreakerSettings, load_settings
@@ -69,12 +70,14 @@ class Sink:
 def make_gateway(clock: Any) -> Any:
     """Protocol of a connection to a gateway without a store."""
     metrics = Metrics()
+    threads = CommandThreads(clock)
     dispatcher = BotDispatcher(
         (),
         clock,
-        CommandThreads(clock),
+        threads,
         load_settings(None, [], {}).bots,
         BreakerSettings(),
+        loop=BotLoop(clock, threads),
         observe=lambda command: metrics.handler.register(command).observe,
         failed=lambda command: None,
         busy=lambda: None,

@@ -10,6 +10,7 @@ from twisted.python import usage
 from twisted.python.runtime import seconds as wall
 
 from domaeka import __version__
+from domaeka.bots.coroutines import BotLoop
 from domaeka.bots.loading import load_bots
 from domaeka.bots.threads import CommandThreads
 from domaeka.clock import keep_going, monotonic
@@ -106,9 +107,9 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> Gat
         state = open_state(options["state-dir"], os.environ, settings, wall())
         with observer.while_importing():
             bots = load_bots((*settings.bots.load, *options["bots"]))
-    platform = Platform(
-        reactor, monotonic, wall, Sockets(reactor), CommandThreads(reactor), ThreadWorker
-    )
+    threads = CommandThreads(reactor)
+    loop = BotLoop(reactor, threads)
+    platform = Platform(reactor, monotonic, wall, Sockets(reactor), threads, loop, ThreadWorker)
     parts = assemble(platform, settings, source, state, bots, observer, options["bots"])
     warnings = [
         f"--set {key}: others can read it in the list of processes"

@@ -29,6 +29,7 @@ from domaeka.store.bans import StoredBans
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.rooms import StoredRooms
+from domaeka.testing.loop import VirtualBotLoop
 from domaeka.web.admin import AdminApi
 from domaeka.web.api.endpoints import PREFIX
 from domaeka.web.server import Channel, Site
@@ -200,12 +201,14 @@ class ApiCase(GatewayCase):
         async def price(ctx: object) -> str:
             return "100"
 
+        reactor, threads = FakeReactor(), FakeThreads()
         return BotDispatcher(
             [bot],
-            FakeReactor(),
-            FakeThreads(),
+            reactor,
+            threads,
             BotsSettings(),
             BreakerSettings(),
+            loop=VirtualBotLoop(reactor, threads),
             observe=lambda command: self.metrics.handler.register(command).observe,
             failed=lambda command: self.metrics.handler_failures.register(command).inc(),
             busy=lambda: None,

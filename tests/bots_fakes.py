@@ -12,6 +12,7 @@ from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey
 from domaeka.policies.outbox import StatusListener
+from domaeka.testing.loop import VirtualBotLoop
 from domaeka.wire import Chat, Dialect, Reply
 
 _T = TypeVar("_T")
@@ -124,6 +125,7 @@ class Served:
             self.threads,
             settings or BotsSettings(),
             breaker or BreakerSettings(),
+            loop=VirtualBotLoop(self.reactor, self.threads),
             observe=lambda command: lambda took: self.observed.append((command, took)),
             failed=self.failures.append,
             busy=self._count_busy,

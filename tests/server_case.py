@@ -31,6 +31,7 @@ from domaeka.gateway.transport.ports import Sockets
 from domaeka.logs import LogObserver
 from domaeka.server import GatewayService, Platform, assemble, open_state
 from domaeka.testing import STANDARD_IDENTITY, FakePhone, VirtualServer, run_clock
+from domaeka.testing.loop import VirtualBotLoop
 from tests import forget_after
 from tests.bots_fakes import FakeThreads
 from tests.clocks import WallClock
@@ -334,6 +335,7 @@ class Server:
             case.wall,
             case.network,
             self.bots_threads,
+            VirtualBotLoop(self.reactor, self.bots_threads),
             lambda name, reactor: self.threads,
         )
         state = open_state(str(self.state), {}, settings, case.wall())

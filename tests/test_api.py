@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
+from domaeka.bots.commands import Runs
 from domaeka.wire import Media
 from tests.bots_fakes import Served, make_chat
 
@@ -35,8 +36,8 @@ class BotTests(SynchronousTestCase):
         (command,) = self.bot.commands
         self.assertIs(command.function, price)
         self.assertEqual(
-            (command.name, command.aliases, command.help, command.on_reactor),
-            ("# price", ("# 값",), "값을 알려 줍니다.", True),
+            (command.name, command.aliases, command.help, command.runs),
+            ("# price", ("# 값",), "값을 알려 줍니다.", Runs.ON_LOOP),
         )
 
     def test_refuses_names_that_no_message_can_be(self) -> None:

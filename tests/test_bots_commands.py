@@ -16,13 +16,14 @@ from domaeka.bots.commands import (
     BadHandler,
     Command,
     CommandTable,
-    runs_on_reactor,
+    Runs,
+    runs_where,
 )
 from domaeka.errors import ConfigError
 
 
 def make_command(name: str, *aliases: str, bot_name: str = "bot") -> Command:
-    return Command(name, aliases, print, bot_name, "", False, True)
+    return Command(name, aliases, print, bot_name, "", False, Runs.IN_THREAD)
 
 
 def found(table: CommandTable, text: str) -> tuple[str, str] | None:
@@ -92,7 +93,9 @@ class CommandTableTests(SynchronousTestCase):
 
     def test_says_where_names_clash(self) -> None:
         """Where their author wrote them is named."""
-        commands = [Command("# a", (), plain, name, "", False, False) for name in ("one", "two")]
+        commands = [
+            Command("# a", (), plain, name, "", False, Runs.IN_THREAD) for name in ("one", "two")
+        ]
         error = str(self.assertRaises(ConfigError, CommandTable, commands))
         place = f"test_bots_commands.py:{plain.__code__.co_firstlineno}, in plain)"
         self.assertEqual(error.count(place), 2, error)
@@ -228,7 +231,7 @@ class CallTests(SynchronousTestCase):
             functools.cache(plain),
         ]
         for function in functions:
-            runs_on_reactor(function)
+            runs_where(function)
 
     def test_refuses(self) -> None:
         """What cannot is refused, with the file, the line and the name of what its author wrote."""
@@ -250,37 +253,45 @@ class CallTests(SynchronousTestCase):
             (functools.cache(spoilt), "in spoilt"),
         ]
         for function, name in functions:
-            error = self.assertRaises(BadHandler, runs_on_reactor, function)
+            error = self.assertRaises(BadHandler, runs_where, function)
             self.assertIn(name, error.place)
             if name:
                 self.assertIn("test_bots_commands.py:", error.place)
 
 
-class RunsOnReactorTests(SynchronousTestCase):
-    """Tests for L{runs_on_reactor}."""
+class RunsWhereTests(SynchronousTestCase):
+    """Tests for L{runs_where}."""
 
     def test_what_gives_way_runs_on_the_reactor(self) -> None:
-        """Coroutines and what returns a Deferred, however it is wrapped."""
+        """What returns a Deferred, however it is wrapped; and coroutines that say so."""
         functions: list[Callable[..., object]] = [
-            coroutine,
             inline,
             deferred,
             deferred_by_module,
             deferred_type,
-            wrapper,
-            functools.partial(coroutine),
-            Object(),
             Object().inline,
         ]
         for function in functions:
-            self.assertTrue(runs_on_reactor(function), function)
+            self.assertIs(runs_where(function), Runs.ON_REACTOR, function)
+        self.assertIs(runs_where(coroutine, reactor=True), Runs.ON_REACTOR)
+
+    def test_coroutines_run_on_the_loop(self) -> None:
+        """C{async def}, however it is wrapped."""
+        functions: list[Callable[..., object]] = [
+            coroutine,
+            wrapper,
+            functools.partial(coroutine),
+            Object(),
+        ]
+        for function in functions:
+            self.assertIs(runs_where(function), Runs.ON_LOOP, function)
 
     def test_all_else_runs_in_a_thread(self) -> None:
         """What does not say that it gives way may block."""
         for function in (plain, functools.partial(plain), Object().plain, lambda ctx: None, print):
-            self.assertFalse(runs_on_reactor(function), function)
+            self.assertIs(runs_where(function), Runs.IN_THREAD, function)
 
     def test_refuses_what_cannot_work(self) -> None:
         """A forgotten C{inlineCallbacks} is found at the start, not in the chat."""
         for function in (generator, async_generator, "text"):
-            self.assertRaises(TypeError, runs_on_reactor, function)
+            self.assertRaises(TypeError, runs_where, function)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from domaeka.bots.commands import Runs
 from domaeka.bots.loading import load_bots
 from domaeka.config import BotsSettings
 from domaeka.wire import Media
@@ -25,11 +26,17 @@ class ExampleBotTests(SynchronousTestCase):
         self.addCleanup(self.served.dispatcher.close)
 
     def test_runs_each_command_where_it_should(self) -> None:
-        """What gives way runs on the reactor, what blocks in threads."""
-        places = {command.name: command.on_reactor for command in self.bots[0].commands}
+        """What gives way runs on the loop, Deferreds on the reactor, what blocks in threads."""
+        places = {command.name: command.runs for command in self.bots[0].commands}
         self.assertEqual(
             places,
-            {"# hello": True, "# timer": True, "# disk": False, "# picture": True, "# site": False},
+            {
+                "# hello": Runs.ON_LOOP,
+                "# timer": Runs.ON_REACTOR,
+                "# disk": Runs.IN_THREAD,
+                "# picture": Runs.ON_LOOP,
+                "# site": Runs.IN_THREAD,
+            },
         )
 
     def test_answers(self) -> None:

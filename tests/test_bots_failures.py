@@ -14,6 +14,7 @@ from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
+from domaeka.bots.commands import Runs
 from domaeka.config import LoggingSettings
 from domaeka.logs import LogObserver
 from domaeka.policies.outbox import DeliveryStatus
@@ -63,7 +64,8 @@ class FailureTestCase(SynchronousTestCase):
 
     def serve(self, function: Callable[..., object]) -> Served:
         """Have C{function} answer."""
-        self.bot.command("!do")(function)
+        on_reactor = asyncio.iscoroutinefunction(function)
+        self.bot.command("!do", reactor=on_reactor)(function)
         self.served = Served([self.bot])
         self.addCleanup(self.served.dispatcher.close)
         return self.served
@@ -324,9 +326,9 @@ class OwnTextTests(FailureTestCase):
         async def command() -> None: ...
 
         self.bot.command("!do")(fail)
-        registered = self.bot._commands.pop()
+        registered = self.bot._registered.pop()
         # What is refused at the registration never comes here.
-        self.bot._commands.append(replace(registered, function=command, on_reactor=True))
+        self.bot._registered.append(replace(registered, function=command, runs=Runs.ON_REACTOR))
         Served([self.bot]).say(f"!do {CHAT}")
         error = self.logged()
         said = f"{command.__qualname__}() takes 0 positional arguments but 1 was given"

@@ -14,6 +14,7 @@ from domaeka.clock import MonotonicClock, keep_going
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey, Priority
 from domaeka.policies.auth import Signer
+from domaeka.testing.loop import VirtualBotLoop
 from domaeka.texts_ko import OPEN_TEXT, TIMEOUT_TEXT
 from domaeka.wire import Reply
 from tests.bots_fakes import FakeThreads
@@ -179,6 +180,7 @@ class StepTests(GatewayCase):
                 FakeThreads(),
                 BotsSettings(timeout=5.0),
                 BreakerSettings(failure_threshold=1, recovery_timeout=20.0),
+                loop=VirtualBotLoop(self.clock, FakeThreads()),
                 observe=lambda command: lambda took: None,
                 failed=lambda command: None,
                 busy=lambda: None,

@@ -35,11 +35,11 @@ class DispatchTestCase(SynchronousTestCase):
         self.bot = Bot("test")
         outside = self.outside
 
-        @self.bot.command("# wait")
+        @self.bot.command("# wait", reactor=True)
         async def wait(ctx: Context) -> Any:
             return await outside.wait(ctx.message.args)
 
-        @self.bot.command("# fail")
+        @self.bot.command("# fail", reactor=True)
         async def fail(ctx: Context) -> None:
             raise ValueError(ctx.message.args)
 
@@ -109,7 +109,7 @@ class RunTests(DispatchTestCase):
         variable: ContextVar[str] = ContextVar("variable", default="unset")
         bot = Bot("steps")
 
-        @bot.command("# steps")
+        @bot.command("# steps", reactor=True)
         async def steps(ctx: Context) -> str:
             token = variable.set(ctx.message.args)
             await succeed(None)
@@ -169,7 +169,7 @@ class RunTests(DispatchTestCase):
         bot = Bot("odd")
         values = iter((None, "", 5, 5))
 
-        @bot.command("# value")
+        @bot.command("# value", reactor=True)
         async def value(ctx: Context) -> Any:
             return next(values)
 
@@ -274,7 +274,7 @@ class FailureTests(DispatchTestCase):
         """A reply may have a time of its own, and a listener that may answer, or fail."""
         bot = Bot("careful")
 
-        @bot.command("# careful")
+        @bot.command("# careful", reactor=True)
         async def careful(ctx: Context) -> None:
             for ttl in (0, -1.0, float("nan"), 1e99, "word", True):
                 self.assertRaises((TypeError, ValueError), ctx.reply, "a", ttl=ttl)
@@ -304,7 +304,7 @@ class FailureTests(DispatchTestCase):
         bot = Bot("bad")
         errors = [SystemExit(), asyncio.CancelledError(), CancelledError(), GeneratorExit()]
 
-        @bot.command("# bad")
+        @bot.command("# bad", reactor=True)
         async def bad(ctx: Context) -> None:
             raise errors.pop()
 
@@ -368,7 +368,7 @@ class FailureTests(DispatchTestCase):
         """One that will not be broken off may still reply, but what it returns is dropped."""
         bot = Bot("stubborn")
 
-        @bot.command("# stubborn")
+        @bot.command("# stubborn", reactor=True)
         async def stubborn(ctx: Context) -> str:
             try:
                 await self.outside.wait()
@@ -417,7 +417,7 @@ class BreakerTests(DispatchTestCase):
         """The same command, of other code."""
         bot = Bot("test")
 
-        @bot.command("# fail")
+        @bot.command("# fail", reactor=True)
         async def fail(ctx: Context) -> None:
             raise ValueError
 
@@ -467,7 +467,7 @@ class BreakerTests(DispatchTestCase):
         """A command that needs what is open is answered for once, and is not to blame."""
         bot = Bot("weather")
 
-        @bot.command("# weather")
+        @bot.command("# weather", reactor=True)
         async def weather(ctx: Context) -> None:
             raise BreakerOpen("weather", 1)
 

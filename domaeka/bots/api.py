@@ -1,15 +1,17 @@
 """The API for bot authors: L{Bot}, and the L{Context} that its commands are given."""
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
-from domaeka.bots.commands import Command, check_name, runs_on_reactor
+from domaeka.bots.commands import Command, Event, Filter, check_name, normal, runs_where
+from domaeka.bots.coroutines import Pending, is_on_loop
 from domaeka.bots.media import MediaItem, blocks, listed, prepare
 from domaeka.errors import BotTypeError, BotValueError
 from domaeka.interfaces import Origin
@@ -29,7 +31,10 @@ class Runtime(Protocol):
     """The part of the server that a context needs."""
 
     def send(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
-        """Send a reply, from whatever thread."""
+        """Send a reply.  To be called in the reactor's thread."""
+
+    def hand_over(self, function: Callable[..., object], *args: Any) -> None:
+        """Call C{function} in the reactor's thread, from whatever thread."""
 
     def in_reactor_thread(self) -> bool:
         """True if the caller is in the reactor's thread, and may not block."""
@@ -184,7 +189,7 @@ class Context(msgspec.Struct, eq=False):
         format: str | None = None,
         ttl: float | None = None,
         on_fate: OnFate = None,
-    ) -> "Deferred[None]":
+    ) -> Awaitable[None]:
         """
         Send files to the room, in order.
 
@@ -197,18 +202,26 @@ class Context(msgspec.Struct, eq=False):
         @param format: C{jpg}, C{png} and so on, likewise.
         @param ttl: as of L{reply}.
         @param on_fate: as of L{reply}, for each frame if the files take several.
-        @return: fires once the files are on their way.  Only paths, open files and Pillow pictures
-            take time, for a thread reads them: await the Deferred for the errors of that, and
-            before a file is closed.  A command that is no coroutine runs in a thread itself: there
-            all is done upon return.
+        @return: await it for the errors of reading, and before a file is closed: only paths, open
+            files and Pillow pictures take time, for a thread reads them.  A command that is no
+            coroutine runs in a thread itself: there all is done upon return.
         @raise TypeError: an item cannot be sent.
         @raise ValueError: too much, or of no format that is known.
         @raise OSError: a file cannot be read.
         """
         _check_ttl(ttl)
         found = listed(items)
-        if any(map(blocks, found)) and self._runtime.in_reactor_thread():
-            return self._read_and_send(ttl, on_fate, found, wait_ms, kind, format)
+        if any(map(blocks, found)):
+            if is_on_loop():
+                sent: Pending[None] = Pending()
+                self._runtime.hand_over(
+                    lambda: sent.follow(
+                        self._read_and_send(ttl, on_fate, found, wait_ms, kind, format)
+                    )
+                )
+                return sent
+            if self._runtime.in_reactor_thread():
+                return self._read_and_send(ttl, on_fate, found, wait_ms, kind, format)
         self._send(prepare(found, wait_ms, kind, format), ttl, on_fate)
         return succeed(None)
 
@@ -238,7 +251,16 @@ class Context(msgspec.Struct, eq=False):
             sent.callback(None)
 
     def _send(self, contents: Iterable[str | Media], ttl: float | None, on_fate: OnFate) -> None:
-        if self._files_sent is None or not self._runtime.in_reactor_thread():
+        if self._runtime.in_reactor_thread():
+            self._send_in_order(tuple(contents), ttl, on_fate)
+        else:
+            self._runtime.hand_over(self._send_in_order, tuple(contents), ttl, on_fate)
+
+    def _send_in_order(
+        self, contents: Iterable[str | Media], ttl: float | None, on_fate: OnFate
+    ) -> None:
+        """In the reactor's thread."""
+        if self._files_sent is None:
             self._send_now(contents, ttl, on_fate)
         else:
             self._files_sent.addCallback(lambda _: self._send_now(contents, ttl, on_fate))
@@ -264,21 +286,95 @@ def _check_ttl(ttl: object) -> None:
 
 class Bot:
     """
-    A group of commands.  Those that are C{async def}, or give a Deferred and say so
-    (C{inlineCallbacks}, or the annotation), run on the reactor and must not block.  All others run
-    in threads.
+    Functions that answer to chat.  Those that are C{async def} run on the bots' asyncio loop,
+    beside the gateway; those registered with C{reactor=True}, wrapped by C{inlineCallbacks} or
+    annotated to return a Deferred on the reactor, where they must not block; all others in threads.
+
+    @ivar names: the bot names of the phones that it serves; empty: all.
+    @ivar rooms: the channel ids of the rooms that it serves; empty: all.
     """
 
-    def __init__(self, name: str) -> None:
-        """@param name: for people; the phone's bot name has nothing to do with it."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        names: Iterable[str] = (),
+        rooms: Iterable[str] = (),
+        prefix: str = "",
+    ) -> None:
+        """
+        @param name: for people; the phone's bot name has nothing to do with it.
+        @param names: the bot names of the phones that it serves; by default all.
+        @param rooms: the channel ids of the rooms that it serves; by default all.
+        @param prefix: stands before the name of each command.
+        """
         check_name(name, "a bot")
         self.name = name
-        self._commands: list[Command] = []
+        self.names = frozenset(_texts(names, "names"))
+        self.rooms = frozenset(_texts(rooms, "rooms"))
+        self._prefix = prefix
+        self._registered: list[Command] = []
+        self._included: list[Bot] = []
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        """Its commands, in the order in which they were registered."""
-        return tuple(self._commands)
+        """Its commands, and those of included bots, in the order in which they were registered."""
+        return self.registered(Event.COMMAND)
+
+    @property
+    def listeners(self) -> tuple[Command, ...]:
+        """The functions that L{on_message} registered, likewise."""
+        return self.registered(Event.MESSAGE)
+
+    def registered(self, event: Event | None = None) -> tuple[Command, ...]:
+        """All functions, or those for an event, those of included bots behind its own."""
+        return (
+            *self.own(event),
+            *(each for one in self._included for each in one.registered(event)),
+        )
+
+    def own(self, event: Event | None = None) -> tuple[Command, ...]:
+        """Likewise, without those of included bots."""
+        return tuple(each for each in self._registered if event in (None, each.event))
+
+    @property
+    def included(self) -> "tuple[Bot, ...]":
+        """The bots that it includes."""
+        return tuple(self._included)
+
+    def overlaps(self, other: "Bot") -> bool:
+        """True if there may be a message for both."""
+        return not (
+            (self.names and other.names and not self.names & other.names)
+            or (self.rooms and other.rooms and not self.rooms & other.rooms)
+        )
+
+    def snapshot(self) -> object:
+        """Its functions, for L{restore}."""
+        return tuple(self._registered), tuple(self._included)
+
+    def restore(self, snapshot: Any) -> None:
+        """Have the functions of a L{snapshot} again."""
+        self._registered[:], self._included[:] = snapshot
+
+    def include(self, other: "Bot") -> None:
+        """
+        Serve what C{other} registers, too: a bot may stand in several files.
+
+        @raise ValueError: C{other} is this bot, holds it, or names phones or rooms of its own.
+        """
+        if self in other.with_included():
+            raise ValueError(f"the bot {other.name!r} holds the bot {self.name!r}")
+        if other.names or other.rooms:
+            raise ValueError(f"the bot {other.name!r} is included: it has no names or rooms")
+        if other not in self._included:
+            self._included.append(other)
+        for command in other.commands:
+            self._check_names((command.name, *command.aliases), other)
+
+    def with_included(self) -> "list[Bot]":
+        """This bot, and all that are included."""
+        return [self, *(each for one in self._included for each in one.with_included())]
 
     def command(
         self,
@@ -287,6 +383,7 @@ class Bot:
         *,
         help: str = "",
         operators_only: bool = False,
+        reactor: bool = False,
     ) -> Callable[[_F], _F]:
         """
         Register the decorated function for messages that are C{name}, or begin with it and a
@@ -296,39 +393,147 @@ class Bot:
         @param aliases: other names of the same command.
         @param help: one line for C{# help}; by default the first line of the docstring.
         @param operators_only: refuse it to all who are not in C{bots.operators}.
+        @param reactor: an C{async def} runs on the reactor: it awaits Deferreds, and must not
+            block.
         @raise ValueError: a name is not usable, or used already.
         @raise TypeError: not a function, or a generator, or it does not take a context alone.
         """
-        if isinstance(aliases, str):
-            raise TypeError("aliases: a tuple of names, not a text")
-        others = tuple(aliases)
-        taken = {
-            used: command.place
-            for command in self._commands
+        check_name(name)
+        names = [self._prefix + one for one in (name, *_texts(aliases, "aliases"))]
+        for one in names:
+            check_name(one)
+        self._check_names(names)
+        return self._registering(Event.COMMAND, names, help, operators_only, reactor)
+
+    def on_message(
+        self,
+        function: Any = None,
+        /,
+        *,
+        contains: str | Iterable[str] = (),
+        pattern: str | re.Pattern[str] | None = None,
+        prefix: str = "",
+        mention: bool | None = None,
+        operators_only: bool = False,
+        reactor: bool = False,
+    ) -> Any:
+        """
+        Register the decorated function for messages that are no command.  The first function that
+        takes a message gets it, in the order of registration; all that is given must hold.
+
+        @param contains: a text that is in the message, or several of which one is.
+        @param pattern: a regular expression that is found in the message.
+        @param prefix: the beginning of the message.
+        @param mention: True: the bot is mentioned; False: it is not.
+        """
+        takes = Filter(
+            (contains,) if isinstance(contains, str) and contains else tuple(contains),
+            re.compile(pattern) if isinstance(pattern, str) else pattern,
+            prefix,
+            mention,
+        )
+        register = self._registering(Event.MESSAGE, (), "", operators_only, reactor, takes=takes)
+        return register if function is None else register(function)
+
+    def on_start(self, function: _F) -> _F:
+        """Register a function without arguments for the start, and the reload that brings it."""
+        return self._hook(Event.START, function)
+
+    def on_stop(self, function: _F) -> _F:
+        """Register a function without arguments for the stop, and the reload that takes it away."""
+        return self._hook(Event.STOP, function)
+
+    def on_error(self, function: _F) -> _F:
+        """
+        Register a function for errors of this bot's functions: it is given the context and the
+        error.  A text that it returns is the answer, in the place of the usual one.
+        """
+        return self._hook(Event.ERROR, function)
+
+    def before(self, function: _F) -> _F:
+        """
+        Register a function that is given the context before each function of this bot is called.
+        If it returns a text, that is the answer; if it returns False there is none: in both cases
+        the function is not called.
+        """
+        return self._hook(Event.BEFORE, function)
+
+    def after(self, function: _F) -> _F:
+        """
+        Register a function that is called when a function of this bot has ended: with the context,
+        and the error, or L{None}.
+        """
+        return self._hook(Event.AFTER, function)
+
+    def _hook(self, event: Event, function: _F) -> _F:
+        return self._registering(event, (), "", False, False)(function)
+
+    def _check_names(self, names: Iterable[str], included: "Bot | None" = None) -> None:
+        """@raise ValueError: a name is there twice, or is taken."""
+        taken: dict[str, str] = {
+            normal(used): command.place
+            for one in self.with_included()
+            if one is not included
+            for command in one._registered
+            if command.event is Event.COMMAND
             for used in (command.name, *command.aliases)
         }
-        for one in (name, *others):
-            check_name(one)
-            if one in taken:
-                first = f", first at {taken[one]}" if taken[one] else ""
-                raise ValueError(f"the bot {self.name!r} has the command {one!r} twice{first}")
-            taken[one] = ""
+        for name in names:
+            key = normal(name)
+            if key in taken:
+                first = f", first at {taken[key]}" if taken[key] else ""
+                raise ValueError(f"the bot {self.name!r} has the command {name!r} twice{first}")
+            taken[key] = ""
+
+    def _registering(
+        self,
+        event: Event,
+        names: Sequence[str],
+        help: str,
+        operators_only: bool,
+        reactor: bool,
+        takes: Filter | None = None,
+    ) -> Callable[[_F], _F]:
+        module = sys._getframe(2).f_globals.get("__name__", "")
 
         def register(function: _F) -> _F:
+            runs = runs_where(function, reactor, _GIVEN[event])
             doc = inspect.getdoc(function) if inspect.isroutine(function) else None
             line = help or (doc or "").partition("\n")[0]
-            self._commands.append(
+            called = getattr(function, "__name__", event.value)
+            name = names[0] if names else f"{self.name}.{called}"
+            self._registered.append(
                 Command(
                     name,
-                    others,
+                    tuple(names[1:]),
                     function,
                     self.name,
                     line,
                     operators_only,
-                    runs_on_reactor(function),
-                    sys._getframe(1).f_globals.get("__name__", ""),
+                    runs,
+                    module,
+                    event,
+                    takes,
                 )
             )
             return function
 
         return register
+
+
+#: The number of arguments that a function is given, by what it is called for.
+_GIVEN: Final = {
+    Event.COMMAND: 1,
+    Event.MESSAGE: 1,
+    Event.BEFORE: 1,
+    Event.AFTER: 2,
+    Event.ERROR: 2,
+    Event.START: 0,
+    Event.STOP: 0,
+}
+
+
+def _texts(given: Iterable[str], what: str) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise TypeError(f"{what}: a tuple of texts, not a text")
+    return tuple(given)

@@ -10,11 +10,11 @@ def builtin_bot(others: Sequence[Bot]) -> Bot:
     """Make the bot of these commands.  @param others: the bots beside it, for C{# help}."""
     bot = Bot("domaeka")
 
-    @bot.command("# echo", help=texts_ko.ECHO_HELP)
+    @bot.command("# echo", help=texts_ko.ECHO_HELP, reactor=True)
     async def echo(ctx: Context) -> str:
         return ctx.message.args or texts_ko.ECHO_USAGE
 
-    @bot.command("# help", help=texts_ko.HELP_HELP)
+    @bot.command("# help", help=texts_ko.HELP_HELP, reactor=True)
     async def show_help(ctx: Context) -> str:
         shown = [
             f"{command.name} - {command.help}" if command.help else command.name
@@ -24,7 +24,7 @@ def builtin_bot(others: Sequence[Bot]) -> Bot:
         ]
         return "\n".join((texts_ko.HELP_TITLE, *shown))
 
-    @bot.command("# client_info", help=texts_ko.CLIENT_INFO_HELP, operators_only=True)
+    @bot.command("# client_info", help=texts_ko.CLIENT_INFO_HELP, operators_only=True, reactor=True)
     async def client_info(ctx: Context) -> str:
         facts = (f"{name}: {value}" for name, value in ctx.describe_device().items())
         return "\n".join((texts_ko.CLIENT_INFO_TITLE, *facts))

@@ -4,8 +4,11 @@ import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from enum import Enum
+from itertools import islice
 from types import FunctionType
 from typing import Any, Final, get_origin
+from unicodedata import is_normalized, normalize
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -15,20 +18,64 @@ from domaeka.errors import ConfigError
 #: Longest name of a command, in characters.  Source: docs/bots.md, "Limits".
 MAX_COMMAND_CHARS: Final = 100
 
+#: The beginning of a text in which a name is looked for that is to be composed: a syllable is made
+#: of three characters at most.
+_HEAD_CHARS: Final = 3 * MAX_COMMAND_CHARS + 1
+_SPACE: Final = re.compile(r"\s")
+
 #: Modules whose decorators pass on all arguments.
 _DECORATOR_MODULES: Final = ("twisted.internet.defer", "domaeka.bots.services")
-_AWAITABLE: Final = (Deferred, Awaitable, Coroutine)
-_AWAITABLE_TEXT: Final = re.compile(r"(\w+\.)*(Deferred|Awaitable|Coroutine)\s*(\[|$)")
+_AWAITABLE: Final = (Awaitable, Coroutine)
+_AWAITABLE_TEXT: Final = re.compile(r"(\w+\.)*(?:(Deferred)|Awaitable|Coroutine)\s*(\[|$)")
+
+
+class Runs(Enum):
+    """Where a function is called: on the reactor, on the bots' loop, or in a thread."""
+
+    ON_REACTOR = "reactor"
+    ON_LOOP = "loop"
+    IN_THREAD = "thread"
+
+
+class Event(Enum):
+    """What a function of a bot is called for."""
+
+    COMMAND = "command"
+    MESSAGE = "on_message"
+    BEFORE = "before"
+    AFTER = "after"
+    ERROR = "on_error"
+    START = "on_start"
+    STOP = "on_stop"
+
+
+class Filter(msgspec.Struct, frozen=True, eq=False):
+    """Which messages a listener takes: those for which all that is given holds."""
+
+    contains: tuple[str, ...] = ()  # one of them
+    pattern: re.Pattern[str] | None = None
+    prefix: str = ""
+    mention: bool | None = None
+
+    def __call__(self, text: str, is_mention: bool) -> bool:
+        """True if a message is taken."""
+        return (
+            (not self.prefix or text.startswith(self.prefix))
+            and (not self.contains or any(part in text for part in self.contains))
+            and (self.mention is None or is_mention is self.mention)
+            and (self.pattern is None or self.pattern.search(text) is not None)
+        )
 
 
 class Command(msgspec.Struct, frozen=True, eq=False):
     """
-    A command of a bot.
+    A function of a bot: a command, or whatever else L{Event} says.
 
     @ivar function: given a context, answers.
-    @ivar on_reactor: True if it is called on the reactor; else in a thread, for it may block.
+    @ivar runs: where it is called.
     @ivar help: one line for people in the chat.
     @ivar module: the name of the module that registered it.
+    @ivar takes: which messages a listener takes.
     """
 
     name: str
@@ -37,8 +84,14 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     bot_name: str
     help: str
     operators_only: bool
-    on_reactor: bool
+    runs: Runs
     module: str = ""
+    event: Event = Event.COMMAND
+    takes: Filter | None = None
+
+    def __str__(self) -> str:
+        """Its name and its bot, for the log."""
+        return f"{self.name} of the bot {self.bot_name}"
 
     @property
     def place(self) -> str:
@@ -72,16 +125,18 @@ def check_name(name: object, what: str = "a command") -> None:
         )
 
 
-def runs_on_reactor(function: Callable[..., object]) -> bool:
+def runs_where(function: Callable[..., object], reactor: bool = False, given: int = 1) -> Runs:
     """
-    True if C{function} does not block: C{async def}, wrapped by C{inlineCallbacks}, or annotated
-    to return a Deferred.  All others may block.
+    Where C{function} is called: on the bots' loop, if it is C{async def} or annotated to return an
+    C{Awaitable}; on the reactor, if C{reactor} says so, or it is wrapped by C{inlineCallbacks}, or
+    annotated to return a Deferred; all others in a thread, for they may block.
 
-    @raise BadHandler: it cannot be called with a context, or is a bare generator.
+    @param given: the number of arguments that it is called with, the context first.
+    @raise BadHandler: it cannot be called so, or is a bare generator.
     """
     if not callable(function):
         raise BadHandler(function, "cannot be called")
-    _check_call(function)
+    _check_call(function, given)
     called = _called(function)
     inner = inspect.unwrap(called)
     if inspect.isasyncgenfunction(inner):
@@ -89,13 +144,21 @@ def runs_on_reactor(function: Callable[..., object]) -> bool:
     if inspect.isgeneratorfunction(inner):
         if inner is called:
             raise BadHandler(function, "is a generator: wrap it with inlineCallbacks")
-        return True
+        return Runs.ON_REACTOR
+    if reactor:
+        return Runs.ON_REACTOR
     if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(inner):
-        return True
+        return Runs.ON_LOOP
     promised = getattr(inner, "__annotations__", {}).get("return")
     if isinstance(promised, str):
-        return _AWAITABLE_TEXT.match(promised) is not None
-    return promised in _AWAITABLE or get_origin(promised) in _AWAITABLE
+        found = _AWAITABLE_TEXT.match(promised)
+        if found is None:
+            return Runs.IN_THREAD
+        return Runs.ON_REACTOR if found[2] else Runs.ON_LOOP
+    kind = get_origin(promised) or promised
+    if kind is Deferred:
+        return Runs.ON_REACTOR
+    return Runs.ON_LOOP if kind in _AWAITABLE else Runs.IN_THREAD
 
 
 def place_of(function: object) -> str:
@@ -122,15 +185,19 @@ def _called(function: Any) -> Any:
     return called if isinstance(called, FunctionType) else function
 
 
+#: In words what a function is called with, by the number of its arguments.
+_CALLED_WITH: Final = ("nothing", "a context and nothing else", "a context and an error")
+
+
 def _name_of(function: object) -> str:
     name = getattr(_called(function) if callable(function) else function, "__qualname__", None)
     return f"{name}()" if name else f"{function!r:.100}"
 
 
-def _check_call(function: Callable[..., object]) -> None:
-    """@raise BadHandler: it cannot be called with a context, and nothing else."""
+def _check_call(function: Callable[..., object], count: int) -> None:
+    """@raise BadHandler: it cannot be called with so many arguments."""
     called: Any = function
-    given = [None]
+    given = [None] * count
     while True:
         try:
             # The arguments of a decorator's own function count, not those that it passes on.
@@ -143,9 +210,7 @@ def _check_call(function: Callable[..., object]) -> None:
                     continue
                 if not place_of(called):
                     return
-            raise BadHandler(
-                function, f"is called with a context and nothing else: {error}"
-            ) from None
+            raise BadHandler(function, f"is called with {_CALLED_WITH[count]}: {error}") from None
         if inspect.ismethod(called):
             called = called.__func__
             given.append(None)
@@ -155,20 +220,29 @@ def _check_call(function: Callable[..., object]) -> None:
         called = called.__wrapped__
 
 
+def normal(text: str) -> str:
+    """C{text} as names of commands are compared: NFKC, so that full-width letters are plain."""
+    return text if text.isascii() else normalize("NFKC", text)
+
+
 class CommandTable:
-    """The commands of all bots, found by hashing: most chat is no command."""
+    """
+    Commands by their names, found by hashing: most chat is no command.  Names are compared after
+    NFKC: C{＃} is C{#}, decomposed Hangul is composed, a no-break space is a space.
+    """
 
     def __init__(self, commands: Iterable[Command]) -> None:
         """@raise ConfigError: two have the same name."""
         self._commands: dict[str, Command] = {}
         for command in commands:
-            for name in (command.name, *command.aliases):
+            for name in map(normal, (command.name, *command.aliases)):
                 other = self._commands.setdefault(name, command)
                 if other is not command:
                     raise ConfigError(
                         f"bots.load: the command {name!r} is both in the bot {_owner(other)} "
                         f"and in the bot {_owner(command)}"
                     )
+        self._most_spaces = max((name.count(" ") for name in self._commands), default=0)
         # First character of a name to the lengths of all that begin with it, longest first.
         self._lengths: dict[str, list[int]] = {}
         for name in self._commands:
@@ -183,9 +257,21 @@ class CommandTable:
         @return: the command with the longest name that C{text} is, or begins with before a white
             space; and where its arguments, behind that space, begin.
         """
-        lengths = self._lengths.get(text[:1])
-        if lengths is None:
-            return None
+        head = text[:_HEAD_CHARS]
+        if head.isascii() or is_normalized("NFKC", head):
+            lengths = self._lengths.get(text[:1])
+            return None if lengths is None else self._look_up(text, lengths)
+        # What stands before each of the first white spaces, the longest first.
+        ends = [match.start() for match in islice(_SPACE.finditer(head), self._most_spaces + 1)]
+        if len(ends) <= self._most_spaces and len(text) <= _HEAD_CHARS:
+            ends.append(len(text))
+        for end in reversed(ends):
+            command = self._commands.get(normalize("NFKC", text[:end]))
+            if command is not None:
+                return command, end + 1
+        return None
+
+    def _look_up(self, text: str, lengths: list[int]) -> tuple[Command, int] | None:
         size = len(text)
         for length in lengths:
             if length < size:

@@ -1,25 +1,29 @@
 """The dispatcher: from a message to its command, and back to the room."""
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from itertools import takewhile
 from threading import get_ident
 from types import CoroutineType
 from typing import Any, Final, TypeVar, cast
 
-import msgspec
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from domaeka.bots.api import Bot, Context, OnFate
+from domaeka.bots import hooks
+from domaeka.bots.api import Bot, OnFate
 from domaeka.bots.builtin import builtin_bot
-from domaeka.bots.commands import Command, CommandTable
+from domaeka.bots.commands import Command, Event, Runs
+from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.failures import report
 from domaeka.bots.fair_queue import FairQueue
+from domaeka.bots.routing import Router
+from domaeka.bots.runs import Run, Served, ids
 from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
 from domaeka.bots.threads import Reactor, Threads
@@ -27,7 +31,7 @@ from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import Origin
 from domaeka.policies.retry import Breaker, BreakerOpen
 from domaeka.texts_ko import BUSY_TEXT, FAILED_TEXT, OPEN_TEXT, OPERATORS_TEXT, TIMEOUT_TEXT
-from domaeka.wire import Chat, Media, Reply
+from domaeka.wire import Chat, Reply
 
 _T = TypeVar("_T")
 
@@ -36,6 +40,10 @@ SWEEP_SECONDS: Final = 1.0
 #: A command that takes this part of its time-out counts as failed for its breaker.  Source:
 #: docs/bots.md, "Breakers".
 SLOW_PART: Final = 0.5
+#: Longest time that a function of C{on_start} or C{on_stop} may take, in seconds.
+HOOK_SECONDS: Final = 10.0
+#: Longest time that a stop waits for functions of C{on_stop}, in seconds.
+STOP_SECONDS: Final = 5.0
 #: Most rooms that are remembered as notified of an open breaker: others get no notice.
 _MAX_NOTIFIED: Final = 10_000
 
@@ -43,93 +51,6 @@ _MAX_NOTIFIED: Final = 10_000
 _CANCELLED: Final = (CancelledError, asyncio.CancelledError)
 
 _log = Logger()
-
-
-class _Served(msgspec.Struct, frozen=True, eq=False):
-    """A command, its breaker and its metric.  @ivar observe: takes its times, in seconds."""
-
-    command: Command
-    breaker: Breaker
-    observe: Callable[[float], None]
-
-
-class _Sent(Deferred[None]):
-    """
-    The result of L{Context.reply_media}.
-
-    @ivar awaited: True once it is awaited: only this tells if an earlier failure has been seen.
-    """
-
-    awaited = False
-
-    def __await__(self) -> Generator[Any, None, None]:
-        self.awaited = True
-        return super().__await__()
-
-
-class _Run(Context, eq=False, kw_only=True):
-    """
-    A context, and the state of its run.
-
-    @ivar deadline: when it times out, by L{BotDispatcher._elapsed}.
-    @ivar waits_for: the Deferred of the command's result, if it waits.
-    @ivar unsent: results of L{reply_media} that failed while it ran.
-    """
-
-    served: _Served
-    permit: int
-    began: float
-    deadline: float = 0.0
-    over: bool = False
-    waits_for: Any = None
-    unsent: tuple[_Sent, ...] = ()
-
-    @property
-    def log_fields(self) -> dict[str, str | None]:
-        """Fields for the log: never the text."""
-        return {"command": self.served.command.name, **_ids(self._chat, self._origin)}
-
-    def report(self, what: str, failed: BaseException | Failure) -> None:
-        """Log an error of the command."""
-        report(what, failed, self.log_fields, self.served.command.function)
-
-    def reply_media(self, *args: Any, **named: Any) -> "Deferred[None]":
-        """See L{Context}.  A failure that nobody waits for is logged."""
-        reading = super().reply_media(*args, **named)
-        if reading.called:
-            return reading
-        sent = _Sent(lambda _: reading.cancel())
-        reading.chainDeferred(sent)
-        # A caller that waits for it sees the failure first.
-        sent.addErrback(self._not_sent, sent)
-        return sent
-
-    def _not_sent(self, failure: Failure, sent: "_Sent") -> Failure:
-        dispatcher = cast(BotDispatcher, self._runtime)
-        dispatcher._reactor.callFromThread(self._look_at_unsent, sent)
-        return failure
-
-    def _look_at_unsent(self, sent: "_Sent") -> None:
-        if self.over:
-            self._report_unsent(sent)
-        else:  # it may be waited for yet
-            self.unsent = (*self.unsent, sent)
-
-    def ended(self) -> None:
-        """The command has ended."""
-        self.over = True
-        for sent in self.unsent:
-            self._report_unsent(sent)
-
-    def _report_unsent(self, sent: "_Sent") -> None:
-        if not sent.awaited and isinstance(getattr(sent, "result", None), Failure):
-            sent.addErrback(partial(self.report, "files were not sent"))
-
-    def _send_now(
-        self, contents: Iterable[str | Media], ttl: float | None, on_fate: OnFate
-    ) -> None:
-        listener = None if on_fate is None else partial(_report_status, on_fate, self.log_fields)
-        super()._send_now(contents, ttl, listener)
 
 
 class BotDispatcher:
@@ -146,6 +67,7 @@ class BotDispatcher:
         settings: BotsSettings,
         breaker: BreakerSettings,
         *,
+        loop: Coroutines,
         observe: Callable[[str], Callable[[float], None]],
         failed: Callable[[str], None],
         busy: Callable[[], None],
@@ -154,6 +76,7 @@ class BotDispatcher:
         """
         @param bots: the bots beside the built-in one.
         @param threads: for plain commands; closed with this.
+        @param loop: for C{async def}; closed with this.
         @param observe: given a command's name, gives a function that takes its times, in seconds.
         @param failed: called with the name of a command that failed or took too long.
         @param busy: called for each message that is refused, for too many wait.
@@ -163,11 +86,12 @@ class BotDispatcher:
         self._reactor = reactor
         self._seconds = seconds or reactor.seconds
         self._threads = threads
+        self._loop = loop
         self._observe = observe
-        self._served: dict[Command, _Served] = {}
+        self._served: dict[Command, Served] = {}
         self._count_failed = failed
         self._count_busy = busy
-        self._queue: FairQueue[tuple[_Served, int, Chat, Origin]] = FairQueue(
+        self._queue: FairQueue[tuple[Served, int, Chat, Origin]] = FairQueue(
             settings.bot_concurrency, settings.room_concurrency
         )
         self._breaker_terms: tuple[BreakerSettings, float] | None = None
@@ -175,8 +99,10 @@ class BotDispatcher:
         self._notified: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
         self._warned: set[Command] = set()
         self._hold_ups = HoldUps(self._seconds)
+        self._bots: tuple[Bot, ...] = ()
+        self._started = False
         self.apply(bots, settings, breaker)
-        self._running: dict[_Run, None] = {}  # those that wait, oldest first
+        self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
         self._thread = get_ident()
         self._sweeper = LoopingCall(self._sweep)
@@ -192,9 +118,10 @@ class BotDispatcher:
         """
         loaded = tuple(bots)
         served = builtin_bot(loaded), *loaded
-        commands = CommandTable(command for bot in served for command in bot.commands)
+        router = Router(served)
+        before = self._bots
         self._bots = served
-        self._commands = commands
+        self._router = router
         self._timeout = settings.timeout
         self._operators = frozenset(
             (channel, user)
@@ -216,25 +143,84 @@ class BotDispatcher:
                 breaker.recovery_timeout,
                 settings.timeout * SLOW_PART,
             )
-            for command in commands
+            for command in router.handlers()
         }
         known = self.breakers()
         self._notified = {name: rooms for name, rooms in self._notified.items() if name in known}
-        self._served = {
-            command: _Served(command, self._breakers[command.name], self._observe(command.name))
-            for command in commands
-        }
+        self._served = {}
+        for bot in served:
+            self._serve(bot, (), (), ())
         self._warned &= set(self._served)
-        self._hold_ups.keep(commands)
+        self._hold_ups.keep(self._served)
         self._queue.limit(settings.bot_concurrency, settings.room_concurrency)
+        if self._started:
+            self._call_hooks(Event.STOP, [bot for bot in before if bot not in served])
+            self._call_hooks(Event.START, [bot for bot in served if bot not in before])
 
-    def start(self) -> None:
-        """Begin to end runs that take too long.  To be called in the reactor's thread."""
+    def _serve(
+        self,
+        bot: Bot,
+        before: tuple[Command, ...],
+        after: tuple[Command, ...],
+        on_error: tuple[Command, ...],
+    ) -> None:
+        """Serve the functions of a bot, and of those that it includes, within those around them."""
+        own = bot.own
+        before = *before, *own(Event.BEFORE)
+        after = *own(Event.AFTER), *after
+        on_error = *own(Event.ERROR), *on_error
+        for command in (*own(Event.COMMAND), *own(Event.MESSAGE)):
+            name = command.name
+            breaker, observe = self._breakers[name], self._observe(name)
+            self._served[command] = Served(command, breaker, observe, before, after, on_error)
+        for included in bot.included:
+            self._serve(included, before, after, on_error)
+
+    def _call_hooks(self, event: Event, bots: Iterable[Bot]) -> "Deferred[None]":
+        """
+        Call the functions of bots for their start or stop, one after the other.
+
+        @return: fires when that is done; never fails.
+        """
+        found = [hook for bot in bots for hook in bot.registered(event)]
+        done: Deferred[None] = Deferred()
+        if not found:
+            done.callback(None)
+            return done
+
+        async def call_all() -> None:
+            for hook in found:
+                try:
+                    await asyncio.wait_for(hooks.called(self._loop, hook), HOOK_SECONDS)
+                except TimeoutError:
+                    _log.error(
+                        "{what} of the bot {owner} has taken {seconds:.0f} s, and was given up "
+                        "({place})",
+                        what=event.value,
+                        owner=hook.bot_name,
+                        seconds=HOOK_SECONDS,
+                        place=hook.place,
+                    )
+                except Exception as error:
+                    report(f"{event.value} failed", error, {"command": hook.name}, hook.function)
+
+        self._loop.call(call_all, (), lambda _: done.callback(None))
+        return done
+
+    def start(self) -> "Deferred[None]":
+        """
+        Begin to end runs that take too long; have the bots start.  To be called in the reactor's
+        thread.
+
+        @return: fires when the bots have started, in bounded time.
+        """
         self._thread = get_ident()
+        self._started = True
         self._swept_at = self._seconds()
         self._sweeper.start(SWEEP_SECONDS, now=False).addErrback(
             lambda failure: _log.failure("the sweep of commands has ended", failure)
         )
+        return self._call_hooks(Event.START, self._bots)
 
     def breakers(self) -> Mapping[str, Breaker | Service]:
         """Each command and each outside service by name; their C{state} is for metrics."""
@@ -246,7 +232,19 @@ class BotDispatcher:
 
     def commands(self) -> tuple[Command, ...]:
         """The commands of all bots, in the order in which they were registered."""
-        return tuple(self._commands)
+        return tuple(self._router.commands())
+
+    def handlers(self) -> tuple[Command, ...]:
+        """The commands and the listeners of all bots."""
+        return tuple(self._served)
+
+    def health(self) -> str | None:
+        """A L{HealthCheck<domaeka.interfaces.HealthCheck>}: what holds up the bots' loop."""
+        hold_up = self._loop.hold_up
+        if hold_up is None:
+            return None
+        held = self._reactor.seconds() - hold_up.since
+        return f"{hold_up.what} has held up the bots' loop for {held:.0f} s"
 
     def pending(self) -> int:
         """The number of messages that were accepted and are not yet answered."""
@@ -270,13 +268,19 @@ class BotDispatcher:
             run.served.breaker.dropped(run.permit)
             self._done(run._chat, run._origin)
             _cancel(run)
-        return self._threads.close()
+        stopped: Deferred[None] = succeed(None)
+        if self._started:
+            stopped = self._call_hooks(Event.STOP, self._bots)
+            stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
+            stopped.addErrback(_hooks_late)
+        stopped.addCallback(lambda _: self._loop.close())
+        return stopped.addCallback(lambda _: self._threads.close())
 
     # Dispatcher
 
     def submit(self, chat: Chat, origin: Origin) -> None:
         """See L{domaeka.interfaces.Dispatcher}."""
-        found = self._commands.find(chat.text)
+        found = self._router.find(chat, origin.key.bot_name)
         if found is None or self._closed:
             self._done(chat, origin)
             return
@@ -297,12 +301,9 @@ class BotDispatcher:
 
     # Runtime, for contexts
 
-    def send(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
-        """Send a reply, from whatever thread."""
-        if get_ident() == self._thread:
-            self._answer(origin, reply, ttl, on_fate)
-        else:
-            self._reactor.callFromThread(self._answer, origin, reply, ttl, on_fate)
+    def hand_over(self, function: Callable[..., object], *args: Any) -> None:
+        """Call C{function} in the reactor's thread, from whatever thread."""
+        self._loop.hand_over(function, *args)
 
     def in_reactor_thread(self) -> bool:
         """True if the caller is in the reactor's thread, and may not block."""
@@ -318,7 +319,7 @@ class BotDispatcher:
 
     # A run
 
-    def _begin(self, served: _Served, start: int, chat: Chat, origin: Origin) -> bool:
+    def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> bool:
         """Let a command run.  @return: True if it waits; else all is done."""
         command = served.command
         if command.operators_only and not self.is_operator(chat):
@@ -331,9 +332,21 @@ class BotDispatcher:
             self._notify_open(refusal, chat, origin)
             self._done(chat, origin)
             return False
-        run = _Run(chat, origin, start, self, served=served, permit=permit, began=self._seconds())
+        run = Run(
+            chat,
+            origin,
+            start,
+            self,
+            served=served,
+            loop=self._loop,
+            permit=permit,
+            began=self._seconds(),
+        )
+        runs = command.runs
+        if runs is Runs.ON_LOOP or served.is_wrapped:
+            return self._begin_on_loop(run)
         try:
-            if command.on_reactor:
+            if runs is Runs.ON_REACTOR:
                 outcome = command.function(run)
             else:
                 outcome = self._threads.call(command.function, run)
@@ -347,7 +360,7 @@ class BotDispatcher:
             self._failed(run, error)
             return False
         finally:
-            if command.on_reactor:
+            if runs is Runs.ON_REACTOR:
                 self._hold_ups.step_ended(command, run.began)
         # The check for a Deferred takes 0.8 µs.
         if type(outcome) is str or outcome is None or not isinstance(outcome, Deferred):
@@ -357,11 +370,37 @@ class BotDispatcher:
         outcome.addBoth(self._came_back, run)
         if run.over:
             return False
-        run.waits_for = outcome
+        self._wait(run, outcome)
+        return True
+
+    def _begin_on_loop(self, run: Run) -> bool:
+        """Likewise, for a function that runs on the bots' loop."""
+        command = run.served.command
+        function = hooks.wrapped if run.served.is_wrapped else command.function
+        call = self._loop.call(
+            cast(Callable[..., Awaitable[object]], function),
+            (run,),
+            partial(self._back_from_loop, run),
+            command,
+        )
+        if run.over:  # in virtual time
+            return False
+        self._wait(run, call)
+        return True
+
+    def _wait(self, run: Run, waits_for: Any) -> None:
+        run.waits_for = waits_for
         since = min(max(0.0, run.began - self._swept_at), SWEEP_SECONDS)
         run.deadline = self._elapsed + since + self._timeout
         self._running[run] = None
-        return True
+
+    def _back_from_loop(self, run: Run, outcome: object) -> None:
+        if run._files_sent is not None and not isinstance(outcome, Failure):
+            outcome = run._settled(outcome)
+            if isinstance(outcome, Deferred):
+                outcome.addBoth(self._came_back, run)
+                return
+        self._came_back(outcome, run)
 
     def _from_thread(self, value: object, command: Command) -> object:
         """Go on with a function that should not have been called in a thread."""
@@ -369,14 +408,12 @@ class BotDispatcher:
             self._warn_once(command, "gives a Deferred: annotate it so, or use inlineCallbacks")
         elif asyncio.iscoroutine(value):
             self._warn_once(command, "gives a coroutine: make it async def")
-            began = self._seconds()
-            try:
-                return first_step(value, command, self._hold_ups)
-            finally:
-                self._hold_ups.step_ended(command, began)
+            result: Deferred[object] = Deferred(lambda _: call.cancel())
+            call = self._loop.call(lambda: value, (), partial(_settle, result), command)
+            return result
         return value
 
-    def _came_back(self, result: object, run: _Run) -> None:
+    def _came_back(self, result: object, run: Run) -> None:
         """The result that a run waited for has come."""
         if run.over:
             if not isinstance(result, Failure):
@@ -392,7 +429,7 @@ class BotDispatcher:
         if run.waits_for is not None:
             self._start_next(run)
 
-    def _time_out(self, run: _Run) -> None:
+    def _time_out(self, run: Run) -> None:
         """A run has taken too long."""
         self._leave(run)
         _log.warn("{command} took too long and was given up", **run.log_fields)
@@ -404,7 +441,7 @@ class BotDispatcher:
             _cancel(run)
             self._start_next(run)
 
-    def _succeeded(self, run: _Run, value: object) -> None:
+    def _succeeded(self, run: Run, value: object) -> None:
         served = run.served
         took = self._seconds() - run.began
         served.breaker.succeeded(run.permit, took)
@@ -418,7 +455,7 @@ class BotDispatcher:
             self._warn_once(served.command, f"returned {type(value).__name__}, which is no text")
         self._done(chat, origin)
 
-    def _failed(self, run: _Run, failed: BaseException | Failure) -> None:
+    def _failed(self, run: Run, failed: BaseException | Failure) -> None:
         error = failed.value if isinstance(failed, Failure) else failed
         if isinstance(error, BreakerOpen):
             # The command has not failed: a service that it needs has.
@@ -427,10 +464,12 @@ class BotDispatcher:
         else:
             run.report("a command failed", failed)
             self._count_failure(run)
-            self._say(run._chat, run._origin, FAILED_TEXT)
+            text = FAILED_TEXT if run.error_text is None else run.error_text
+            if text:
+                self._say(run._chat, run._origin, text)
         self._done(run._chat, run._origin)
 
-    def _count_failure(self, run: _Run) -> None:
+    def _count_failure(self, run: Run) -> None:
         served = run.served
         served.breaker.failed(run.permit)
         served.observe(self._seconds() - run.began)
@@ -438,14 +477,14 @@ class BotDispatcher:
 
     # The queue
 
-    def _leave(self, run: _Run) -> None:
+    def _leave(self, run: Run) -> None:
         """A run is over: its place is free."""
         run.ended()
         if run.waits_for is not None:
             del self._running[run]
             self._queue.leave(run._origin.key.bot_name, run._chat.room_id)
 
-    def _start_next(self, run: _Run) -> None:
+    def _start_next(self, run: Run) -> None:
         """Start commands in the place that C{run} left."""
         bot_name = run._origin.key.bot_name
         while (item := self._queue.next(bot_name)) is not None:
@@ -459,6 +498,8 @@ class BotDispatcher:
         self._swept_at = now
         if passed > 2 * SWEEP_SECONDS:  # held up
             passed = SWEEP_SECONDS
+        else:
+            self._loop.check()
         self._elapsed += passed
         due = self._elapsed
         for run in list(takewhile(lambda run: run.deadline <= due, self._running)):
@@ -474,9 +515,10 @@ class BotDispatcher:
         try:
             origin.send(Reply(chat.room, chat.channel_id, origin.key.bot_name, text))
         except Exception as error:
-            report("an answer was lost", error, _ids(chat, origin))
+            report("an answer was lost", error, ids(chat, origin))
 
-    def _answer(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
+    def send(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
+        """Send a reply.  To be called in the reactor's thread."""
         listener = None
         if on_fate is not None:
             # Later: a bot may well answer again, but not while the outbox is at work.
@@ -495,7 +537,7 @@ class BotDispatcher:
         try:
             origin.message_done(chat)
         except Exception as error:
-            report("a message was not closed", error, _ids(chat, origin))
+            report("a message was not closed", error, ids(chat, origin))
 
     def _notify_open(self, refusal: BreakerOpen, chat: Chat, origin: Origin) -> None:
         """Tell a room that a breaker is open: once for each opening."""
@@ -514,24 +556,20 @@ class BotDispatcher:
             _log.warn("{command} {mistake}", command=command.name, mistake=text)
 
 
-def _cancel(run: _Run) -> None:
-    """Cancel the Deferred that a run waits for."""
+def _settle(result: "Deferred[object]", outcome: object) -> None:
+    if not result.called:
+        result.errback(outcome) if isinstance(outcome, Failure) else result.callback(outcome)
+
+
+def _hooks_late(failure: Failure) -> None:
+    failure.trap(DeferredTimeout)  # type: ignore[no-untyped-call]
+    _log.warn("functions of on_stop still run: they are waited for no longer")
+
+
+def _cancel(run: Run) -> None:
+    """Cancel what a run waits for."""
     assert run.waits_for is not None
     try:
         run.waits_for.cancel()
     except Exception as error:
         run.report("a command could not be cancelled", error)
-
-
-def _ids(chat: Chat, origin: Origin) -> dict[str, str | None]:
-    """Fields for the log: never the text of the message."""
-    return {**origin.key.log_fields, "room": chat.room_id, "log_id": chat.log_id}
-
-
-def _report_status(
-    on_fate: Callable[[str], object], ids: Mapping[str, str | None], status: str
-) -> None:
-    try:
-        on_fate(status)
-    except Exception as error:
-        report("a bot failed at what became of a reply", error, ids, on_fate)

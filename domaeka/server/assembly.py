@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from domaeka import __version__
 from domaeka.bots.api import Bot
+from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.threads import Threads
 from domaeka.config import Settings, SettingsSource
@@ -55,6 +56,7 @@ class Platform(NamedTuple):
     @ivar seconds: a monotonic clock for durations, cheaper to read than the reactor's.
     @ivar wall: the wall clock, in seconds since 1970.
     @ivar threads: where plain commands of bots are called.
+    @ivar loop: where those are called that are C{async def}.
     @ivar make_worker: given a name and C{reactor}, makes a thread for the store.
     """
 
@@ -63,6 +65,7 @@ class Platform(NamedTuple):
     wall: Callable[[], float]
     sockets: Sockets
     threads: Threads
+    loop: Coroutines
     make_worker: Callable[[str, Any], Worker]
 
 
@@ -161,6 +164,7 @@ def assemble(
         platform.threads,
         settings.bots,
         settings.breaker,
+        loop=platform.loop,
         observe=lambda command: metrics.handler.register(command).observe,
         failed=lambda command: metrics.handler_failures.labels(command).inc(),
         busy=metrics.refused_messages.inc,
@@ -330,7 +334,7 @@ def _watch_breakers(metrics: Metrics, dispatcher: BotDispatcher) -> None:
 
 def count_commands(metrics: Metrics, dispatcher: BotDispatcher) -> None:
     """Register every command with the metrics."""
-    names = {command.name for command in dispatcher.commands()}
+    names = {command.name for command in dispatcher.handlers()}
     metrics.handler.keep(names)
     metrics.handler_failures.keep(names)
     for name in names:

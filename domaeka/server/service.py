@@ -69,7 +69,7 @@ class GatewayService(LoggedService):
         if parts.keys.secrets.previous_over(parts.context.wall()):
             self.log.info("the previous key has ended: it is not accepted, and may be removed")
         stores.chat_log.start()
-        parts.dispatcher.start()
+        self._bots_started = parts.dispatcher.start()
         parts.connections.sweep.start()
         self._probe.start()
         parts.ports.start()
@@ -229,6 +229,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
             "keys": parts.keys.health,
             "sweep": parts.connections.sweep.health,
             "clock": context.authentication.clock_check.health,
+            "bots": parts.dispatcher.health,
             "certificate": parts.ports.health,
         },
         listening=lambda: parts.ports.listening,

@@ -27,20 +27,25 @@ class BotPages(EndpointGroup):
         """All bots."""
         breakers = dict(self._dispatcher.breakers())
         metrics = self._metrics
-        bots = {bot.name: LoadedBot(bot.name, []) for bot in self._dispatcher.bots()}
-        for command in self._dispatcher.commands():
-            bots[command.bot_name].commands.append(
-                BotCommand(
-                    command.name,
-                    list(command.aliases),
-                    command.help,
-                    command.operators_only,
-                    metrics.handler.labels(command.name).count,
-                    int(metrics.handler_failures.labels(command.name).value),
-                    _STATES[breakers.pop(command.name).state],
-                )
+        bots = [
+            LoadedBot(
+                bot.name,
+                [
+                    BotCommand(
+                        command.name,
+                        list(command.aliases),
+                        command.help,
+                        command.operators_only,
+                        metrics.handler.labels(command.name).count,
+                        int(metrics.handler_failures.labels(command.name).value),
+                        _STATES[breakers.pop(command.name).state],
+                    )
+                    for command in bot.commands
+                ],
             )
+            for bot in self._dispatcher.bots()
+        ]
         return Bots(
-            list(bots.values()),
+            bots,
             [ServiceState(name, _STATES[breaker.state]) for name, breaker in breakers.items()],
         )

@@ -1,0 +1,65 @@
+"""Functions around others: before and after them, at their errors, at start and stop."""
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any
+
+from twisted.internet.defer import maybeDeferred
+
+from domaeka.bots.commands import Command, Runs
+from domaeka.bots.coroutines import Coroutines
+from domaeka.bots.failures import report
+from domaeka.bots.runs import Run
+
+
+async def called(loop: Coroutines, command: Command, *args: Any) -> Any:
+    """Call a function where it belongs, from the bots' loop.  @return: its result."""
+    if command.runs is Runs.ON_LOOP:
+        return await command.function(*args)  # type: ignore[misc]
+    if command.runs is Runs.IN_THREAD:
+        return await asyncio.to_thread(command.function, *args)
+    done: Future[Any] = Future()
+
+    def call() -> None:
+        calling = maybeDeferred(command.function, *args)
+        calling.addCallbacks(done.set_result, lambda failure: done.set_exception(failure.value))
+        done.add_done_callback(lambda _: loop.hand_over(calling.cancel))
+
+    loop.hand_over(call)
+    return await asyncio.wrap_future(done)
+
+
+async def wrapped(run: Run) -> object:
+    """Call the function of a run, and those around it.  @return: the answer."""
+    served, loop = run.served, run.loop
+    error: BaseException | None = None
+    try:
+        for hook in served.before:
+            verdict = await called(loop, hook, run)
+            if verdict is False:
+                return None
+            if isinstance(verdict, str):
+                return verdict
+        return await called(loop, served.command, run)
+    except Exception as failed:
+        error = failed
+        for hook in served.on_error:
+            text = await _guarded(run, hook, failed)
+            if isinstance(text, str):
+                run.error_text = text
+        raise
+    except BaseException as failed:
+        error = failed
+        raise
+    finally:
+        for hook in served.after:
+            await _guarded(run, hook, error)
+
+
+async def _guarded(run: Run, hook: Command, error: BaseException | None) -> object:
+    """Call a function whose own error must not hide another one."""
+    try:
+        return await called(run.loop, hook, run, error)
+    except Exception as failed:
+        report(f"a function of {hook.event.value} failed", failed, run.log_fields, hook.function)
+        return None

@@ -1,0 +1,74 @@
+"""From a message to the function that takes it: by the phone's bot name, the room, and the text."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, combinations
+from typing import NamedTuple
+
+from domaeka.bots.api import Bot
+from domaeka.bots.commands import Command, CommandTable
+from domaeka.wire import Chat
+
+
+class _Table(NamedTuple):
+    """The handlers for one kind of phones and rooms."""
+
+    commands: CommandTable
+    listeners: tuple[Command, ...]
+
+
+class Router:
+    """
+    The handlers of all bots.  A message goes to one of them: to the command that it names, or else
+    to the first listener, in the order of registration, that takes it.
+    """
+
+    def __init__(self, bots: Sequence[Bot]) -> None:
+        """@raise ConfigError: two commands for one phone and room have the same name."""
+        self._bots = bots
+        for one in bots:
+            CommandTable(one.commands)
+        for one, other in combinations(bots, 2):
+            if one.overlaps(other):
+                CommandTable(chain(one.commands, other.commands))
+        self._names = frozenset(chain.from_iterable(bot.names for bot in bots))
+        self._rooms = frozenset(chain.from_iterable(bot.rooms for bot in bots))
+        self._tables: dict[tuple[str | None, str | None], _Table] = {}
+
+    def find(self, chat: Chat, bot_name: str) -> tuple[Command, int] | None:
+        """
+        The handler of a message.
+
+        @param bot_name: of the phone.
+        @return: it, and where its arguments begin in the text.
+        """
+        name = bot_name if bot_name in self._names else None
+        room = chat.channel_id if chat.channel_id in self._rooms else None
+        table = self._tables.get((name, room))
+        if table is None:
+            # No more of them than there are names and rooms in bots.
+            table = self._tables[name, room] = self._make_table(name, room)
+        found = table.commands.find(chat.text)
+        if found is None and table.listeners:
+            for listener in table.listeners:
+                if listener.takes is not None and listener.takes(chat.text, chat.is_mention):
+                    return listener, 0
+        return found
+
+    def commands(self) -> Iterator[Command]:
+        """Each command once, in the order in which they were registered."""
+        return chain.from_iterable(bot.commands for bot in self._bots)
+
+    def handlers(self) -> Iterator[Command]:
+        """Each command and each listener once."""
+        return chain.from_iterable((*bot.commands, *bot.listeners) for bot in self._bots)
+
+    def _make_table(self, name: str | None, room: str | None) -> _Table:
+        serving = [
+            bot
+            for bot in self._bots
+            if (not bot.names or name in bot.names) and (not bot.rooms or room in bot.rooms)
+        ]
+        return _Table(
+            CommandTable(chain.from_iterable(bot.commands for bot in serving)),
+            tuple(chain.from_iterable(bot.listeners for bot in serving)),
+        )

@@ -1,0 +1,149 @@
+"""A run: a context, and the state of the function that works on it."""
+
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from domaeka.bots.api import Context, OnFate
+from domaeka.bots.commands import Command, Runs
+from domaeka.bots.coroutines import Coroutines, Pending
+from domaeka.bots.failures import report
+from domaeka.interfaces import Origin
+from domaeka.policies.retry import Breaker
+from domaeka.wire import Chat, Media
+
+
+class Served(msgspec.Struct, frozen=True, eq=False):
+    """
+    A function that takes messages, its breaker and its metric.
+
+    @ivar observe: takes its times, in seconds.
+    @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
+    """
+
+    command: Command
+    breaker: Breaker
+    observe: Callable[[float], None]
+    before: tuple[Command, ...] = ()
+    after: tuple[Command, ...] = ()
+    on_error: tuple[Command, ...] = ()
+
+    @property
+    def is_wrapped(self) -> bool:
+        """True if other functions are called around it."""
+        return bool(self.before or self.after or self.on_error)
+
+
+class Sent(Deferred[None]):
+    """
+    The result of L{Context.reply_media} on the reactor.
+
+    @ivar awaited: True once it is awaited: only this tells if an earlier failure has been seen.
+    """
+
+    awaited = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self.awaited = True
+        return super().__await__()
+
+
+class Run(Context, eq=False, kw_only=True):
+    """
+    A context, and the state of its run.
+
+    @ivar deadline: when it times out, by the dispatcher's clock.
+    @ivar waits_for: the Deferred of the function's result, or its call on the loop, if it waits.
+    @ivar unsent: results of L{reply_media} that failed while it ran.
+    @ivar error_text: the answer that a function of C{on_error} has given.
+    """
+
+    served: Served
+    loop: Coroutines
+    permit: int
+    began: float
+    deadline: float = 0.0
+    over: bool = False
+    waits_for: Any = None
+    unsent: "tuple[Sent | Pending[None], ...]" = ()
+    error_text: str | None = None
+
+    @property
+    def log_fields(self) -> dict[str, str | None]:
+        """Fields for the log: never the text."""
+        return {"command": self.served.command.name, **ids(self._chat, self._origin)}
+
+    def report(self, what: str, failed: BaseException | Failure) -> None:
+        """Log an error of the function."""
+        report(what, failed, self.log_fields, self.served.command.function)
+
+    def reply_media(self, *args: Any, **named: Any) -> Awaitable[None]:
+        """See L{Context}.  A failure that nobody waits for is logged."""
+        reading = super().reply_media(*args, **named)
+        if isinstance(reading, Pending):
+            # Called in the reactor's thread, which completes it.
+            reading.add_done_callback(lambda _: self._look_at_unsent(reading))
+            return reading
+        deferred = cast("Deferred[None]", reading)
+        if deferred.called:
+            return deferred
+        sent = Sent(lambda _: deferred.cancel())
+        deferred.chainDeferred(sent)
+        # A caller that waits for it sees the failure first.
+        sent.addErrback(self._not_sent, sent)
+        return sent
+
+    def _not_sent(self, failure: Failure, sent: Sent) -> Failure:
+        self.loop.hand_over(self._look_at_unsent, sent)
+        return failure
+
+    def _look_at_unsent(self, sent: "Sent | Pending[None]") -> None:
+        if self.over:
+            self._report_unsent(sent)
+        else:  # it may be waited for yet
+            self.unsent = (*self.unsent, sent)
+
+    def ended(self) -> None:
+        """The function has ended."""
+        self.over = True
+        for sent in self.unsent:
+            self._report_unsent(sent)
+
+    def _report_unsent(self, sent: "Sent | Pending[None]") -> None:
+        what = "files were not sent"
+        if sent.awaited:
+            return
+        if isinstance(sent, Pending):
+            error = sent.exception()
+            if error is not None:
+                self.report(what, error)
+        elif isinstance(getattr(sent, "result", None), Failure):
+            sent.addErrback(partial(self.report, what))
+
+    def _send_now(
+        self, contents: Iterable[str | Media], ttl: float | None, on_fate: OnFate
+    ) -> None:
+        listener = None
+        if on_fate is not None:
+            listener = partial(_report_status, on_fate, self.log_fields)
+            if self.served.command.runs is not Runs.ON_REACTOR:
+                listener = partial(self.loop.call_soon, listener)
+        super()._send_now(contents, ttl, listener)
+
+
+def ids(chat: Chat, origin: Origin) -> dict[str, str | None]:
+    """Fields for the log: never the text of the message."""
+    return {**origin.key.log_fields, "room": chat.room_id, "log_id": chat.log_id}
+
+
+def _report_status(
+    on_fate: Callable[[str], object], fields: Mapping[str, str | None], status: str
+) -> None:
+    try:
+        on_fate(status)
+    except Exception as error:
+        report("a bot failed at what became of a reply", error, fields, on_fate)
