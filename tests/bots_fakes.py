@@ -119,12 +119,14 @@ class Served:
         self.observed: list[tuple[str, float]] = []
         self.failures: list[str] = []
         self.busy = 0
+        self.settings = settings or BotsSettings()
+        self.breaker = breaker or BreakerSettings()
         self.dispatcher = BotDispatcher(
             bots,
             self.reactor,
             self.threads,
-            settings or BotsSettings(),
-            breaker or BreakerSettings(),
+            self.settings,
+            self.breaker,
             loop=VirtualBotLoop(self.reactor, self.threads),
             observe=lambda command: lambda took: self.observed.append((command, took)),
             failed=self.failures.append,

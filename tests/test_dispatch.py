@@ -151,15 +151,16 @@ class RunTests(DispatchTestCase):
         bot.command("# one")(lambda ctx: self.outside.wait())
         bot.command("# two")(lambda ctx: later())
 
-        async def later() -> Any:
-            return await self.outside.wait()
+        async def later() -> str:
+            await asyncio.sleep(1)
+            return "answer"
 
         served = Served([bot])
         for text in ("# one", "# two", "# two"):
             served.say(text)
             served.threads.work()
-        for waiting in self.outside.waiting:
-            waiting.callback("answer")
+        self.outside.waiting[0].callback("answer")
+        served.wait(1)
         self.assertEqual(served.origin.texts, ["answer"] * 3)
         self.assertEqual(self.logged(LogLevel.warn).count("make it async def"), 1)
 

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
@@ -404,6 +404,22 @@ class Bot:
             check_name(one)
         self._check_names(names)
         return self._registering(Event.COMMAND, names, help, operators_only, reactor)
+
+    @overload
+    def on_message(self, function: _F, /) -> _F: ...
+
+    @overload
+    def on_message(
+        self,
+        /,
+        *,
+        contains: str | Iterable[str] = (),
+        pattern: str | re.Pattern[str] | None = None,
+        prefix: str = "",
+        mention: bool | None = None,
+        operators_only: bool = False,
+        reactor: bool = False,
+    ) -> Callable[[_F], _F]: ...
 
     def on_message(
         self,

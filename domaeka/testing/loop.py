@@ -16,6 +16,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._clock = clock
         self._has_more = False
+        self._closes = False  # once it does not run any more
         self._due: set[Any] = set()  # calls of the clock
 
     def time(self) -> float:
@@ -58,10 +59,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         while self._has_more:
             self._has_more = False
             super().call_soon(self.stop)
-            self.run_forever()
+            try:
+                self.run_forever()
+            except (SystemExit, KeyboardInterrupt):  # of a task, which has ended by it
+                self._has_more = True
+        if self._closes:
+            self._closes = False
+            self.close()
 
     def close(self) -> None:
         """End, and leave nothing with the clock."""
+        if self.is_running():
+            self._closes = True
+            return
         for call in self._due:
             call.cancel()
         self._due.clear()
