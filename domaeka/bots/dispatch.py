@@ -154,8 +154,10 @@ class BotDispatcher:
         self._hold_ups.keep(self._served)
         self._queue.limit(settings.bot_concurrency, settings.room_concurrency)
         if self._started:
-            self._call_hooks(Event.STOP, [bot for bot in before if bot not in served])
-            self._call_hooks(Event.START, [bot for bot in served if bot not in before])
+            gone = [bot for bot in before if bot not in served]
+            new = [bot for bot in served if bot not in before]
+            stopped = self._call_hooks(Event.STOP, gone)
+            stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
 
     def _serve(
         self,
