@@ -48,7 +48,7 @@ class AssembleTests(ServerCase):
         """Every part that can fail has its check."""
         self.server.start()
         checks = self.server.ask("GET", "/health").body["checks"]
-        names = ("store", "chat log", "durable delivery", "keys", "sweep", "clock", "certificate")
+        names = ("store", "chat log", "durable delivery", "keys", "sweep", "clock", "bots", "certificate")
         self.assertEqual(checks, dict.fromkeys(names, "ok"))
 
     def test_bans(self) -> None:

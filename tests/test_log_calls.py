@@ -100,12 +100,12 @@ class LogCallTests(SynchronousTestCase):
 
     def test_what_phones_give(self) -> None:
         """A phone's key, a connection and a command's run use the names that are listed."""
-        from domaeka.bots.dispatch import _ids
+        from domaeka.bots.runs import ids
         from domaeka.gateway.peer import Peer
 
         peer = Peer(7, "192.0.2.1", 0.0)
         peer.key = key = DeviceKey("bot", "device")
-        ids = {*_ids(make_chat("x"), FakeOrigin()), *peer.log_fields}
+        ids = {*ids(make_chat("x"), FakeOrigin()), *peer.log_fields}
         self.assertEqual(ids, {"connection", "address", "bot", "device", "room", "log_id"})
         self.assertLessEqual(ids, documented())
         event = {"log_format": "{peer} and {key}", "peer": peer, "key": key}

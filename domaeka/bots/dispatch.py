@@ -196,11 +196,11 @@ class BotDispatcher:
                     await asyncio.wait_for(hooks.called(self._loop, hook), HOOK_SECONDS)
                 except TimeoutError:
                     _log.error(
-                        "{what} of the bot {owner} has taken {seconds:.0f} s, and was given up "
+                        "{what} of the bot {owner} has taken {held_seconds:.0f} s, and was given up "
                         "({place})",
                         what=event.value,
                         owner=hook.bot_name,
-                        seconds=HOOK_SECONDS,
+                        held_seconds=HOOK_SECONDS,
                         place=hook.place,
                     )
                 except Exception as error:
