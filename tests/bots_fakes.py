@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -29,19 +30,19 @@ class FakeThreads:
     """Threads that do nothing until they are told to."""
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.calls: deque[tuple[Deferred[Any], Callable[[], Any]]] = deque()
         self.closed = False
 
-    def call(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
+    def call(self, function: Callable[..., _T], *args: Any, **named: Any) -> "Deferred[_T]":
         result: Deferred[_T] = Deferred()
-        self.calls.append((result, function, args))
+        self.calls.append((result, partial(function, *args, **named)))
         return result
 
     def work(self) -> None:
         """Make the oldest call."""
-        result, function, args = self.calls.popleft()
+        result, call = self.calls.popleft()
         try:
-            value = function(*args)
+            value = call()
         except Exception:
             result.errback()
         else:

@@ -1,6 +1,7 @@
 """Tests for L{domaeka.bots.api}."""
 
 import io
+from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ class ContextTests(SynchronousTestCase):
     def context(self, **more: Any) -> Context:
         return Context(make_chat("# a  b\n", **more), self.origin, 4, self.served.dispatcher)
 
+    def settled(self, sending: Awaitable[None]) -> None:
+        """Files are on their way."""
+        assert isinstance(sending, Deferred)
+        self.successResultOf(sending)
+
     def test_says_what_came(self) -> None:
         """Everything of a message can be read; ids are text."""
         ctx = self.context(sent_at="2026-01-02 03:04:05")
@@ -102,7 +108,7 @@ class ContextTests(SynchronousTestCase):
 
     def test_media_at_once(self) -> None:
         """Bytes and addresses need not be waited for."""
-        self.successResultOf(self.context().reply_media([PNG, "http://a.example/"], 4000))
+        self.settled(self.context().reply_media([PNG, "http://a.example/"], 4000))
         self.assertEqual(
             self.origin.texts,
             [
@@ -127,21 +133,21 @@ class ContextTests(SynchronousTestCase):
             [Media((PNG,), "image", "png"), Media((PNG, PNG), "image", "png"), "둘"],
         )
         for one in sent:
-            self.successResultOf(one)
+            self.settled(one)
 
     def test_open_files(self) -> None:
         """A file that may block is read in a thread, what is in memory at once."""
         path = Path(self.mktemp())
         path.write_bytes(PNG)
         ctx = self.context()
-        self.successResultOf(ctx.reply_media(io.BytesIO(PNG)))
+        self.settled(ctx.reply_media(io.BytesIO(PNG)))
         self.assertEqual(self.origin.texts, [Media((PNG,), "image", "png")])
         with path.open("rb") as file:
             sent = ctx.reply_media([file, PNG])
             self.assertEqual(len(self.origin.texts), 1)
             self.served.threads.work()
             self.assertFalse(file.closed)
-        self.successResultOf(sent)
+        self.settled(sent)
         self.assertEqual(self.origin.texts[1:], [Media((PNG, PNG), "image", "png")])
         with path.open() as text:
             self.assertRaises(TypeError, ctx.reply_media, text)

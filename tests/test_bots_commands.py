@@ -17,6 +17,7 @@ from domaeka.bots.commands import (
     Command,
     CommandTable,
     Runs,
+    check_call,
     runs_where,
 )
 from domaeka.errors import ConfigError
@@ -231,7 +232,7 @@ class CallTests(SynchronousTestCase):
             functools.cache(plain),
         ]
         for function in functions:
-            runs_where(function)
+            check_call(function, 1)
 
     def test_refuses(self) -> None:
         """What cannot is refused, with the file, the line and the name of what its author wrote."""
@@ -253,7 +254,7 @@ class CallTests(SynchronousTestCase):
             (functools.cache(spoilt), "in spoilt"),
         ]
         for function, name in functions:
-            error = self.assertRaises(BadHandler, runs_where, function)
+            error = self.assertRaises(BadHandler, check_call, function, 1)
             self.assertIn(name, error.place)
             if name:
                 self.assertIn("test_bots_commands.py:", error.place)

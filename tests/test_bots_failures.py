@@ -5,6 +5,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Generator
+from functools import partial
 from io import StringIO
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
-from domaeka.bots.commands import Runs
+from domaeka.bots.commands import Runs, runs_where
 from domaeka.config import LoggingSettings
 from domaeka.logs import LogObserver
 from domaeka.policies.outbox import DeliveryStatus
@@ -64,7 +65,7 @@ class FailureTestCase(SynchronousTestCase):
 
     def serve(self, function: Callable[..., object]) -> Served:
         """Have C{function} answer."""
-        on_reactor = asyncio.iscoroutinefunction(function)
+        on_reactor = runs_where(function) is not Runs.IN_THREAD
         self.bot.command("!do", reactor=on_reactor)(function)
         self.served = Served([self.bot])
         self.addCleanup(self.served.dispatcher.close)
@@ -164,10 +165,10 @@ class KindTests(FailureTestCase):
         """A thousand calls are shown as a few, and their number, also where they take turns."""
         for deep, repeated in ((recurse, "line"), (ping, "2 lines")):
 
-            async def command(ctx: Context, deep: Callable[[int], int] = deep) -> None:
+            async def command(ctx: Context, deep: Any) -> None:
                 deep(1)
 
-            error = self.say(command)
+            error = self.say(partial(command, deep=deep))
             self.assertBegins(error, line_of(command), line_of(deep))
             self.assertRegex(error["failure"], rf"Previous {repeated} repeated \d{{3}} more times")
             self.assertLess(len(error["failure"]), MAX_TRACEBACK_CHARS // 4)
@@ -355,10 +356,10 @@ class OwnTextTests(FailureTestCase):
             (type("s", (OSError,), {}), "s3cret"),
         ):
 
-            async def command(ctx: Context, kind: type[Exception] = kind, text: str = text) -> None:
+            async def command(ctx: Context, kind: Any, text: str) -> None:
                 error = kind(text)
                 error.add_note(ctx.message.args)
                 raise error
 
-            self.say(command)
+            self.say(partial(command, kind=kind, text=text))
             self.setUp()

@@ -33,7 +33,7 @@ def good(ctx): ...
 #: Names of modules, what is wrong there from their ninth line on, and what is said of it.
 MISTAKES = (
     ("nothing", "@bot.command('a')\ndef forgot(): ...\n", ".py:9, in forgot)"),
-    ("keyword", "@bot.command('a')\nasync def greedy(ctx, *, a): ...\n", ".py:9, in greedy)"),
+    ("keyword", "@bot.command('a')\nasync def greedy(ctx, *, a: list): ...\n", ".py:9, in greedy)"),
     ("lambda", "bot.command('a')(lambda: 1)\n", ".py:9, in <lambda>)"),
     ("method", "bot.command('a')(Object().method)\n", ".py:6, in Object.method)"),
     ("object", "bot.command('a')(Object())\n", ".py:5, in Object.__call__)"),

@@ -105,9 +105,9 @@ class LogCallTests(SynchronousTestCase):
 
         peer = Peer(7, "192.0.2.1", 0.0)
         peer.key = key = DeviceKey("bot", "device")
-        ids = {*ids(make_chat("x"), FakeOrigin()), *peer.log_fields}
-        self.assertEqual(ids, {"connection", "address", "bot", "device", "room", "log_id"})
-        self.assertLessEqual(ids, documented())
+        names = {*ids(make_chat("x"), FakeOrigin()), *peer.log_fields}
+        self.assertEqual(names, {"connection", "address", "bot", "device", "room", "log_id"})
+        self.assertLessEqual(names, documented())
         event = {"log_format": "{peer} and {key}", "peer": peer, "key": key}
         line = json.loads(json_line(event))
         self.assertEqual((line["connection"], line["bot"], line["device"]), (7, "bot", "device"))

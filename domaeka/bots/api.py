@@ -10,7 +10,17 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar, overload
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
-from domaeka.bots.commands import Command, Event, Filter, check_name, normal, runs_where
+from domaeka.bots.arguments import Arguments
+from domaeka.bots.commands import (
+    BadHandler,
+    Command,
+    Event,
+    Filter,
+    check_call,
+    check_name,
+    normal,
+    runs_where,
+)
 from domaeka.bots.coroutines import Pending, is_on_loop
 from domaeka.bots.media import MediaItem, blocks, listed, prepare
 from domaeka.errors import BotTypeError, BotValueError
@@ -388,7 +398,8 @@ class Bot:
         """
         Register the decorated function for messages that are C{name}, or begin with it and a
         white space.  If several fit, the longest name counts.  The function is given a
-        L{Context}; a text that it returns is a reply.
+        L{Context}, and the arguments that its signature names, read from the text behind the name;
+        a text that it returns is a reply.
 
         @param aliases: other names of the same command.
         @param help: one line for C{# help}; by default the first line of the docstring.
@@ -396,7 +407,8 @@ class Bot:
         @param reactor: an C{async def} runs on the reactor: it awaits Deferreds, and must not
             block.
         @raise ValueError: a name is not usable, or used already.
-        @raise TypeError: not a function, or a generator, or it does not take a context alone.
+        @raise TypeError: not a function, or a generator, or its arguments cannot be read from a
+            text.
         """
         check_name(name)
         names = [self._prefix + one for one in (name, *_texts(aliases, "aliases"))]
@@ -513,7 +525,15 @@ class Bot:
         module = sys._getframe(2).f_globals.get("__name__", "")
 
         def register(function: _F) -> _F:
-            runs = runs_where(function, reactor, _GIVEN[event])
+            runs = runs_where(function, reactor)
+            arguments = None
+            if event is Event.COMMAND:
+                try:
+                    arguments = Arguments.of(function)
+                except TypeError as error:
+                    raise BadHandler(function, str(error)) from None
+            if arguments is None:
+                check_call(function, _GIVEN[event])
             doc = inspect.getdoc(function) if inspect.isroutine(function) else None
             line = help or (doc or "").partition("\n")[0]
             called = getattr(function, "__name__", event.value)
@@ -530,6 +550,7 @@ class Bot:
                     module,
                     event,
                     takes,
+                    arguments,
                 )
             )
             return function

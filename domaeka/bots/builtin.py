@@ -17,7 +17,7 @@ def builtin_bot(others: Sequence[Bot]) -> Bot:
     @bot.command("# help", help=texts_ko.HELP_HELP, reactor=True)
     async def show_help(ctx: Context) -> str:
         shown = [
-            f"{command.name} - {command.help}" if command.help else command.name
+            f"{command.usage} - {command.help}" if command.help else command.usage
             for one in (bot, *others)
             for command in one.commands
             if not command.operators_only or ctx.is_operator

@@ -13,6 +13,7 @@ from unicodedata import is_normalized, normalize
 import msgspec
 from twisted.internet.defer import Deferred
 
+from domaeka.bots.arguments import Arguments
 from domaeka.errors import ConfigError
 
 #: Longest name of a command, in characters.  Source: docs/bots.md, "Limits".
@@ -76,6 +77,7 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     @ivar help: one line for people in the chat.
     @ivar module: the name of the module that registered it.
     @ivar takes: which messages a listener takes.
+    @ivar arguments: those that it takes behind its context, if it takes any.
     """
 
     name: str
@@ -88,6 +90,14 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     module: str = ""
     event: Event = Event.COMMAND
     takes: Filter | None = None
+    arguments: Arguments | None = None
+
+    @property
+    def usage(self) -> str:
+        """Its name, and its arguments, for people in the chat."""
+        if self.arguments is None or not self.arguments.usage:
+            return self.name
+        return f"{self.name} {self.arguments.usage}"
 
     def __str__(self) -> str:
         """Its name and its bot, for the log."""
@@ -125,18 +135,16 @@ def check_name(name: object, what: str = "a command") -> None:
         )
 
 
-def runs_where(function: Callable[..., object], reactor: bool = False, given: int = 1) -> Runs:
+def runs_where(function: Callable[..., object], reactor: bool = False) -> Runs:
     """
     Where C{function} is called: on the bots' loop, if it is C{async def} or annotated to return an
     C{Awaitable}; on the reactor, if C{reactor} says so, or it is wrapped by C{inlineCallbacks}, or
     annotated to return a Deferred; all others in a thread, for they may block.
 
-    @param given: the number of arguments that it is called with, the context first.
-    @raise BadHandler: it cannot be called so, or is a bare generator.
+    @raise BadHandler: it cannot be called, or is a bare generator.
     """
     if not callable(function):
         raise BadHandler(function, "cannot be called")
-    _check_call(function, given)
     called = _called(function)
     inner = inspect.unwrap(called)
     if inspect.isasyncgenfunction(inner):
@@ -194,8 +202,12 @@ def _name_of(function: object) -> str:
     return f"{name}()" if name else f"{function!r:.100}"
 
 
-def _check_call(function: Callable[..., object], count: int) -> None:
-    """@raise BadHandler: it cannot be called with so many arguments."""
+def check_call(function: Callable[..., object], count: int) -> None:
+    """
+    Check that a function can be called with C{count} arguments, and nothing else.
+
+    @raise BadHandler: it cannot.
+    """
     called: Any = function
     given = [None] * count
     while True:

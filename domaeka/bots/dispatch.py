@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from domaeka.bots import hooks
 from domaeka.bots.api import Bot, OnFate
+from domaeka.bots.arguments import BadArguments
 from domaeka.bots.builtin import builtin_bot
 from domaeka.bots.commands import Command, Event, Runs
 from domaeka.bots.coroutines import Coroutines
@@ -30,7 +31,14 @@ from domaeka.bots.threads import Reactor, Threads
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import Origin
 from domaeka.policies.retry import Breaker, BreakerOpen
-from domaeka.texts_ko import BUSY_TEXT, FAILED_TEXT, OPEN_TEXT, OPERATORS_TEXT, TIMEOUT_TEXT
+from domaeka.texts_ko import (
+    BUSY_TEXT,
+    FAILED_TEXT,
+    OPEN_TEXT,
+    OPERATORS_TEXT,
+    TIMEOUT_TEXT,
+    USAGE_TEXT,
+)
 from domaeka.wire import Chat, Reply
 
 _T = TypeVar("_T")
@@ -196,7 +204,7 @@ class BotDispatcher:
                     await asyncio.wait_for(hooks.called(self._loop, hook), HOOK_SECONDS)
                 except TimeoutError:
                     _log.error(
-                        "{what} of the bot {owner} has taken {held_seconds:.0f} s, and was given up "
+                        "{what} of the bot {owner} was given up after {held_seconds:.0f} s "
                         "({place})",
                         what=event.value,
                         owner=hook.bot_name,
@@ -328,6 +336,15 @@ class BotDispatcher:
             self._say(chat, origin, OPERATORS_TEXT)
             self._done(chat, origin)
             return False
+        arguments: tuple[object, ...] = ()
+        named: Mapping[str, object] = {}
+        if command.arguments is not None:
+            try:
+                arguments, named = command.arguments.parse(chat.text[start:])
+            except BadArguments as error:
+                self._say_usage(command, error, chat, origin)
+                self._done(chat, origin)
+                return False
         try:
             permit = served.breaker.begin()
         except BreakerOpen as refusal:
@@ -340,6 +357,8 @@ class BotDispatcher:
             start,
             self,
             served=served,
+            arguments=arguments,
+            named=named,
             loop=self._loop,
             permit=permit,
             began=self._seconds(),
@@ -349,9 +368,9 @@ class BotDispatcher:
             return self._begin_on_loop(run)
         try:
             if runs is Runs.ON_REACTOR:
-                outcome = command.function(run)
+                outcome = command.function(run, *arguments, **named)
             else:
-                outcome = self._threads.call(command.function, run)
+                outcome = self._threads.call(command.function, run, *arguments, **named)
                 outcome.addCallback(self._from_thread, command)
             if type(outcome) is CoroutineType:
                 outcome = first_step(outcome, command, self._hold_ups)
@@ -378,10 +397,14 @@ class BotDispatcher:
     def _begin_on_loop(self, run: Run) -> bool:
         """Likewise, for a function that runs on the bots' loop."""
         command = run.served.command
-        function = hooks.wrapped if run.served.is_wrapped else command.function
+        function: Callable[..., object] = command.function
+        if run.served.is_wrapped:
+            function = hooks.wrapped
+        elif run.named:
+            function = partial(function, **run.named)
         call = self._loop.call(
             cast(Callable[..., Awaitable[object]], function),
-            (run,),
+            (run,) if run.served.is_wrapped else (run, *run.arguments),
             partial(self._back_from_loop, run),
             command,
         )
@@ -463,6 +486,9 @@ class BotDispatcher:
             # The command has not failed: a service that it needs has.
             run.served.breaker.dropped(run.permit)
             self._notify_open(error, run._chat, run._origin)
+        elif isinstance(error, BadArguments):
+            run.served.breaker.dropped(run.permit)
+            self._say_usage(run.served.command, error, run._chat, run._origin)
         else:
             run.report("a command failed", failed)
             self._count_failure(run)
@@ -540,6 +566,11 @@ class BotDispatcher:
             origin.message_done(chat)
         except Exception as error:
             report("a message was not closed", error, ids(chat, origin))
+
+    def _say_usage(self, command: Command, error: BadArguments, chat: Chat, origin: Origin) -> None:
+        """Tell a room that the arguments of a command do not fit, and how it is used."""
+        usage = USAGE_TEXT.format(usage=command.usage)
+        self._say(chat, origin, "\n".join(filter(None, (str(error), usage))))
 
     def _notify_open(self, refusal: BreakerOpen, chat: Chat, origin: Origin) -> None:
         """Tell a room that a breaker is open: once for each opening."""

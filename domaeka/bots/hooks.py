@@ -2,7 +2,7 @@
 
 import asyncio
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import maybeDeferred
 
@@ -12,16 +12,16 @@ from domaeka.bots.failures import report
 from domaeka.bots.runs import Run
 
 
-async def called(loop: Coroutines, command: Command, *args: Any) -> Any:
+async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -> Any:
     """Call a function where it belongs, from the bots' loop.  @return: its result."""
     if command.runs is Runs.ON_LOOP:
-        return await command.function(*args)  # type: ignore[misc]
+        return await cast(Any, command.function)(*args, **named)
     if command.runs is Runs.IN_THREAD:
-        return await asyncio.to_thread(command.function, *args)
+        return await asyncio.to_thread(command.function, *args, **named)
     done: Future[Any] = Future()
 
     def call() -> None:
-        calling = maybeDeferred(command.function, *args)
+        calling = maybeDeferred(command.function, *args, **named)
         calling.addCallbacks(done.set_result, lambda failure: done.set_exception(failure.value))
         done.add_done_callback(lambda _: loop.hand_over(calling.cancel))
 
@@ -40,7 +40,7 @@ async def wrapped(run: Run) -> object:
                 return None
             if isinstance(verdict, str):
                 return verdict
-        return await called(loop, served.command, run)
+        return await called(loop, served.command, run, *run.arguments, **run.named)
     except Exception as failed:
         error = failed
         for hook in served.on_error:

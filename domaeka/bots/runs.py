@@ -56,6 +56,7 @@ class Run(Context, eq=False, kw_only=True):
     """
     A context, and the state of its run.
 
+    @ivar arguments: what the function is given behind the context; C{named}: by name.
     @ivar deadline: when it times out, by the dispatcher's clock.
     @ivar waits_for: the Deferred of the function's result, or its call on the loop, if it waits.
     @ivar unsent: results of L{reply_media} that failed while it ran.
@@ -63,6 +64,8 @@ class Run(Context, eq=False, kw_only=True):
     """
 
     served: Served
+    arguments: tuple[object, ...] = ()
+    named: Mapping[str, object] = {}
     loop: Coroutines
     permit: int
     began: float

@@ -47,7 +47,7 @@ class Reactor(Protocol):
 class Threads(Protocol):
     """A pool that calls functions that may block."""
 
-    def call(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
+    def call(self, function: Callable[..., _T], *args: Any, **named: Any) -> "Deferred[_T]":
         """
         Call C{function}.
 
@@ -94,7 +94,7 @@ class CommandThreads:
         self._calls = 0
         self._closed = False
 
-    def call(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
+    def call(self, function: Callable[..., _T], *args: Any, **named: Any) -> "Deferred[_T]":
         """See L{Threads}.  Fails with L{ThreadsBusy} if too many calls wait, or after L{close}."""
         if self._closed or self._calls >= MAX_CALLS:
             return fail(ThreadsBusy("no thread is free"))
@@ -113,7 +113,7 @@ class CommandThreads:
         def work() -> _T:
             if call.given_up:
                 raise CancelledError
-            return context.run(function, *args)
+            return context.run(function, *args, **named)
 
         def came_back(succeeded: bool, value: Any) -> None:
             self._reactor.callFromThread(self._came_back, call, result, value)
