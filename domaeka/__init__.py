@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from domaeka.bots.api import Bot, Context
     from domaeka.bots.arguments import BadArguments
     from domaeka.bots.services import breaker
+    from domaeka.errors import AskTimeout
     from domaeka.policies.retry import BreakerOpen
 
-__all__ = ["BadArguments", "Bot", "BreakerOpen", "Context", "__version__", "breaker"]
+__all__ = ["AskTimeout", "BadArguments", "Bot", "BreakerOpen", "Context", "__version__", "breaker"]
 
 __version__ = "0.1.0"
 
 #: Where the public names are made.  They are imported when first asked for: the floors below the
 #: bots import this package too.
 _HOMES = {
+    "AskTimeout": "domaeka.errors",
     "BadArguments": "domaeka.bots.arguments",
     "Bot": "domaeka.bots.api",
     "BreakerOpen": "domaeka.policies.retry",

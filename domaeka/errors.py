@@ -83,6 +83,19 @@ class BotError(DomaekaError):
     """
 
 
+class AskTimeout(BotError):
+    """
+    Nobody has answered a question in its time, or another one has taken its place.
+
+    @ivar is_replaced: True if another one has.
+    """
+
+    def __init__(self, is_replaced: bool = False) -> None:
+        reason = "another question has taken its place" if is_replaced else "nobody has answered"
+        super().__init__(reason)
+        self.is_replaced = is_replaced
+
+
 class BotTypeError(BotError, TypeError):
     """A bot handed in something of a wrong type."""
 

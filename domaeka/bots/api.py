@@ -55,6 +55,11 @@ class Runtime(Protocol):
     def is_operator(self, chat: Chat) -> bool:
         """True if the sender of C{chat} may use operators' commands."""
 
+    def ask(
+        self, context: Any, text: str, timeout: float, check: "Check", anyone: bool
+    ) -> "Awaitable[Message]":
+        """See L{Context.ask}."""
+
 
 class Room(msgspec.Struct, frozen=True):
     """
@@ -108,6 +113,11 @@ class Message(msgspec.Struct, frozen=True, eq=False):
         return self._chat.text[self._start :]
 
     @property
+    def sender(self) -> Sender:
+        """The person who wrote it."""
+        return Sender(self._chat.sender, self._chat.user_hash)
+
+    @property
     def id(self) -> str | None:
         """The id in the phone's log, where the phone knows it."""
         return self._chat.log_id
@@ -121,6 +131,10 @@ class Message(msgspec.Struct, frozen=True, eq=False):
     def timestamp(self) -> datetime | None:
         """The time of writing, by the phone's clock, with its time zone; or L{None}."""
         return self._chat.timestamp
+
+
+#: Says of a message if it answers a question.
+Check: TypeAlias = Callable[[Message], bool] | None
 
 
 class Context(msgspec.Struct, eq=False):
@@ -234,6 +248,32 @@ class Context(msgspec.Struct, eq=False):
                 return self._read_and_send(ttl, on_fate, found, wait_ms, kind, format)
         self._send(prepare(found, wait_ms, kind, format), ttl, on_fate)
         return succeed(None)
+
+    def ask(
+        self,
+        text: str,
+        *,
+        timeout: float = 60.0,
+        check: Check = None,
+        anyone: bool = False,
+    ) -> Awaitable[Message]:
+        """
+        Ask the sender of the message in its room, and await the answer.
+
+        The next message of that person in that room which is no command is the answer.  Others may
+        talk meanwhile, and the person may use commands.  A person has one question in a room: a
+        newer one takes its place.  A restart of the server ends it.
+
+        @param text: the question; empty: nothing is sent.
+        @param timeout: how long to wait, in seconds, a day at most.
+        @param check: given a message, says if it is the answer; else the question waits on.
+        @param anyone: whoever in the room may answer.
+        @return: await it: the answer's L{Message}.
+        @raise AskTimeout: nobody has answered in time.
+        @raise TypeError: called in a plain function, or something of a wrong type.
+        @raise ValueError: C{timeout} is out of range; or a question of this message waits.
+        """
+        return self._runtime.ask(self, text, timeout, check, anyone)
 
     def _settled(self, value: object) -> object:
         """C{value}, or a Deferred of it if files are still being read."""

@@ -16,11 +16,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.bots import hooks
-from domaeka.bots.api import Bot, OnFate
+from domaeka.bots.api import Bot, Check, Message, OnFate
 from domaeka.bots.arguments import BadArguments
 from domaeka.bots.builtin import builtin_bot
 from domaeka.bots.commands import Command, Event, Runs
 from domaeka.bots.coroutines import Coroutines
+from domaeka.bots.dialogs import Dialogs
 from domaeka.bots.failures import report
 from domaeka.bots.fair_queue import FairQueue
 from domaeka.bots.routing import Router
@@ -29,11 +30,13 @@ from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
 from domaeka.bots.threads import Reactor, Threads
 from domaeka.config import BotsSettings, BreakerSettings
+from domaeka.errors import AskTimeout
 from domaeka.interfaces import Origin
 from domaeka.policies.retry import Breaker, BreakerOpen
 from domaeka.texts_ko import (
     BUSY_TEXT,
     FAILED_TEXT,
+    NO_ANSWER_TEXT,
     OPEN_TEXT,
     OPERATORS_TEXT,
     TIMEOUT_TEXT,
@@ -109,6 +112,7 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._dialogs = Dialogs(self, self._seconds)
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
@@ -271,12 +275,13 @@ class BotDispatcher:
             self._sweeper.stop()
         for _, _, chat, origin in self._queue.clear():
             self._done(chat, origin)
-        runs = list(self._running)
+        runs = [*self._running, *self._dialogs.runs()]
         self._running.clear()
         for run in runs:
             run.ended()
+            self._dialogs.forget(run)
             run.served.breaker.dropped(run.permit)
-            self._done(run._chat, run._origin)
+            self._run_done(run)
             _cancel(run)
         stopped: Deferred[None] = succeed(None)
         if self._started:
@@ -291,6 +296,13 @@ class BotDispatcher:
     def submit(self, chat: Chat, origin: Origin) -> None:
         """See L{domaeka.interfaces.Dispatcher}."""
         found = self._router.find(chat, origin.key.bot_name)
+        if (
+            self._dialogs.waiting
+            and (found is None or found[0].event is not Event.COMMAND)
+            and self._dialogs.take(chat, origin)
+        ):
+            self._done(chat, origin)
+            return
         if found is None or self._closed:
             self._done(chat, origin)
             return
@@ -327,10 +339,33 @@ class BotDispatcher:
         """True if channel id and user hash, together, are those of an operator."""
         return (chat.channel_id, chat.user_hash) in self._operators
 
+    def ask(
+        self, context: Any, text: str, timeout: float, check: Check, anyone: bool
+    ) -> Awaitable[Message]:
+        """See L{Context.ask<domaeka.bots.api.Context.ask>}."""
+        return self._dialogs.ask(context, text, timeout, check, anyone)
+
+    # Lanes, for dialogs
+
+    def suspend(self, run: Run) -> None:
+        """A run waits for a person: its place is free, and its message is done."""
+        self._run_done(run)
+        if run.waits_for is not None:
+            del self._running[run]
+            self._queue.leave(run._origin.key.bot_name, run._chat.room_id)
+            self._start_next(run)
+
+    def resume(self, run: Run, waited: float) -> None:
+        """A run goes on, after it has waited for so many seconds: more may run now than usual."""
+        run.began += waited
+        if run.waits_for is not None and not run.over:
+            self._queue.enter(run._origin.key.bot_name, run._chat.room_id)
+            self._wait(run, run.waits_for)
+
     # A run
 
     def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> bool:
-        """Let a command run.  @return: True if it waits; else all is done."""
+        """Let a command run.  @return: True if it holds its place, for it waits."""
         command = served.command
         if command.operators_only and not self.is_operator(chat):
             self._say(chat, origin, OPERATORS_TEXT)
@@ -391,8 +426,7 @@ class BotDispatcher:
         outcome.addBoth(self._came_back, run)
         if run.over:
             return False
-        self._wait(run, outcome)
-        return True
+        return self._wait(run, outcome)
 
     def _begin_on_loop(self, run: Run) -> bool:
         """Likewise, for a function that runs on the bots' loop."""
@@ -410,14 +444,17 @@ class BotDispatcher:
         )
         if run.over:  # in virtual time
             return False
-        self._wait(run, call)
-        return True
+        return self._wait(run, call)
 
-    def _wait(self, run: Run, waits_for: Any) -> None:
+    def _wait(self, run: Run, waits_for: Any) -> bool:
+        """@return: False if it waits for a person: then it holds no place."""
         run.waits_for = waits_for
-        since = min(max(0.0, run.began - self._swept_at), SWEEP_SECONDS)
+        if run.question is not None:
+            return False
+        since = min(max(0.0, self._seconds() - self._swept_at), SWEEP_SECONDS)
         run.deadline = self._elapsed + since + self._timeout
         self._running[run] = None
+        return True
 
     def _back_from_loop(self, run: Run, outcome: object) -> None:
         if run._files_sent is not None and not isinstance(outcome, Failure):
@@ -462,7 +499,7 @@ class BotDispatcher:
             self._count_failure(run)
             self._say(run._chat, run._origin, TIMEOUT_TEXT)
         finally:
-            self._done(run._chat, run._origin)
+            self._run_done(run)
             _cancel(run)
             self._start_next(run)
 
@@ -478,7 +515,7 @@ class BotDispatcher:
                 self._say(chat, origin, value)
         elif value is not None:
             self._warn_once(served.command, f"returned {type(value).__name__}, which is no text")
-        self._done(chat, origin)
+        self._run_done(run)
 
     def _failed(self, run: Run, failed: BaseException | Failure) -> None:
         error = failed.value if isinstance(failed, Failure) else failed
@@ -486,6 +523,10 @@ class BotDispatcher:
             # The command has not failed: a service that it needs has.
             run.served.breaker.dropped(run.permit)
             self._notify_open(error, run._chat, run._origin)
+        elif isinstance(error, AskTimeout):
+            run.served.breaker.dropped(run.permit)
+            if not error.is_replaced:  # else the newer question says enough
+                self._say(run._chat, run._origin, NO_ANSWER_TEXT)
         elif isinstance(error, BadArguments):
             run.served.breaker.dropped(run.permit)
             self._say_usage(run.served.command, error, run._chat, run._origin)
@@ -495,7 +536,7 @@ class BotDispatcher:
             text = FAILED_TEXT if run.error_text is None else run.error_text
             if text:
                 self._say(run._chat, run._origin, text)
-        self._done(run._chat, run._origin)
+        self._run_done(run)
 
     def _count_failure(self, run: Run) -> None:
         served = run.served
@@ -508,7 +549,9 @@ class BotDispatcher:
     def _leave(self, run: Run) -> None:
         """A run is over: its place is free."""
         run.ended()
-        if run.waits_for is not None:
+        if run.question is not None:
+            self._dialogs.forget(run)
+        elif run.waits_for is not None:
             del self._running[run]
             self._queue.leave(run._origin.key.bot_name, run._chat.room_id)
 
@@ -530,6 +573,7 @@ class BotDispatcher:
             self._loop.check()
         self._elapsed += passed
         due = self._elapsed
+        self._dialogs.sweep()
         for run in list(takewhile(lambda run: run.deadline <= due, self._running)):
             if not run.over:
                 try:
@@ -560,6 +604,12 @@ class BotDispatcher:
         except Exception as error:
             room = reply.channel_id or reply.room
             report("an answer was lost", error, {**origin.key.log_fields, "room": room})
+
+    def _run_done(self, run: Run) -> None:
+        """The message of a run is done, unless it was before."""
+        if not run.is_done:
+            run.is_done = True
+            self._done(run._chat, run._origin)
 
     def _done(self, chat: Chat, origin: Origin) -> None:
         try:

@@ -59,6 +59,8 @@ class Run(Context, eq=False, kw_only=True):
     @ivar arguments: what the function is given behind the context; C{named}: by name.
     @ivar deadline: when it times out, by the dispatcher's clock.
     @ivar waits_for: the Deferred of the function's result, or its call on the loop, if it waits.
+    @ivar question: the question that waits for a person, if one does.
+    @ivar is_done: True once the phone was told that its message is done.
     @ivar unsent: results of L{reply_media} that failed while it ran.
     @ivar error_text: the answer that a function of C{on_error} has given.
     """
@@ -72,6 +74,8 @@ class Run(Context, eq=False, kw_only=True):
     deadline: float = 0.0
     over: bool = False
     waits_for: Any = None
+    question: Any = None
+    is_done: bool = False
     unsent: "tuple[Sent | Pending[None], ...]" = ()
     error_text: str | None = None
 

@@ -1,0 +1,235 @@
+"""
+Dialogs: a function asks a person in a room, and goes on with the answer.
+
+While a question waits, its function holds no place in the room's queue, and no time limit but the
+question's own runs.  A message that names a command is that command, and the question waits on.
+"""
+
+import asyncio
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Final, Protocol
+
+from twisted.internet.defer import Deferred
+
+from domaeka.bots.api import Check, Message
+from domaeka.bots.commands import Runs
+from domaeka.bots.coroutines import is_on_loop
+from domaeka.bots.runs import Run
+from domaeka.errors import AskTimeout, BotError, BotTypeError, BotValueError
+from domaeka.interfaces import Origin
+from domaeka.wire import Chat
+
+#: Most questions that wait, and most of them in one room.  Source: docs/bots.md, "Limits".
+MAX_QUESTIONS: Final = 20_000
+MAX_ROOM_QUESTIONS: Final = 2000
+#: Longest time that a question waits, in seconds.  Source: as above.
+MAX_ASK_SECONDS: Final = 86_400.0
+
+#: A bot name and a room.
+_Place = tuple[str, str]
+
+
+class _Question:
+    """
+    A question that waits.
+
+    @ivar person: who may answer; L{None}: anyone.
+    @ivar future: asyncio's, or a Deferred, which gets the answer.
+    """
+
+    __slots__ = ("asked_at", "check", "future", "person", "place", "run")
+
+    def __init__(
+        self, run: Run, place: _Place, person: str | None, future: Any, check: Check, now: float
+    ) -> None:
+        self.run = run
+        self.place = place
+        self.person = person
+        self.future = future
+        self.check = check
+        self.asked_at = now
+
+
+class Lanes(Protocol):
+    """The places of runs in the queue of their room."""
+
+    def suspend(self, run: Run) -> None:
+        """A run waits for a person: its place is free, and its message is done."""
+
+    def resume(self, run: Run, waited: float) -> None:
+        """A run goes on, after it has waited for so many seconds."""
+
+
+class Dialogs:
+    """The questions that wait, one of a person in a room.  All but L{ask} is the reactor's."""
+
+    def __init__(self, lanes: Lanes, seconds: Callable[[], float]) -> None:
+        """@param seconds: the time now, in seconds."""
+        self._lanes = lanes
+        self._seconds = seconds
+        self._rooms: dict[_Place, dict[str | None, _Question]] = {}
+        self._due: list[tuple[float, int, _Question]] = []  # a heap
+        self._numbers = count()
+        #: The number of questions that wait.
+        self.waiting = 0
+
+    def ask(
+        self, run: Run, text: str, timeout: float, check: Check, anyone: bool
+    ) -> "asyncio.Future[Message] | Deferred[Message]":
+        """
+        Ask.  To be called on the bots' loop, or on the reactor.
+
+        @raise TypeError: called in a thread, or with something of a wrong type.
+        @raise ValueError: C{timeout} is out of range.
+        """
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise BotTypeError(f"timeout: a number of seconds, not {type(timeout).__name__}")
+        if not 0 < timeout <= MAX_ASK_SECONDS:
+            raise BotValueError(f"timeout: above 0 and at most {MAX_ASK_SECONDS:.0f} s")
+        dispatcher = run._runtime
+        if is_on_loop():
+            future = asyncio.get_running_loop().create_future()
+            future.add_done_callback(lambda _: dispatcher.hand_over(self._answered, run))
+            dispatcher.hand_over(self._open, run, text, timeout, check, anyone, future)
+            return future
+        if run.served.command.runs is Runs.IN_THREAD or not dispatcher.in_reactor_thread():
+            raise BotTypeError("ask() is for async def: a thread cannot wait for a person")
+        deferred: Deferred[Message] = Deferred(lambda _: self._answered(run))
+        self._open(run, text, timeout, check, anyone, deferred)
+        return deferred
+
+    def _open(
+        self, run: Run, text: str, timeout: float, check: Check, anyone: bool, future: Any
+    ) -> None:
+        if run.over or future.done() if isinstance(future, asyncio.Future) else run.over:
+            return
+        place = run._origin.key.bot_name, run._chat.room_id
+        room = self._rooms.get(place, {})
+        if run.question is not None:
+            self._fail(run, future, BotValueError("a question of this message waits already"))
+            return
+        if self.waiting >= MAX_QUESTIONS or len(room) >= MAX_ROOM_QUESTIONS:
+            self._fail(run, future, BotError("too many questions wait"))
+            return
+        person = None if anyone else _person(run._chat)
+        before = room.get(person)
+        if before is not None:
+            self._end(before, AskTimeout(is_replaced=True))
+        now = self._seconds()
+        question = _Question(run, place, person, future, check, now)
+        self._rooms.setdefault(place, {})[person] = question
+        self.waiting += 1
+        heappush(self._due, (now + timeout, next(self._numbers), question))
+        run.question = question
+        if text:
+            run.reply(text)
+        self._lanes.suspend(run)
+
+    def take(self, chat: Chat, origin: Origin) -> bool:
+        """Give a message to the question that waits for it.  @return: False: none does."""
+        room = self._rooms.get((origin.key.bot_name, chat.room_id))
+        if room is None:
+            return False
+        question = room.get(_person(chat)) or room.get(None)
+        if question is None:
+            return False
+        answer = Message(chat, 0)
+        if question.check is None:
+            self._end(question, answer, origin)
+        elif isinstance(question.future, Deferred):
+            self._check(question, answer, origin, lambda function, *args: function(*args))
+        else:
+            run = question.run
+            run.loop.call_soon(self._check, question, answer, origin, run._runtime.hand_over)
+        return True
+
+    def _check(
+        self, question: _Question, answer: Message, origin: Origin, hand_over: Callable[..., object]
+    ) -> None:
+        """Where the function runs."""
+        try:
+            fits = question.check is None or question.check(answer)
+        except Exception as error:
+            hand_over(self._end, question, error)
+        else:
+            if fits:
+                hand_over(self._end, question, answer, origin)
+
+    def sweep(self) -> None:
+        """End the questions whose time is over."""
+        now = self._seconds()
+        while self._due and self._due[0][0] <= now:
+            _, _, question = heappop(self._due)
+            self._end(question, AskTimeout())
+
+    def forget(self, run: Run) -> None:
+        """A run is over: nobody waits for its question."""
+        question = run.question
+        if question is not None:
+            self._remove(question)
+
+    def runs(self) -> list[Run]:
+        """The runs that wait for an answer."""
+        return [question.run for room in self._rooms.values() for question in room.values()]
+
+    def _answered(self, run: Run) -> None:
+        """What waited for an answer has it, or was cancelled."""
+        question = run.question
+        if question is not None:
+            self._remove(question)
+            self._lanes.resume(run, self._seconds() - question.asked_at)
+
+    def _end(
+        self, question: _Question, outcome: Message | Exception, origin: Origin | None = None
+    ) -> None:
+        run = question.run
+        if run.question is not question:
+            return  # it has ended meanwhile
+        if origin is not None:
+            run._origin = origin  # the phone on which the person is heard now
+        self._remove(question)
+        self._lanes.resume(run, self._seconds() - question.asked_at)
+        if isinstance(outcome, Message):
+            self._settle(run, question.future, outcome)
+        else:
+            self._fail(run, question.future, outcome)
+
+    def _remove(self, question: _Question) -> None:
+        question.run.question = None
+        room = self._rooms[question.place]
+        del room[question.person]
+        if not room:
+            del self._rooms[question.place]
+        self.waiting -= 1
+        if len(self._due) > 2 * self.waiting + 100:  # of those that were answered
+            waits = (entry for entry in self._due if entry[2].run.question is entry[2])
+            self._due = sorted(waits)
+
+    def _settle(self, run: Run, future: Any, answer: Message) -> None:
+        if isinstance(future, Deferred):
+            future.callback(answer)
+        else:
+            run.loop.call_soon(_set_result, future, answer)
+
+    def _fail(self, run: Run, future: Any, error: Exception) -> None:
+        if isinstance(future, Deferred):
+            future.errback(error)
+        else:
+            run.loop.call_soon(_set_exception, future, error)
+
+
+def _person(chat: Chat) -> str:
+    """The person in a room: by the user's hash, or by the name where a phone does not know that."""
+    return chat.user_hash or f" {chat.sender}"
+
+
+def _set_result(future: "asyncio.Future[Any]", result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
