@@ -31,6 +31,7 @@ from domaeka.secrets import Secrets
 from domaeka.server.fatal import Fatal
 from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
+from domaeka.store.bot_values import BotValues
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed
@@ -106,6 +107,7 @@ class Stores(NamedTuple):
     bans: StoredBans
     outboxes: StoredOutboxes
     durable: DurableStore
+    bot_values: BotValues
 
 
 class Parts(NamedTuple):
@@ -271,6 +273,7 @@ def _make_stores(
         bans=StoredBans(database, node),
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
+        bot_values=BotValues(database, reactor),
     )
 
 

@@ -175,6 +175,7 @@ class GatewayService(LoggedService):
             stores.devices.stop(),
             stores.rooms.stop(),
             stores.chat_log.stop(),
+            stores.bot_values.stop(),
         )
         yield stores.database.stop().addErrback(lambda _: None)
 

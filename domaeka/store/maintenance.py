@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from domaeka.errors import StoreError
 from domaeka.store import durable
 from domaeka.store.bans import BANS
+from domaeka.store.bot_values import BOT_SUMS, BOT_VALUES
 from domaeka.store.chatlog import CHAT_BATCHES, CHAT_LINES
 from domaeka.store.columns import PREFIX
 from domaeka.store.decisions import DECISIONS
@@ -33,6 +34,8 @@ from domaeka.store.threads import StoreClosed
 #: All tables with rows of ours.
 TABLES: Final = (
     BANS,
+    BOT_SUMS,
+    BOT_VALUES,
     CHAT_BATCHES,
     CHAT_LINES,
     DECISIONS,
