@@ -4,7 +4,7 @@ from sqlalchemy import Connection
 from twisted.logger import LogLevel, capturedLogs
 
 from domaeka.store.background import BATCH_ROWS, FLUSH_SECONDS, RETRY_SECONDS, BackgroundWriter
-from domaeka.store.database import _touch
+from domaeka.store.revisions import touch
 from tests.storing import READ_ONLY, StoreTestCase
 
 
@@ -30,7 +30,7 @@ class BackgroundWriterTests(StoreTestCase):
 
     def write(self, connection: Connection, batch: list[int]) -> int:
         """Pretend to store a batch, by a statement that changes nothing."""
-        _touch(connection)
+        touch(connection)
         self.batches.append(len(batch))
         return len(batch)
 

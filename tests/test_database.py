@@ -11,9 +11,8 @@ from domaeka.store.database import (
     SLOW_CALL_SECONDS,
     STOP_SECONDS,
     Database,
-    _touch,
 )
-from domaeka.store.revisions import VERSION
+from domaeka.store.revisions import VERSION, touch
 from domaeka.store.threads import MAX_WAITING_CALLS, StoreClosed
 from tests.storing import READ_ONLY, StoreTestCase
 
@@ -124,7 +123,7 @@ class CallTests(StoreTestCase):
     def test_recovers_by_itself(self) -> None:
         """A store that failed is tried until it is well, even if nobody calls."""
         self.break_store()
-        self.failureResultOf(self.database.run_write(_touch), StoreError)
+        self.failureResultOf(self.database.run_write(touch), StoreError)
         self.clock.advance(PROBE_SECONDS)
         self.assertRegex(self.database.health() or "", READ_ONLY)
         self.break_store(False)
