@@ -19,6 +19,7 @@ from domaeka.store import (
     durable,
     outboxes,
     revisions,
+    roles,
     rooms,
     sessions,
 )
@@ -38,10 +39,11 @@ PARTS = (
     durable,
     importer,
     outboxes,
+    roles,
     rooms,
     sessions,
 )
-HEAD = "0010"
+HEAD = "0011"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.

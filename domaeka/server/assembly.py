@@ -38,6 +38,7 @@ from domaeka.store.decisions import DecisionFeed
 from domaeka.store.devices import StoredDevices
 from domaeka.store.durable import DurableStore
 from domaeka.store.outboxes import StoredOutboxes
+from domaeka.store.roles import StoredRoles
 from domaeka.store.rooms import StoredRooms
 from domaeka.store.sessions import StoredSessions
 from domaeka.store.threads import Worker
@@ -105,6 +106,7 @@ class Stores(NamedTuple):
     sessions: StoredSessions
     chat_log: StoredChatLog
     bans: StoredBans
+    roles: StoredRoles
     outboxes: StoredOutboxes
     durable: DurableStore
     bot_values: BotValues
@@ -253,6 +255,8 @@ def _make_stores(
     rooms = StoredRooms(database, reactor, settings.rooms.approval, node=node, wall=wall)
     devices.watch(decisions)
     rooms.watch(decisions)
+    roles = StoredRoles(database, node, wall=wall)
+    roles.watch(decisions)
     return Stores(
         database=database,
         decisions=decisions,
@@ -271,6 +275,7 @@ def _make_stores(
             observe_dropped=metrics.chat_lines_dropped.inc,
         ),
         bans=StoredBans(database, node),
+        roles=roles,
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
         bot_values=BotValues(database, reactor),

@@ -242,6 +242,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         stores.devices,
         stores.rooms,
         stores.bans,
+        stores.roles,
         parts.dispatcher,
         operations=operations,
         limits=context.limits,

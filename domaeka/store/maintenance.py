@@ -27,6 +27,7 @@ from domaeka.store.drivers import check_encoding, make_engine, reason_of, sqlite
 from domaeka.store.imports.importer import IMPORTS
 from domaeka.store.outboxes import OUTBOXES
 from domaeka.store.revisions import Found, find, is_current, migrate, newest
+from domaeka.store.roles import ROLES
 from domaeka.store.rooms import ROOMS
 from domaeka.store.sessions import SESSIONS
 from domaeka.store.threads import StoreClosed
@@ -42,6 +43,7 @@ TABLES: Final = (
     DEVICES,
     IMPORTS,
     OUTBOXES,
+    ROLES,
     ROOMS,
     SESSIONS,
     durable.OUTBOXES,
