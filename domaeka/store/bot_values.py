@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, and_, select
+from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, and_, func, select
 from sqlalchemy.dialects import mysql
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -34,6 +34,7 @@ from domaeka.store.columns import (
     write_each,
 )
 from domaeka.store.database import Database
+from domaeka.store.revisions import touch
 from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
 #: Longest key, in characters.  Source: docs/design.md, "Bounds"; so are those below.
@@ -345,10 +346,13 @@ def _lock(connection: Connection, bots: set[str]) -> dict[str, _Sums]:
     ]
     if not rows:
         return {}
+    names = {key_hash(bot): bot for bot in bots}
+    known = select(func.count()).where(BOT_SUMS.c.bot_key.in_(names))
+    if connection.scalar(known) != len(names):
+        touch(connection)  # MariaDB calls it a deadlock where three insert the same row at once
     write_each(
         connection, rows, lambda some: upsert(connection, BOT_SUMS, some, ("number", "bytes"))
     )
-    names = {key_hash(bot): bot for bot in bots}
     found = connection.execute(select(BOT_SUMS).where(BOT_SUMS.c.bot_key.in_(names)))
     return {names[row.bot_key]: _Sums(row.number, row.bytes) for row in found}
 

@@ -194,28 +194,32 @@ class EncodingTests(StoreCase):
 
 
 class BotValuesTests(StoreCase):
-    """Values of bots, of two servers on one database."""
+    """Values of bots, of four servers on one database."""
 
     async def count_together(self, server: StoreServer) -> None:
-        """What both change at once is right in the end, and so are the sums."""
+        """What all change at once is right in the end, and so are the sums."""
         url = server.database()
-        databases = [self.make_database(url) for _ in range(2)]
+        databases = [self.make_database(url) for _ in range(4)]
         for database in databases:
             await database.start()
         nodes = [BotValues(database, reactor) for database in databases]
         value = b'"' + b"x" * 1000 + b'"'
         counts = [
-            node.incr(bot, "", "n") for _ in range(200) for bot in ("봇", "봇2") for node in nodes
+            node.incr(bot, "", "n") for _ in range(100) for bot in ("봇", "봇2") for node in nodes
         ]
         others: list[Any] = [
             change
-            for number in range(100)
+            for number in range(50)
             for node in nodes
             for change in (
                 node.set("봇", "room:1", f"{number % 10}", value),
                 node.delete("봇", "room:1", f"{number % 7}"),
             )
         ]
+        new: list[Any] = [
+            node.set(f"봇{number}", "", "n", b"1") for number in range(3, 9) for node in nodes
+        ]
+        await gatherResults(new)
         found = await gatherResults(counts)
         await gatherResults(others)
         self.assertEqual(sorted(found), sorted([*range(1, 401)] * 2))
