@@ -1,23 +1,25 @@
 """
 Domaeka, a gateway for chat-bot phones.
 
-Bot authors import L{Bot}, L{Context}, L{breaker} and L{BreakerOpen} from here.
+Bot authors import L{Bot}, L{Context}, L{BadArguments}, L{breaker} and L{BreakerOpen} from here.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from domaeka.bots.api import Bot, Context
+    from domaeka.bots.arguments import BadArguments
     from domaeka.bots.services import breaker
     from domaeka.policies.retry import BreakerOpen
 
-__all__ = ["Bot", "BreakerOpen", "Context", "__version__", "breaker"]
+__all__ = ["BadArguments", "Bot", "BreakerOpen", "Context", "__version__", "breaker"]
 
 __version__ = "0.1.0"
 
 #: Where the public names are made.  They are imported when first asked for: the floors below the
 #: bots import this package too.
 _HOMES = {
+    "BadArguments": "domaeka.bots.arguments",
     "Bot": "domaeka.bots.api",
     "BreakerOpen": "domaeka.policies.retry",
     "Context": "domaeka.bots.api",

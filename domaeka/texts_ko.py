@@ -9,6 +9,19 @@ TIMEOUT_TEXT: Final = "시간이 너무 오래 걸려 요청을 그만두었습�
 OPEN_TEXT: Final = "지금은 이 명령을 쓸 수 없습니다. 잠시 뒤에 다시 보내 주세요."
 OPERATORS_TEXT: Final = "운영자만 쓸 수 있는 명령입니다."
 
+# Arguments that do not fit; the usage of the command follows
+ARGUMENT_UNFIT: Final = "{name}에 쓸 수 없는 값입니다: {given}\n쓸 수 있는 값: {wanted}"
+ARGUMENT_MISSING: Final = "{name} 값이 빠졌습니다.\n쓸 수 있는 값: {wanted}"
+ARGUMENTS_TOO_MANY: Final = "쓸 곳이 없는 말이 남았습니다: {given}"
+ARGUMENT_OR: Final = " 또는 "
+ARGUMENT_STR: Final = "글"
+ARGUMENT_INT: Final = "정수(100자리까지)"
+ARGUMENT_FLOAT: Final = "수"
+ARGUMENT_BOOL: Final = "예, 아니오"
+ARGUMENT_CHOICE: Final = "{} 가운데 하나"
+ARGUMENT_TRUE: Final = "예"
+ARGUMENT_FALSE: Final = "아니오"
+
 # Commands that are built in
 ECHO_HELP: Final = "보낸 말을 그대로 돌려줍니다."
 ECHO_USAGE: Final = "사용법: # echo <보낼 말>"
