@@ -1,7 +1,7 @@
 """
 Domaeka, a gateway for chat-bot phones.
 
-Bot authors import L{Bot}, L{Context}, L{BadArguments}, L{breaker} and L{BreakerOpen} from here.
+Bot authors import from here all that they need.
 """
 
 from typing import TYPE_CHECKING, Any

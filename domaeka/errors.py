@@ -73,6 +73,10 @@ class StoreError(DomaekaError):
     """The store could not do what was asked of it."""
 
 
+class StorageFull(StoreError):
+    """A bot wants to store more than it may.  The text says which bound that is."""
+
+
 class BotError(DomaekaError):
     """
     A bot's code asked for something that cannot be done.

@@ -32,8 +32,8 @@ from prometheus_client.registry import Collector
 
 from domaeka import __version__
 from domaeka.errors import CloseReason, ErrorCode
+from domaeka.health import Stats
 from domaeka.policies.auth import AuthFault
-from domaeka.schema import Stats
 
 #: Most values that one label may have by L{Family.register}.  Source: a series costs 12 µs of
 #: every scrape.

@@ -5,7 +5,7 @@ Their names, fields and descriptions are those of the OpenAPI document.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -77,6 +77,13 @@ Order: TypeAlias = Literal["asc", "desc"]
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of queries and bodies: unknown fields are refused."""
+
+
+class PageQuery(Input, frozen=True):
+    """A page of a list."""
+
+    limit: Limit = PAGE
+    after: After | None = None
 
 
 class ErrorText(msgspec.Struct):
@@ -537,13 +544,6 @@ class Bans(msgspec.Struct):
     total: Annotated[int, Meta(extra={OTHERWISE: 0})]
 
 
-class BansQuery(Input, frozen=True):
-    """Page of bans."""
-
-    limit: Limit = PAGE
-    after: After | None = None
-
-
 class NewBan(Input, frozen=True):
     """A network to ban."""
 
@@ -556,6 +556,44 @@ class BanQuery(Input, frozen=True):
     """The ban to lift."""
 
     network: _Network
+
+
+# Roles
+
+
+class Role(msgspec.Struct):
+    """A role, and the person who holds it."""
+
+    role: str
+    channel_id: str
+    user_hash: str
+    granted_at: Time
+
+
+class Roles(msgspec.Struct):
+    """A page of roles, in the order of their names, channel ids and user hashes as texts."""
+
+    roles: list[Role]
+    next: Next
+    total: int
+
+
+class RoleHolder(Input, frozen=True):
+    """A role, and a person: known by both ids together, never by a name."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, examples=["총무"])]
+    channel_id: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=MAX_NAME_CHARS,
+            description="of the room, a number",
+            examples=["18398338829933617"],
+        ),
+    ]
+    user_hash: Annotated[
+        str, Meta(min_length=1, max_length=MAX_NAME_CHARS, description="as the phone sends it")
+    ]
 
 
 # Bots
@@ -739,45 +777,3 @@ EVENT_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "drain": Changed,
     "migration": Changed,
 }
-
-
-# Health and figures, which stand outside the API
-
-
-class Health(msgspec.Struct):
-    """
-    Answer of C{/health}.
-
-    @ivar uptime: in seconds.
-    @ivar checks: result of each check, by its name: C{ok}, or the fault.
-    @ivar drain: state of a drain, while one runs; C{migration}: of a migration.
-    """
-
-    status: str
-    timestamp: Annotated[str, Meta(extra={OTHERWISE: ""})]
-    version: Annotated[str, Meta(extra={OTHERWISE: ""})]
-    uptime: Annotated[float, Meta(extra={OTHERWISE: 0.0})]
-    connections: float
-    checks: dict[str, str]
-    drain: dict[str, Any] | UnsetType = UNSET
-    migration: dict[str, Any] | UnsetType = UNSET
-
-
-class Stats(msgspec.Struct):
-    """
-    Answer of C{/stats}.
-
-    @ivar uptime: in seconds.
-    @ivar message_rate: messages a second, both ways.
-    @ivar throughput: bytes a second, by C{sent} and C{received}.
-    @ivar errors: counts, by kind.
-    """
-
-    uptime: float
-    total_connections: float
-    active_connections: float
-    messages_sent: float
-    messages_received: float
-    message_rate: float
-    throughput: dict[str, float]
-    errors: dict[str, float]

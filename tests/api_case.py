@@ -28,6 +28,7 @@ from domaeka.secrets import Secrets
 from domaeka.store.bans import StoredBans
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
+from domaeka.store.roles import StoredRoles
 from domaeka.store.rooms import StoredRooms
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.web.admin import AdminApi
@@ -152,6 +153,7 @@ class ApiCase(GatewayCase):
         self.stored_devices.add_listener(self.directory.decisions.approval_changed)
         self.forgotten_chat: list[tuple[str, str | None, str | None]] = []
         self.stored_bans = StoredBans(self.database)
+        self.stored_roles = StoredRoles(self.database, wall=self.wall)
         fill(self.database)
         self.successResultOf(self.database.start())
         self.dispatcher = self.make_dispatcher()
@@ -161,6 +163,7 @@ class ApiCase(GatewayCase):
             self.stored_devices,
             self.stored_rooms,
             self.stored_bans,
+            self.stored_roles,
             self.dispatcher,
             self.operations,
             limits=parts.limits,

@@ -15,16 +15,19 @@ from tests.gateway_case import KEY
 
 #: What is said where the path has a name.
 NAMES = {"bot": "%EB%B4%87", "device": KEY.device_id, "room": ROOM_ID, "id": "unknown"}
+#: Who holds a role.
+ROLE = {"role": "총무", "channel_id": ROOM_ID, "user_hash": "1a2b"}
 #: A body that is right, for each path that takes one.
 BODIES = {
     "/devices/{bot}/{device}": {"status": "approved"},
     "/rooms/{bot}/{room}": {"status": "approved"},
     "/messages": {"bot": KEY.bot_name, "room": "방", "text": "one"},
     "/bans": {"network": "192.0.2.1"},
+    "/roles": ROLE,
     "/migration": {"host": "new.example.org", "port": 9000},
 }
 #: Parameters that must be given.
-QUERIES = {("DELETE", "/bans"): {"network": "192.0.2.1"}}
+QUERIES = {("DELETE", "/bans"): {"network": "192.0.2.1"}, ("DELETE", "/roles"): ROLE}
 
 
 class OpenApiTests(ApiCase):

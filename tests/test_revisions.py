@@ -12,12 +12,14 @@ from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.policies.limits import Ban
 from domaeka.store import (
     bans,
+    bot_values,
     chatlog,
     decisions,
     devices,
     durable,
     outboxes,
     revisions,
+    roles,
     rooms,
     sessions,
 )
@@ -28,8 +30,20 @@ from domaeka.store.threads import StoreClosed
 from tests.storing import StoreTestCase, drop_all
 
 #: All that declare tables.
-PARTS = (bans, chatlog, decisions, devices, durable, importer, outboxes, rooms, sessions)
-HEAD = "0009"
+PARTS = (
+    bans,
+    bot_values,
+    chatlog,
+    decisions,
+    devices,
+    durable,
+    importer,
+    outboxes,
+    roles,
+    rooms,
+    sessions,
+)
+HEAD = "0011"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.
@@ -123,7 +137,9 @@ class MigrationTests(RevisionTestCase):
     def test_migrations_make_what_the_code_expects(self) -> None:
         """From nothing, the migrations lead to exactly the tables that the code declares."""
         self.open()
-        self.assertEqual(len(METADATA.tables), len(PARTS) + 3)  # durable has three, chatlog two
+        self.assertEqual(
+            len(METADATA.tables), len(PARTS) + 4
+        )  # durable has three, two of the others two
 
         def compare(connection: Connection) -> list[Any]:
             ours = {table.name for table in METADATA.tables.values()}

@@ -6,6 +6,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.cli.leniency import lenient
+from domaeka.health import Health
 from domaeka.schema import (
     Accepted,
     Ban,
@@ -14,7 +15,6 @@ from domaeka.schema import (
     Connections,
     Device,
     Ended,
-    Health,
     MigrationState,
 )
 

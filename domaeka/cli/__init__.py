@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "phone": ("phone", "phone"),
     "phone-script": ("script", "phone_script"),
     "reload": ("changes", "reload"),
+    "roles": ("operator", "roles"),
     "rooms": ("operator", "rooms"),
     "secrets": ("keys", "secrets"),
     "send": ("changes", "send"),

@@ -12,13 +12,13 @@ from domaeka.cli import views
 from domaeka.cli.api_client import ApiClient, Unreachable, name, operators, path_of, read_as
 from domaeka.cli.operator import STATUSES
 from domaeka.cli.output import one_line
+from domaeka.health import Health
 from domaeka.schema import (
     MAX_MEDIA_BYTES,
     MAX_MEDIA_ITEMS,
     MAX_WAIT_MS,
     Accepted,
     DrainState,
-    Health,
     Message,
     MigrationState,
     Reloaded,

@@ -1,4 +1,4 @@
-"""Views and decisions for operators: status, connections, devices, rooms, bans."""
+"""Views and decisions for operators: status, connections, devices, rooms, bans, roles."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
@@ -38,6 +38,8 @@ from domaeka.schema import (
     Device,
     Devices,
     Grade,
+    Role,
+    Roles,
     Room,
     Rooms,
 )
@@ -543,3 +545,79 @@ def lift_ban(api: ApiClient, networks: tuple[str, ...]) -> None:
         api.show({"lifted": network}, lambda: f"{one_line(network)}: lifted")
 
     _each(networks, lift)
+
+
+# Roles
+
+
+def _person(
+    ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """A callback of click for C{CHANNEL/HASH}, or several."""
+    name(ctx, param, value)
+    for one in (value,) if isinstance(value, str) else value:
+        channel_id, _, user_hash = one.partition("/")
+        if not channel_id or not user_hash:
+            raise click.BadParameter(f"{one_line(one)!r:.100} is not CHANNEL/HASH", ctx, param)
+    return value
+
+
+def _holder(role: str, person: str) -> dict[str, str]:
+    """The API's words for a role and a person."""
+    channel_id, _, user_hash = person.partition("/")
+    return {"role": role, "channel_id": channel_id, "user_hash": user_hash}
+
+
+@click.group(
+    cls=Listing,
+    epilog=f"""\b
+Examples:
+  domaeka roles
+  domaeka roles add 총무 18398338829933617/1a2b3c4d
+  domaeka roles remove 총무 18398338829933617/1a2b3c4d
+
+{STATUSES}""",
+)
+def roles() -> None:
+    """List roles, give them to people and take them."""
+
+
+@roles.command("list")
+@_limit
+@operators
+def list_roles(api: ApiClient, limit: int) -> None:
+    """List the roles that people hold."""
+    found = api.items("/roles", limit)
+    api.show(found, lambda: views.roles_table(read_as(found, Roles).roles))
+
+
+@roles.command("add")
+@click.argument("role", callback=name)
+@click.argument("persons", metavar="CHANNEL/HASH...", nargs=-1, required=True, callback=_person)
+@operators
+def add_role(api: ApiClient, role: str, persons: tuple[str, ...]) -> None:
+    """
+    Have people hold ROLE: each is a room's channel id and a user's hash in it, for anybody may
+    take any name.
+    """
+
+    def add(person: str) -> None:
+        made = api.request("POST", "/roles", _holder(role, person))
+        api.show(made, lambda: views.roles_table([read_as(made, Role)]))
+
+    _each(persons, add)
+
+
+@roles.command("remove")
+@click.argument("role", callback=name)
+@click.argument("persons", metavar="CHANNEL/HASH...", nargs=-1, required=True, callback=_person)
+@operators
+def remove_role(api: ApiClient, role: str, persons: tuple[str, ...]) -> None:
+    """Take ROLE from people."""
+
+    def remove(person: str) -> None:
+        holder = _holder(role, person)
+        api.request("DELETE", "/roles", **holder)
+        api.show({"removed": holder}, lambda: f"{one_line(person)}: holds {one_line(role)} no more")
+
+    _each(persons, remove)

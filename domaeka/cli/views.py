@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from domaeka.cli.output import duration, milliseconds, one_line, size
+from domaeka.health import Health, Stats
 from domaeka.schema import (
     Ban,
     BotCommand,
@@ -20,13 +21,12 @@ from domaeka.schema import (
     Device,
     DrainState,
     Ended,
-    Health,
     LineQuality,
     LoadedBot,
     MigrationState,
+    Role,
     Room,
     ServiceState,
-    Stats,
 )
 
 #: Longest line in a pipe, in cells: nothing is folded for a program.
@@ -330,6 +330,15 @@ def bans_table(bans: Iterable[Ban]) -> Table:
         fold="NETWORK BY CLAIMS_BOT CLAIMS_DEVICE REASON",
         spare="TIMES SINCE BY",
     )
+
+
+def roles_table(roles: Iterable[Role]) -> Table:
+    """Roles, and who holds them."""
+
+    def row(one: Role) -> Sequence[str | Text]:
+        return (one.role, f"{one.channel_id}/{one.user_hash}", _time(one.granted_at))
+
+    return _table("ROLE PERSON SINCE", map(row, roles), fold="ROLE PERSON", spare="SINCE")
 
 
 def bots_table(bots: Iterable[LoadedBot]) -> Table:

@@ -32,12 +32,14 @@ from domaeka.secrets import Secrets
 from domaeka.server.fatal import Fatal
 from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
+from domaeka.store.bot_values import BotValues
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed
 from domaeka.store.devices import StoredDevices
 from domaeka.store.durable import DurableStore
 from domaeka.store.outboxes import StoredOutboxes
+from domaeka.store.roles import StoredRoles
 from domaeka.store.rooms import StoredRooms
 from domaeka.store.sessions import StoredSessions
 from domaeka.store.threads import Worker
@@ -107,8 +109,10 @@ class Stores(NamedTuple):
     sessions: StoredSessions
     chat_log: StoredChatLog
     bans: StoredBans
+    roles: StoredRoles
     outboxes: StoredOutboxes
     durable: DurableStore
+    bot_values: BotValues
 
 
 class Parts(NamedTuple):
@@ -255,6 +259,8 @@ def _make_stores(
     rooms = StoredRooms(database, reactor, settings.rooms.approval, node=node, wall=wall)
     devices.watch(decisions)
     rooms.watch(decisions)
+    roles = StoredRoles(database, node, wall=wall)
+    roles.watch(decisions)
     return Stores(
         database=database,
         decisions=decisions,
@@ -273,8 +279,10 @@ def _make_stores(
             observe_dropped=metrics.chat_lines_dropped.inc,
         ),
         bans=StoredBans(database, node),
+        roles=roles,
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
+        bot_values=BotValues(database, reactor),
     )
 
 

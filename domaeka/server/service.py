@@ -175,6 +175,7 @@ class GatewayService(LoggedService):
             stores.devices.stop(),
             stores.rooms.stop(),
             stores.chat_log.stop(),
+            stores.bot_values.stop(),
         )
         yield stores.database.stop().addErrback(lambda _: None)
 
@@ -242,6 +243,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         stores.devices,
         stores.rooms,
         stores.bans,
+        stores.roles,
         parts.dispatcher,
         operations=operations,
         limits=context.limits,

@@ -1,6 +1,6 @@
 """
 Decisions, numbered in the store: a server knows within L{POLL_SECONDS} what another one on it has
-decided on devices, rooms and bans.
+decided on devices, rooms, bans and roles.
 
 A number is given within the transaction of its decision, one transaction at a time, so that none
 becomes visible after a higher one.
@@ -44,7 +44,8 @@ DECISIONS: Final = table(
     Column("name", TITLE, nullable=False),
 )
 
-#: Bot name, and device or room; of a ban an empty text, and its network.
+#: Bot name, and device or room; of a ban an empty text, and its network; of a role its name, and
+#: who holds it.
 Key = tuple[str, str]
 
 

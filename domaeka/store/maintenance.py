@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from domaeka.errors import StoreError
 from domaeka.store import durable
 from domaeka.store.bans import BANS
+from domaeka.store.bot_values import BOT_SUMS, BOT_VALUES
 from domaeka.store.chatlog import CHAT_BATCHES, CHAT_LINES
 from domaeka.store.columns import PREFIX
 from domaeka.store.decisions import DECISIONS
@@ -26,6 +27,7 @@ from domaeka.store.drivers import check_encoding, make_engine, reason_of, sqlite
 from domaeka.store.imports.importer import IMPORTS
 from domaeka.store.outboxes import OUTBOXES
 from domaeka.store.revisions import Found, find, is_current, migrate, newest
+from domaeka.store.roles import ROLES
 from domaeka.store.rooms import ROOMS
 from domaeka.store.sessions import SESSIONS
 from domaeka.store.threads import StoreClosed
@@ -33,12 +35,15 @@ from domaeka.store.threads import StoreClosed
 #: All tables with rows of ours.
 TABLES: Final = (
     BANS,
+    BOT_SUMS,
+    BOT_VALUES,
     CHAT_BATCHES,
     CHAT_LINES,
     DECISIONS,
     DEVICES,
     IMPORTS,
     OUTBOXES,
+    ROLES,
     ROOMS,
     SESSIONS,
     durable.OUTBOXES,

@@ -13,6 +13,7 @@ from domaeka.policies.limits import AddressLimits
 from domaeka.schema import EVENT_TYPES
 from domaeka.secrets import Secrets
 from domaeka.store.bans import StoredBans
+from domaeka.store.roles import StoredRoles
 from domaeka.web.api.bans import BanPages
 from domaeka.web.api.bots import BotPages
 from domaeka.web.api.changes import ChangePages, Operations
@@ -22,6 +23,7 @@ from domaeka.web.api.events import Events
 from domaeka.web.api.messages import MessagePages
 from domaeka.web.api.openapi import describe
 from domaeka.web.api.records import DevicePages, ForgetChat, RoomPages
+from domaeka.web.api.roles import RolePages
 from domaeka.web.api.script import ScriptPages
 from domaeka.web.routes import Answer, Route
 
@@ -40,6 +42,7 @@ class AdminApi:
         devices: Records,
         rooms: Records,
         bans: StoredBans,
+        roles: StoredRoles,
         dispatcher: BotDispatcher,
         operations: Operations,
         *,
@@ -65,6 +68,7 @@ class AdminApi:
             *ScriptPages(secrets, settings).endpoints(),
             *MessagePages(directory, settings).endpoints(),
             *BanPages(directory, limits, bans, settings, events.lifted).endpoints(),
+            *RolePages(roles).endpoints(),
             *BotPages(dispatcher, metrics).endpoints(),
             *events.endpoints(),
             *ChangePages(operations, settings).endpoints(),

@@ -22,10 +22,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka import __version__
+from domaeka.health import Health
 from domaeka.interfaces import HealthCheck
 from domaeka.logs import quote
 from domaeka.metrics import SAMPLE_SECONDS, Metrics
-from domaeka.schema import Health
 from domaeka.web.routes import JSON, Answer, Call, Route, as_json
 from domaeka.web.server import Timer
 

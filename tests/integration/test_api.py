@@ -6,7 +6,7 @@ import re
 import socket
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import treq
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -24,13 +24,18 @@ DEVICE_ID = "a1b2c3d4e5f60718"
 BOT = STANDARD_IDENTITY.bot_name
 #: What is said where a path has a name.
 NAMES = {"bot": BOT, "device": DEVICE_ID, "room": ROOM_ID, "id": "unknown"}
+#: Who holds a role.
+ROLE = {"role": "clerk", "channel_id": ROOM_ID, "user_hash": "1a2b"}
 #: A body that is right, for each path that takes one.
 BODIES = {
     "/devices/{bot}/{device}": {"status": "approved"},
     "/rooms/{bot}/{room}": {"status": "approved"},
     "/messages": {"bot": BOT, "room": ROOM, "text": "하나"},
     "/bans": {"network": "192.0.2.1"},
+    "/roles": ROLE,
 }
+#: What is deleted where the path does not say it.
+QUERIES = {"/bans": "?network=192.0.2.1", "/roles": f"?{urlencode(ROLE)}"}
 #: A command that takes longer than a test waits.
 SLOW_BOT = """
 from domaeka import Bot
@@ -117,8 +122,8 @@ class ApiTests(TestCase):
             if template == "/events" or (template in ("/drain", "/migration") and method != "get"):
                 continue
             target = re.sub(r"{(\w+)}", lambda found: quote(NAMES[found[1]], safe=""), template)
-            if (method, template) == ("delete", "/bans"):
-                target += "?network=192.0.2.1"
+            if method == "delete":
+                target += QUERIES.get(template, "")
             wrong, _ = await api.ask(method.upper(), target, token="wrong")
             self.assertEqual(wrong, HTTPStatus.UNAUTHORIZED, template)
             body = BODIES.get(template) if "requestBody" in operation else None

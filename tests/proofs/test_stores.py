@@ -21,6 +21,7 @@ from domaeka.policies.limits import Ban
 from domaeka.policies.records import Batch, MessageRow, OutboxRow, TakenRow
 from domaeka.store import durable, maintenance, revisions
 from domaeka.store.bans import BANS, StoredBans
+from domaeka.store.bot_values import BOT_SUMS, BOT_VALUES, BotValues
 from domaeka.store.chatlog import CHAT_LINES, StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.devices import DEVICES, StoredDevices
@@ -143,6 +144,16 @@ class EncodingTests(StoreCase):
         await self.assertFailure(
             bans.put([Ban("192.0.2.9/32", "\U0001f600", 1.0, None)]), StoreError
         )
+        values = BotValues(database, reactor)
+        stored: list[Any] = [
+            values.set(bot, "", "k", f'"{sign}"'.encode())
+            for bot in "봇\U0001f600"
+            for sign in "가\U0001f600"
+        ]
+        await stored[0]
+        for refused in stored[1:]:
+            await self.assertFailure(refused, StoreError)
+        self.assertEqual(await values.get("봇", "", "k"), '"가"'.encode())
         outboxes = StoredOutboxes(database, "node")
         await outboxes.save([(key, b"x") for key in names])
         for part in (log, devices, rooms, sessions):
@@ -180,6 +191,50 @@ class EncodingTests(StoreCase):
         self.assertEqual([one.row for one in kept.values()], [outboxes[0], outboxes[2]])
         self.assertEqual(kept[0].taken, [ids[0], ids[2]])
         self.assertEqual(len(await self.rows(database, MESSAGES)), 2)
+
+
+class BotValuesTests(StoreCase):
+    """Values of bots, of four servers on one database."""
+
+    async def count_together(self, server: StoreServer) -> None:
+        """What all change at once is right in the end, and so are the sums."""
+        url = server.database()
+        databases = [self.make_database(url) for _ in range(4)]
+        for database in databases:
+            await database.start()
+        nodes = [BotValues(database, reactor) for database in databases]
+        value = b'"' + b"x" * 1000 + b'"'
+        counts = [
+            node.incr(bot, "", "n") for _ in range(100) for bot in ("봇", "봇2") for node in nodes
+        ]
+        others: list[Any] = [
+            change
+            for number in range(50)
+            for node in nodes
+            for change in (
+                node.set("봇", "room:1", f"{number % 10}", value),
+                node.delete("봇", "room:1", f"{number % 7}"),
+            )
+        ]
+        new: list[Any] = [
+            node.set(f"봇{number}", "", "n", b"1") for number in range(3, 9) for node in nodes
+        ]
+        await gatherResults(new)
+        found = await gatherResults(counts)
+        await gatherResults(others)
+        self.assertEqual(sorted(found), sorted([*range(1, 401)] * 2))
+        rows = await self.rows(databases[0], BOT_VALUES)
+        for sums in await self.rows(databases[1], BOT_SUMS):
+            mine = [row["bytes"] for row in rows if row["bot"] == sums["bot"]]
+            self.assertEqual((sums["number"], sums["bytes"]), (len(mine), sum(mine)))
+
+    async def test_postgresql(self) -> None:
+        """On PostgreSQL."""
+        await self.count_together(postgresql())
+
+    async def test_mariadb(self) -> None:
+        """On MariaDB."""
+        await self.count_together(mariadb())
 
 
 class LostConnectionTests(StoreCase):

@@ -12,7 +12,7 @@ from domaeka.interfaces import Directory
 from domaeka.policies import limits
 from domaeka.policies.cursors import cursor, read_cursor
 from domaeka.policies.limits import AddressLimits
-from domaeka.schema import Ban, BanQuery, Bans, BansQuery, NewBan
+from domaeka.schema import Ban, BanQuery, Bans, NewBan, PageQuery
 from domaeka.store.bans import StoredBans
 from domaeka.web.api.endpoints import (
     EndpointGroup,
@@ -50,7 +50,7 @@ class BanPages(EndpointGroup):
         self._lifted = lifted
 
     @endpoint("GET", "/bans", "Bans that are in force")
-    def list(self, request: Request[BansQuery, None]) -> Bans:
+    def list(self, request: Request[PageQuery, None]) -> Bans:
         """A page of bans."""
         after = read_cursor(request.query.after, str) or ""
         limit = request.query.limit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
@@ -24,15 +24,17 @@ STORE_REFUSALS: Final[dict[int, str]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: "the store cannot do it: see the message"
 }
 
+_T = TypeVar("_T")
 
-async def decided(deciding: "Deferred[Any]", so_far: str = "") -> None:
+
+async def decided(deciding: "Deferred[_T]", so_far: str = "") -> _T:
     """
     Wait for the store; its failure becomes a refusal.
 
     @param so_far: what holds in that case, for people.
     """
     try:
-        await deciding
+        return await deciding
     except StoreError as error:
         text = f"{so_far}: {error}" if so_far else str(error)
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text) from None
