@@ -47,7 +47,7 @@ _watch = reactor._poller = _Watch(reactor._poller)
 bot = Bot("turns")
 
 
-@bot.command(COMMAND)
+@bot.command(COMMAND, reactor=True)
 async def turns(ctx: object) -> str:
     """The longest turn since the last call, in seconds."""
     longest, _watch.longest = _watch.longest, 0.0

@@ -9,7 +9,7 @@ bot = Bot("slow")
 _held: list["Deferred[None]"] = []
 
 
-@bot.command("# slow")
+@bot.command("# slow", reactor=True)
 async def slow(ctx: Context) -> str:
     """C{# slow SECONDS TEXT}: the text, later."""
     from twisted.internet import reactor
@@ -19,7 +19,7 @@ async def slow(ctx: Context) -> str:
     return text
 
 
-@bot.command("# hold")
+@bot.command("# hold", reactor=True)
 async def hold(ctx: Context) -> str:
     """C{# hold TEXT}: the text, once somebody says C{# release}."""
     released: Deferred[None] = Deferred()
@@ -28,7 +28,7 @@ async def hold(ctx: Context) -> str:
     return ctx.message.args
 
 
-@bot.command("# release")
+@bot.command("# release", reactor=True)
 async def release(ctx: Context) -> None:
     """Answer what is held."""
     while _held:

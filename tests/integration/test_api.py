@@ -44,7 +44,7 @@ from twisted.internet.defer import Deferred
 bot = Bot("slow")
 
 
-@bot.command("# slow")
+@bot.command("# slow", reactor=True)
 async def slow(ctx):
     await Deferred()
 """
