@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
-from domaeka.store.columns import PREFIX, upsert, write_each
+from domaeka.store.columns import PREFIX, Read, key_hash, read_rows, upsert, write_each
 from domaeka.store.database import Database
 from domaeka.store.threads import Scheduler
 
@@ -94,6 +94,7 @@ class ApprovalTable(Generic[_K, _R]):
         self._pending = 0  # how many of the records are
         self._of_bot: dict[str, int] = {}  # how many there are of each bot
         self._is_loaded = False  # the records of the store have been read
+        self._damaged: frozenset[str] = frozenset()  # keys of rows that cannot be read
         self._said_full = False
         self._keys: list[_K] = []  # sorted
         self._changed: dict[_K, bool] = {}  # see _Change.promoted
@@ -155,6 +156,10 @@ class ApprovalTable(Generic[_K, _R]):
     def record(self, key: _K) -> _R | None:
         """The record of C{key}, if there is one."""
         return self._records.get(key)
+
+    def _is_damaged(self, key: _K) -> bool:
+        """True if there is a row of C{key} that cannot be read, and no operator has decided."""
+        return bool(self._damaged) and key_hash(*key) in self._damaged
 
     def page(self, after: _K | None, limit: int, approval: Approval | None = None) -> list[_R]:
         """
@@ -259,11 +264,16 @@ class ApprovalTable(Generic[_K, _R]):
             self._notify(key, approval)
 
         record = copy(self._records.get(key, unheard))
-        return self._database.run_write(self._store_decision, record, approval).addCallback(decided)
+        storing = self._database.run_write(
+            self._store_decision, record, approval, self._is_damaged(key)
+        )
+        return storing.addCallback(decided)
 
-    def _store_decision(self, connection: Connection, record: _R, approval: Approval) -> None:
+    def _store_decision(
+        self, connection: Connection, record: _R, approval: Approval, mends: bool
+    ) -> None:
         row = self._to_row(record) | {"approval": approval.value}
-        upsert(connection, self._table, [row], fixed=row.keys() - {"approval"})
+        upsert(connection, self._table, [row], () if mends else row.keys() - {"approval"})
         self._store_besides(connection, record.key, approval)
 
     def _force(self, record: _R, approval: Approval) -> None:
@@ -290,7 +300,11 @@ class ApprovalTable(Generic[_K, _R]):
                 self._heard_of(key, promoted)
             return failure
 
-        return self._database.run_write(self._store_forgotten, record).addErrback(failed)
+        def forgotten(_: None) -> None:
+            self._damaged -= {key_hash(*key)}
+
+        forgetting = self._database.run_write(self._store_forgotten, record)
+        return forgetting.addCallbacks(forgotten, failed)
 
     def _store_forgotten(self, connection: Connection, record: _R) -> None:
         row_key = self._to_row(record)[self._key_column.name]
@@ -299,16 +313,24 @@ class ApprovalTable(Generic[_K, _R]):
 
     # At the start
 
-    def _read(self, connection: Connection) -> list[_R]:
+    def _read(self, connection: Connection) -> Read[_R]:
         # Refusals first: an operator's must be known, whatever else finds no room.
         approved_last = case((self._table.c.approval == Approval.APPROVED.value, 1), else_=0)
-        rows = connection.execute(
-            select(self._table).order_by(approved_last, self._newest.desc()).limit(self._limit)
-        )
-        return [self._from_row(row) for row in rows]
+        order = (approved_last, self._newest.desc())
+        return read_rows(connection, self._table, order, self._limit, self._from_row)
 
-    def _load(self, records: list[_R]) -> None:
-        for record in sorted(records, key=lambda record: record.key):
+    def _load(self, found: Read[_R]) -> None:
+        self._damaged = frozenset(str(key) for key in found.damaged)
+        if found.damaged:
+            self._log.warn(
+                "{what}: {count} rows of the store are damaged, and are skipped: {place} = "
+                "{reason}; what they are of is not served until an operator decides on it",
+                what=self._things,
+                count=len(found.damaged),
+                place=f"{self._table.name}.{self._key_column.name}",
+                reason=found.described,
+            )
+        for record in sorted(found.rows, key=lambda record: record.key):
             self._put(record)
         self._is_loaded = True
         self._loaded()
