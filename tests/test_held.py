@@ -5,8 +5,10 @@ from functools import partial
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.gateway import held
+from domaeka.gateway.flow.throttle import PENDING_MESSAGES
 from domaeka.gateway.held import RELEASED_A_TURN, HeldChat
-from domaeka.interfaces import DeviceKey
+from domaeka.interfaces import Approval, DeviceKey, RoomKey
+from tests.gateway_case import KEY, GatewayCase
 
 HOG, OTHER = DeviceKey("bot", "hog"), DeviceKey("bot", "other")
 
@@ -84,3 +86,85 @@ class HeldChatTests(SynchronousTestCase):
         self.assertEqual((self.decided, self.dropped), ([(1, False), (2, False)], [2]))
         self.held.give_up()
         self.assertEqual((len(self.held), self.dropped), (0, [2]))
+
+
+class GatewayTests(GatewayCase):
+    """Chat that is held, as phones and clients see it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.context.held.begin()
+        self.devices.store_is_known = False
+
+    def store_read(self) -> None:
+        """The store says what it knows."""
+        self.devices.store_is_known = True
+        self.directory.decisions.store_read()
+        self.run_for(0.0)
+
+    def test_approvals_are_looked_up(self) -> None:
+        """Whoever came before the store was read is judged then, wherever it is by then."""
+        here, refused, gone = (KEY._replace(device_id=letter * 16) for letter in "abc")
+        peers = [self.ready(key) for key in (here, refused, gone)]
+        for peer in peers:
+            peer.chat("하나")
+        peers[2].drop()
+        self.devices.known[refused] = Approval.BLOCKED
+        self.store_read()
+        self.assertEqual([chat.text for chat, _ in self.bots.submitted], ["하나"] * 2)
+        self.assertEqual([origin.key for _, origin in self.bots.submitted], [here, gone])
+        self.assertEqual([peer.texts for peer in peers], [["하나"], [], []])
+        self.assertEqual([self.device(key).pending for key in (here, refused, gone)], [0, 0, 0])
+        self.assertIn(here, self.devices.entered)
+        self.assertEqual(len(self.chat_log.lines), 5)
+
+    def test_room_that_is_refused(self) -> None:
+        """The rooms are asked then, too."""
+        peer = self.ready()
+        self.rooms.known[RoomKey(KEY.bot_name, "18398338829933617")] = Approval.DENIED
+        peer.chat("하나")
+        self.assertEqual(self.rooms.heard, {})
+        self.store_read()
+        self.assertEqual((self.bots.submitted, self.device().pending), ([], 0))
+
+    def test_phone_that_floods(self) -> None:
+        """It is not read from any more while too much of it waits, so nothing of it is lost."""
+        peer = self.ready()
+        for number in range(PENDING_MESSAGES + 100):
+            peer.chat(str(number))
+        self.assertLessEqual(len(self.context.held), PENDING_MESSAGES)
+        self.store_read()
+        self.run_for(1.0)
+        self.assertEqual(len(self.bots.submitted), PENDING_MESSAGES + 100)
+        self.assertEqual(self.metrics.held_messages_dropped.value, 0)
+
+    def test_client_without_room(self) -> None:
+        """What finds no room is not acknowledged, so that its client says it again."""
+        self.patch(held, "MAX_HELD", 2)
+        peer = self.client("ack")
+        for number in "ab":
+            peer.chat(number, client_id=number)
+        self.assertEqual((peer.taken, len(self.context.held)), (["a"], 1))
+        self.store_read()
+        peer.chat("b", client_id="b")
+        self.assertEqual((peer.taken, peer.texts), (["a", "b"], ["a", "b"]))
+        self.assertEqual(self.metrics.held_messages_dropped.value, 0)
+
+    def test_phone_without_room(self) -> None:
+        """What a phone says and nobody can hold is counted."""
+        self.patch(held, "MAX_HELD", 2)
+        peer = self.ready()
+        peer.chat("하나", "둘")
+        self.store_read()
+        self.assertEqual(peer.texts, ["하나"])
+        self.assertEqual(self.metrics.held_messages_dropped.value, 1)
+        self.assertEqual(self.device().pending, 0)
+
+    def test_drain(self) -> None:
+        """A drain does not wait for the store."""
+        peer = self.ready()
+        peer.chat("하나")
+        self.drain.begin("shutdown")
+        self.run_for(1.0)
+        self.assertTrue(peer.lost)
+        self.assertEqual((peer.texts, self.metrics.held_messages_dropped.value), ([], 1))
