@@ -85,7 +85,7 @@ class OpeningTests(StoreTestCase):
         database.load_at_start(read, print)
         database.start().addErrback(lambda _: None)
         with capturedLogs() as events:
-            self.clock.pump([0.5] * 240)
+            self.clock.pump([0.5] * 200)
         pauses = [after - before for before, after in pairwise(attempts)]
         self.assertLessEqual(max(pauses), 5.0 + 0.5)
         self.assertEqual(len(events), 1)
@@ -248,6 +248,16 @@ class CallTests(StoreTestCase):
 class FileTests(StoreTestCase):
     """SQLite's file, while it is used."""
 
+    def test_failure_stays(self) -> None:
+        """That the file is there does not say that it takes writes."""
+        self.database = self.make_database(sqlite_address(Path(self.mktemp()).absolute()))
+        self.start()
+        self.break_store()
+        self.failureResultOf(self.database.run_write(_touch), StoreError)
+        self.clock.pump([PROBE_SECONDS] * 3 + [LOOK_SECONDS])
+        self.assertRegex(self.database.health() or "", READ_ONLY)
+        self.stopped()
+
     def test_removed(self) -> None:
         """It shows within a minute, with what to do, until it is there again."""
         path = Path(self.mktemp()).absolute()
@@ -261,10 +271,18 @@ class FileTests(StoreTestCase):
         (error,) = (formatEvent(event) for event in events)
         health = self.database.health() or ""
         self.assertIn(health, error)
-        self.assertIn("was removed while it is used: what is stored is lost when", health)
+        self.assertIn("was removed while it is used: stop the server, restore a copy", health)
         self.assertEqual(len(self.failures), 1)
         away.rename(path)
         self.clock.advance(LOOK_SECONDS)
         self.assertIsNone(self.database.health())
+        self.thread.stuck = True
+        calls = [self.database.run_read(lambda c: None) for _ in range(MAX_WAITING_CALLS + 1)]
+        self.clock.advance(LOOK_SECONDS)  # there is no room to look
+        self.thread.go_on()
+        path.unlink()
+        self.clock.advance(LOOK_SECONDS)
+        self.assertIn("was removed", self.database.health() or "")
+        self.assertEqual(len(calls), MAX_WAITING_CALLS + 1)
         self.stopped()
         self.assertLess(LOOK_SECONDS, 60.0)

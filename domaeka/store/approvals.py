@@ -328,7 +328,7 @@ class ApprovalTable(Generic[_K, _R]):
                 what=self._things,
                 count=len(found.damaged),
                 place=f"{self._table.name}.{self._key_column.name}",
-                reason=found.described,
+                reason=StoreError(found.described),  # a text would be cut
             )
         for record in sorted(found.rows, key=lambda record: record.key):
             self._put(record)

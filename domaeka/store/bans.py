@@ -68,7 +68,7 @@ class StoredBans:
                 what="bans",
                 count=len(found.damaged),
                 place=f"{BANS.name}.{BANS.c.network.name}",
-                reason=found.described,
+                reason=StoreError(found.described),  # a text would be cut
             )
         return found.rows
 

@@ -184,7 +184,7 @@ class Database:
         if self._attempts:
             self._log.info("the store {store} is open", store=self.name)
         if self._file.is_watched:
-            self._look_call = self._reactor.callLater(LOOK_SECONDS, self._look_for_file)
+            self._look_later()
         waiting, self._waiting_for_open = self._waiting_for_open, []
         for waiter in waiting:
             waiter.callback(None)
@@ -363,19 +363,26 @@ class Database:
 
     def _look_for_file(self) -> None:
         self._look_call = None
-        looking = self._executors[_WRITER].submit(self._file.look)
-        looking.addCallbacks(self._looked, expected).addErrback(
+        # The failure of a lane is over once a call there succeeds: it must be one that asks.
+        looking = self.run_read(self._look_in_thread).addCallbacks(self._looked, expected)
+        looking.addErrback(
             lambda failure: self._log.failure("{store}: our own mistake", failure, store=self.name)
         )
+        looking.addCallback(lambda _: self._look_later())
+
+    def _look_in_thread(self, connection: Connection) -> str | None:
+        _look(connection)
+        return self._file.look()
+
+    def _look_later(self) -> None:
+        if self._ended is None:
+            self._look_call = self._reactor.callLater(LOOK_SECONDS, self._look_for_file)
 
     def _looked(self, fault: str | None) -> None:
-        if self._ended is not None:
-            return
-        self._look_call = self._reactor.callLater(LOOK_SECONDS, self._look_for_file)
         before, self._file_fault = self._file_fault, fault
         if fault is not None and before is None:
             self._observe_failure()
-            self._log.error("the store: {error}", error=fault)
+            self._log.error("the store: {error}", error=StoreError(fault))  # a text would be cut
         elif fault is None and before is not None:
             self._log.info("the store {store}: its file is there again", store=self.name)
 

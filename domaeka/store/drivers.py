@@ -148,12 +148,15 @@ class StoreFile:
         """L{None} while it is the one that was opened; else what has happened, and what to do."""
         if self._path is None or self._opened is None:
             return None
-        found = self._identity()
+        try:
+            found = self._identity()
+        except OSError as error:
+            return f"{self._path} cannot be looked at: {error.strerror}"
         if found == self._opened:
             return None
         return (
-            f"{self._path} was {'removed' if found is None else 'replaced'} while it is used: what "
-            "is stored is lost when the server ends; stop it, restore a copy, start it again"
+            f"{self._path} was {'removed' if found is None else 'replaced'} while it is used: stop "
+            "the server, restore a copy, start it again; what is stored meanwhile is lost"
         )
 
     def _identity(self) -> tuple[int, int] | None:
