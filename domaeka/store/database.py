@@ -44,7 +44,7 @@ _SAID_SECONDS: Final = 60.0
 #: Interval of the probes of a store that failed, in seconds.
 PROBE_SECONDS: Final = 10.0
 #: Interval at which SQLite's file is looked for, in seconds.
-LOOK_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 15.0
 #: Longest time that L{Database.stop} waits for calls, in seconds; of a store in trouble.
 STOP_SECONDS: Final = 10.0
 TROUBLED_STOP_SECONDS: Final = 2.0

@@ -44,8 +44,11 @@ class TroubleCase(TestCase):
 
     async def both(self, prove: Callable[[StoreServer], Awaitable[None]]) -> None:
         """Prove something on PostgreSQL and on MariaDB at the same time."""
-        servers = [postgresql(), mariadb()]
-        await gatherResults([Deferred.fromCoroutine(cast(Any, prove(each))) for each in servers])
+        await self.together(prove(postgresql()), prove(mariadb()))
+
+    async def together(self, *steps: Awaitable[None]) -> None:
+        """Do several things at the same time."""
+        await gatherResults([Deferred.fromCoroutine(cast(Any, step)) for step in steps])
 
     def server(self, url: URL | None, *arguments: str) -> ServerProcess:
         """A server; L{None}: on a file of SQLite's in its state directory."""
@@ -106,6 +109,17 @@ class DownTests(TroubleCase):
         self.addCleanup(go_on)
         return servers
 
+    async def live_before(self, server: ServerProcess) -> None:
+        """A server gets to know a phone, an operator blocks another one, and it is stopped."""
+        await server.start()
+        phone = server.phone(KNOWN)
+        await self.online(phone)
+        phone.say("# echo 처음")
+        await phone.expect("처음")
+        self.assertEqual(await self.decide(server, BLOCKED, "blocked"), 200)
+        await phone.stop()
+        await server.stop()
+
     async def test_at_the_start(self) -> None:
         """
         A phone that is known says something before the database is there.  It is answered when that
@@ -113,19 +127,10 @@ class DownTests(TroubleCase):
         """
         servers = self.stopped_by_it()
         running = [self.server(store.database()) for store in servers]
-        for server in running:
-            await server.start()
-            phone = server.phone(KNOWN)
-            await self.online(phone)
-            phone.say("# echo 처음")
-            await phone.expect("처음")
-            self.assertEqual(await self.decide(server, BLOCKED, "blocked"), 200)
-            await phone.stop()
-            await server.stop()
+        await self.together(*(self.live_before(server) for server in running))
         for store in servers:
             store.stop()
-        for server in running:
-            await self.begin(server)
+        await self.together(*(self.begin(server) for server in running))
         phones = [(server.phone(KNOWN), server.phone(BLOCKED)) for server in running]
         for server, pair in zip(running, phones, strict=True):
 
@@ -159,12 +164,11 @@ class DownTests(TroubleCase):
         servers = self.stopped_by_it()
         opened = [self.server(store.database()) for store in servers]
         never = [self.server(store.database()) for store in servers]
-        for server in opened:
-            await server.start()
+        await self.together(*(server.start() for server in opened))
         for store in servers:
             store.stop()
+        await self.together(*(self.begin(server) for server in never))
         for server in never:
-            await self.begin(server)
 
             async def has_tried(server: ServerProcess = server) -> bool:
                 return "cannot open the store" in server.output()
@@ -370,8 +374,7 @@ class DamageTests(TroubleCase):
     async def test_file_is_gone(self) -> None:
         """A file that is removed, or replaced, shows in the health and in the log."""
         servers = [self.server(None) for _ in range(2)]
-        for server in servers:
-            await server.start()
+        await self.together(*(server.start() for server in servers))
         removed, replaced = (server.state / "domaeka.db" for server in servers)
         removed.unlink()
         other = replaced.with_name("other")
