@@ -355,6 +355,10 @@ class Metrics(Collector):
         self.chat_lines_dropped = self._counter(
             "chat_lines_dropped", "Lines of the chat log that found no room, or were refused"
         )
+        self.held_messages_dropped = self._counter(
+            "held_messages_dropped",
+            "Messages that came before the store was read, and found no room to wait",
+        )
         self.reactor_lag = self._histogram(
             "reactor_lag_seconds", "How late the reactor's timers are", _LAG_BOUNDS
         )

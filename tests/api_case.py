@@ -172,6 +172,7 @@ class ApiCase(GatewayCase):
             secrets=lambda: SECRETS,
             forget_chat=self.forget_chat,
             watchers=parts.events.watchers,
+            timer=self.clock,
             wall=self.wall,
         )
         self.site = Site(self.api.routes(), self.clock, self.metrics, lambda: TOKEN, wall=self.wall)

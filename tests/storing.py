@@ -121,6 +121,19 @@ def fill(database: Database) -> None:
     empty.close()
 
 
+def _break_server(broken: bool) -> None:
+    """Have new connections to the server be read-only, or no longer."""
+    assert _SERVER is not None
+    with _SERVER.begin() as connection:
+        if _SERVER.dialect.name == "postgresql":
+            connection.execute(text("SET TRANSACTION READ WRITE"))
+            name = connection.scalar(text("SELECT current_database()"))
+            option = f"default_transaction_read_only = {'on' if broken else 'off'}"
+            connection.execute(text(f"ALTER DATABASE {name} SET {option}"))
+        else:
+            connection.execute(text(f"SET GLOBAL tx_read_only = {int(broken)}"))
+
+
 class StoreTestCase(SynchronousTestCase):
     """Has a database in memory, which is not started yet."""
 
@@ -149,6 +162,7 @@ class StoreTestCase(SynchronousTestCase):
             self.addCleanup(database._close_directly)
             self.addCleanup(database._writes.dispose)
             self.addCleanup(database._reads.dispose)
+            self.addCleanup(database._bulk.dispose)
         return database
 
     def start(self) -> None:
@@ -158,15 +172,23 @@ class StoreTestCase(SynchronousTestCase):
 
     def break_store(self, broken: bool = True) -> None:
         """Have every write fail, as on a disk that became read-only; or no longer."""
-        statement = {
+        database = self.database
+        kind = database._writes.dialect.name
+        session = {
             "sqlite": f"PRAGMA query_only={'ON' if broken else 'OFF'}",
             "postgresql": f"SET default_transaction_read_only={'on' if broken else 'off'}",
             "mysql": f"SET SESSION TRANSACTION READ {'ONLY' if broken else 'WRITE'}",
-        }[self.database._writes.dialect.name]
-        connection = self.database._writes.raw_connection()
-        connection.cursor().execute(statement)
-        connection.commit()
-        connection.close()
+        }[kind]
+        if _SERVER is not None:
+            if broken:
+                self.addCleanup(_break_server, False)
+            _break_server(broken)
+        # The connections that are there already; a server's are given up at the first failure.
+        for engine in {database._writes, database._bulk}:
+            connection = engine.raw_connection()
+            connection.cursor().execute(session)
+            connection.commit()
+            connection.close()
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
         """What is in C{table}."""

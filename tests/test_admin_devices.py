@@ -1,13 +1,17 @@
 """Tests for L{domaeka.web.api.devices}."""
 
+import json
 from datetime import datetime
 from typing import Any
+
+from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.gateway.context import SWEEP_SECONDS
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.web.api.endpoints import PREFIX
+from domaeka.web.api.records import DECISION_SECONDS
 from domaeka.wire import DeliveryReport, Reply, encode_frame
-from tests.api_case import ROOM_ID, TOKEN, ApiCase, path_of, replies
+from tests.api_case import ROOM_ID, TOKEN, ApiCase, Client, path_of, replies
 from tests.gateway_case import KEY
 
 DEVICE = "/devices" + path_of(*KEY)
@@ -80,6 +84,43 @@ class DevicesTests(ApiCase):
         self.break_store()
         status, code, _ = self.refusal("PATCH", DEVICE, {"status": "blocked"})
         self.assertEqual((status, code), (503, "STORE"))
+        self.assertEqual(self.get(DEVICE)["status"], "approved")
+
+    def begin(self, method: str, path: str, value: object) -> Client:
+        """Ask for something, and do not wait for the answer."""
+        client = self.connect_client()
+        head = {"Authorization": f"Bearer {TOKEN}"}
+        client.request(method, PREFIX + path, head, json.dumps(value).encode())
+        self.run_for(0.0)
+        return client
+
+    def test_store_hangs(self) -> None:
+        """An operator is told after 10 s that nobody knows; what was decided is carried out."""
+        self.ready()
+        self.thread.stuck = True
+        client = self.begin("PATCH", DEVICE, {"status": "blocked"})
+        self.clock.advance(DECISION_SECONDS - 0.1)
+        self.assertEqual(client.transport.value(), b"")
+        self.clock.advance(0.1)
+        status, _, body = client.answer()
+        self.assertEqual(status, 503)
+        text = "not known whether it is stored: the store has not answered for 10 s"
+        self.assertEqual(json.loads(body)["error"], {"code": "STORE", "message": text})
+        self.assertEqual(self.get(DEVICE)["status"], "approved")
+        self.thread.go_on()
+        self.assertEqual(self.get(DEVICE)["status"], "blocked")
+
+    def test_store_hangs_and_fails(self) -> None:
+        """What is not stored after all, when nobody waits any more, is in the log."""
+        self.ready()
+        self.thread.stuck = True
+        self.begin("PATCH", DEVICE, {"status": "blocked"})
+        self.clock.advance(DECISION_SECONDS)
+        self.break_store()
+        with capturedLogs() as events:
+            self.thread.go_on()
+        said = [formatEvent(event) for event in events]
+        self.assertTrue(any("a decision that was late is not stored" in line for line in said))
         self.assertEqual(self.get(DEVICE)["status"], "approved")
 
     def test_last_seen(self) -> None:

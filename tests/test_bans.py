@@ -1,8 +1,10 @@
 """Tests for L{domaeka.store.bans}."""
 
+from twisted.logger import capturedLogs, formatEvent
+
 from domaeka.errors import StoreError
 from domaeka.policies.limits import Ban
-from domaeka.store.bans import StoredBans
+from domaeka.store.bans import BANS, StoredBans
 from tests.storing import StoreTestCase
 
 ADDRESS = Ban("203.0.113.7/32", "wrong signatures", 10.0, 3610.0, 2, "sweep", "가게봇", "a1b2")
@@ -47,6 +49,18 @@ class StoredBansTests(StoreTestCase):
         self.successResultOf(self.bans.put(many))
         self.assertEqual(len(self.successResultOf(self.bans.load())), 2002)
         self.assertEqual(len(self.write_times), 2)
+
+    def test_damaged_row(self) -> None:
+        """A ban that cannot be read keeps none of the others from being in force."""
+        broken = Ban("198.51.100.1/32", "flood", 1.0, None)
+        self.successResultOf(self.bans.put([broken]))
+        damage = BANS.update().values(network="?").where(BANS.c.network == broken.network)
+        self.successResultOf(self.database.run_write(lambda c: c.execute(damage) and None))
+        with capturedLogs() as events:
+            self.assertEqual(self.successResultOf(self.bans.load()), [NETWORK, ADDRESS])
+        (warning,) = (formatEvent(event) for event in events)
+        self.assertIn("bans: 1 rows of the store are damaged", warning)
+        self.assertIn("domaeka_bans.network = '?' ('?' does not appear to be", warning)
 
     def test_failure_is_told(self) -> None:
         """A ban that could not be stored is known not to be."""

@@ -1,15 +1,25 @@
 """Tests for L{domaeka.store.columns}."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.errors import StoreError
 from domaeka.store.bans import BANS
-from domaeka.store.columns import key_hash, storable, upsert, write_each
+from domaeka.store.columns import (
+    Read,
+    key_hash,
+    read_rows,
+    seconds_in,
+    storable,
+    text_in,
+    upsert,
+    write_each,
+)
 from tests.storing import READ_ONLY, StoreTestCase
 
 #: Any text that Python can hold, lone surrogates included.
@@ -53,21 +63,69 @@ class UpsertTests(StoreTestCase):
         found = {row["network"]: (row["reason"], row["times"]) for row in self.rows(BANS)}
         self.assertEqual(found, {"a": ("second", 1), "b": ("second", 2)})
 
-    def test_another_server_may_be_faster(self) -> None:
-        """A row that appears between the look and the insert is changed like any other."""
+
+class ReadRowsTests(StoreTestCase):
+    """Tests for L{read_rows}."""
+
+    def setUp(self) -> None:
+        super().setUp()
         self.start()
-        rows = [self.row("a", "mine", 1), self.row("b", "mine", 1)]
 
-        def write(connection: Connection) -> None:
-            @event.listens_for(connection, "savepoint", once=True)
-            def appear(*args: object) -> None:
-                connection.execute(BANS.insert(), [self.row("b", "theirs", 1)])
+    def read(self, count: int, from_row: Any, damaged: Sequence[str] = ()) -> Read[Any]:
+        """
+        Read so many bans, each with its number as the reason.
 
-            upsert(connection, BANS, rows)
+        @param damaged: networks whose rows the driver cannot give.
+        """
+        rows = [
+            {"network": f"{n:05}", "reason": str(n), "made_at": n, "times": 1, "made_by": ""}
+            for n in range(count)
+        ]
+        self.successResultOf(self.database.run_write(upsert, BANS, rows))
 
-        self.successResultOf(self.database.run_write(write))
-        found = {row["network"]: row["reason"] for row in self.rows(BANS)}
-        self.assertEqual(found, {"a": "mine", "b": "mine"})
+        def read(connection: Connection) -> Read[Any]:
+            for network in damaged:
+                connection.exec_driver_sql(
+                    f"UPDATE domaeka_bans SET reason = CAST(x'ff' AS TEXT) "
+                    f"WHERE network = '{network}'"
+                )
+            return read_rows(connection, BANS, [BANS.c.made_at.desc()], 9000, from_row)
+
+        return self.successResultOf(self.database.run_write(read))
+
+    def test_in_order(self) -> None:
+        """Rows come in the order that was asked for."""
+        self.assertEqual(self.read(3, lambda row: row.reason), Read(["2", "1", "0"], [], ""))
+
+    def test_what_cannot_be_understood(self) -> None:
+        """A row of which nothing can be made is left out, and named with the reason."""
+        found = self.read(5, lambda row: int("?" if row.made_at == 2 else row.reason))
+        self.assertEqual((len(found.rows), found.damaged), (4, ["00002"]))
+        self.assertIn("invalid literal", found.reason)
+
+    def test_what_cannot_be_read(self) -> None:
+        """Rows that the driver cannot give are left out likewise, however many are around them."""
+        self.database = self.make_database("sqlite://")  # a server stores no such text
+        self.start()
+        damaged = ["00000", "00700", "01233"]
+        found = self.read(1234, lambda row: row.made_at, damaged)
+        self.assertEqual(found.rows, [n for n in range(1233, -1, -1) if f"{n:05}" not in damaged])
+        self.assertEqual(sorted(found.damaged), damaged)
+        self.assertIn("Could not decode to UTF-8", found.described)
+
+    def test_described(self) -> None:
+        """A few are named, and the others counted."""
+        found: Read[int] = Read([], list("abcde"), "why")
+        self.assertEqual(found.described, "'a', 'b', 'c' and 2 more (why)")
+        self.assertEqual(Read([], ["a"], "why").described, "'a' (why)")
+
+    def test_types(self) -> None:
+        """A text is one, and a time a whole number of milliseconds."""
+        self.assertEqual((text_in("a"), seconds_in(1500), seconds_in(None)), ("a", 1.5, None))
+        for no_text in (b"a", None, 1):
+            self.assertRaises(TypeError, text_in, no_text)
+        for no_time in ("1", 1.5, b""):
+            self.assertRaises(TypeError, seconds_in, no_time)
 
 
 class WriteEachTests(StoreTestCase):

@@ -1,17 +1,23 @@
 """Tests for L{domaeka.store.database}."""
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DatabaseError, OperationalError
+from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.errors import StoreError
 from domaeka.store.database import (
+    LOOK_SECONDS,
     PROBE_SECONDS,
     SLOW_CALL_SECONDS,
     STOP_SECONDS,
+    TROUBLED_STOP_SECONDS,
     Database,
 )
+from domaeka.store.drivers import sqlite_address
 from domaeka.store.revisions import VERSION, touch
 from domaeka.store.threads import MAX_WAITING_CALLS, StoreClosed
 from tests.storing import READ_ONLY, StoreTestCase
@@ -65,6 +71,25 @@ class OpeningTests(StoreTestCase):
         self.successResultOf(opened)
         self.assertEqual(attempts, [0.0, 1.0, 3.0, 7.0])
         self.assertEqual(len(self.failures), 3)
+
+    def test_pauses_are_short(self) -> None:
+        """A database server that is down is tried at most 5 s later, and told of once a minute."""
+        database = Database("sqlite://", self.clock, make_worker=lambda name, reactor: self.thread)
+        attempts: list[float] = []
+
+        def read(connection: Connection) -> None:
+            attempts.append(self.clock.seconds())
+            fails("database is locked")()
+
+        database.load_at_start(read, print)
+        database.start().addErrback(lambda _: None)
+        with capturedLogs() as events:
+            self.clock.pump([0.5] * 200)
+        pauses = [after - before for before, after in pairwise(attempts)]
+        self.assertLessEqual(max(pauses), 5.0 + 0.5)
+        self.assertEqual(len(events), 1)
+        database.stop()
+        self.clock.advance(TROUBLED_STOP_SECONDS)
 
     def test_gives_up_where_trying_is_useless(self) -> None:
         """A file that is no database stops the start with one line."""
@@ -141,9 +166,9 @@ class CallTests(StoreTestCase):
         """A call that does not return shows in the health, and is over when it does."""
         self.thread.stuck = True
         result = self.database.run_write(lambda c: "done")
-        self.clock.advance(1.1)
-        self.assertEqual((self.database.answers, self.database.health()), (False, None))
-        self.clock.advance(SLOW_CALL_SECONDS - 0.1)
+        self.clock.advance(SLOW_CALL_SECONDS)
+        self.assertIsNone(self.database.health())
+        self.clock.advance(1.0)
         self.assertEqual(self.database.health(), "the store has not answered for 6 s")
         self.thread.go_on()
         self.assertEqual(self.successResultOf(result), "done")
@@ -182,6 +207,29 @@ class CallTests(StoreTestCase):
         self.successResultOf(stopping)
         self.assertTrue(self.thread.closed)
 
+    def test_stop_in_trouble(self) -> None:
+        """A store that is in trouble anyway is waited for a short time only."""
+        self.break_store()
+        self.failureResultOf(self.database.run_write(touch), StoreError)
+        self.thread.stuck = True
+        self.database.run_write(lambda c: None).addErrback(lambda _: None)
+        stopping = self.database.stop()
+        self.clock.advance(TROUBLED_STOP_SECONDS)
+        self.successResultOf(stopping)
+
+    def test_bulk(self) -> None:
+        """What may wait is written in order, and measured, like all else."""
+        seen: list[int] = []
+        for number in range(3):
+            write = self.database.run_bulk(lambda c, n: seen.append(n), number)
+            self.successResultOf(write)
+        self.assertEqual((seen, len(self.write_times)), ([0, 1, 2], 3))
+        self.failureResultOf(self.database.run_bulk(fails("disk is full")), StoreError)
+        self.assertEqual(self.database.health(), "the store failed: disk is full")
+        self.clock.advance(PROBE_SECONDS)
+        self.assertIsNone(self.database.health())
+        self.stopped()
+
     def test_stop_does_not_wait_for_ever(self) -> None:
         """A store that hangs is left behind, and what waited for it is told."""
         self.thread.stuck = True
@@ -194,3 +242,46 @@ class CallTests(StoreTestCase):
         # Threads that hang are not ended; that of C{run_direct}, where there is one, is idle.
         self.assertEqual(self.thread.closed, not self.database._in_memory)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class FileTests(StoreTestCase):
+    """SQLite's file, while it is used."""
+
+    def test_failure_stays(self) -> None:
+        """That the file is there does not say that it takes writes."""
+        self.database = self.make_database(sqlite_address(Path(self.mktemp()).absolute()))
+        self.start()
+        self.break_store()
+        self.failureResultOf(self.database.run_write(touch), StoreError)
+        self.clock.pump([PROBE_SECONDS] * 3 + [LOOK_SECONDS])
+        self.assertRegex(self.database.health() or "", READ_ONLY)
+        self.stopped()
+
+    def test_removed(self) -> None:
+        """It shows within a minute, with what to do, until it is there again."""
+        path = Path(self.mktemp()).absolute()
+        self.database = self.make_database(sqlite_address(path))
+        self.start()
+        self.clock.advance(LOOK_SECONDS)
+        self.assertIsNone(self.database.health())
+        away = path.rename(path.with_suffix(".away"))
+        with capturedLogs() as events:
+            self.clock.pump([LOOK_SECONDS] * 3)
+        (error,) = (formatEvent(event) for event in events)
+        health = self.database.health() or ""
+        self.assertIn(health, error)
+        self.assertIn("was removed while it is used: stop the server, restore a copy", health)
+        self.assertEqual(len(self.failures), 1)
+        away.rename(path)
+        self.clock.advance(LOOK_SECONDS)
+        self.assertIsNone(self.database.health())
+        self.thread.stuck = True
+        calls = [self.database.run_read(lambda c: None) for _ in range(MAX_WAITING_CALLS + 1)]
+        self.clock.advance(LOOK_SECONDS)  # there is no room to look
+        self.thread.go_on()
+        path.unlink()
+        self.clock.advance(LOOK_SECONDS)
+        self.assertIn("was removed", self.database.health() or "")
+        self.assertEqual(len(calls), MAX_WAITING_CALLS + 1)
+        self.stopped()
+        self.assertLess(LOOK_SECONDS, 60.0)

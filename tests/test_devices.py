@@ -1,6 +1,7 @@
 """Tests for L{domaeka.store.devices}."""
 
 import msgspec
+from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
@@ -9,8 +10,8 @@ from domaeka.policies.last_seen import EXPECTED_SECONDS
 from domaeka.policies.limits import address_key
 from domaeka.store import approvals
 from domaeka.store.background import RETRY_SECONDS
+from domaeka.store.columns import key_hash
 from domaeka.store.devices import (
-    DECIDE_SECONDS,
     DEVICES,
     HEARD_SECONDS,
     MAX_PENDING,
@@ -106,12 +107,12 @@ class EnterTests(DevicesTestCase):
     """Tests for L{StoredDevices.enter}."""
 
     def test_nobody_is_approved_before_the_store_has_spoken(self) -> None:
-        """What comes before the store is read is decided, and told, once it is."""
+        """Until the store is read nobody is approved, and nobody entered."""
         self.assertIsNone(self.devices.enter(PHONE, FACTS))
         self.assertIsNone(self.devices.approval(PHONE))
         self.start()
-        self.assertIs(self.devices.approval(PHONE), Approval.APPROVED)
-        self.assertEqual(self.told, [(PHONE, Approval.APPROVED)])
+        self.assertIsNone(self.devices.approval(PHONE))
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.APPROVED)
 
     def test_signature_approves_at_once(self) -> None:
         """A new device is approved at its first signature, and is after a restart."""
@@ -155,19 +156,58 @@ class EnterTests(DevicesTestCase):
             self.clock.advance(WRITE_SECONDS)
             self.assertIs(self.again().enter(key, FACTS), approval)
 
-    def test_new_devices_wait_for_a_store_in_trouble(self) -> None:
-        """While the store fails, who is known goes on and who is not is not approved."""
+    def test_store_in_trouble(self) -> None:
+        """While the store fails new devices are approved at once, and refused ones are not."""
+        self.start()
+        self.decide(PHONE, Approval.BLOCKED)
+        self.break_store()
+        stranger = DeviceKey("bot", "new")
+        self.assertIs(self.devices.enter(stranger, FACTS), Approval.APPROVED)
+        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.BLOCKED)
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store(False)
+        self.clock.advance(RETRY_SECONDS)
+        again = self.again()
+        self.assertEqual(
+            (again.approval(stranger), again.approval(PHONE)),
+            (Approval.APPROVED, Approval.BLOCKED),
+        )
+
+    def damage(self, **values: object) -> None:
+        """Have the row of L{PHONE} hold something else than we write."""
+        damage = DEVICES.update().values(**values).where(DEVICES.c.device_id == PHONE.device_id)
+        self.successResultOf(self.database.run_write(lambda c: c.execute(damage) and None))
+
+    def test_damaged_row(self) -> None:
+        """A row that cannot be read is told of once, and its device waits for an operator."""
+        self.start()
+        other = DeviceKey("봇", "a2")
+        for key in (PHONE, other):
+            self.devices.enter(key, FACTS)
+        self.clock.advance(WRITE_SECONDS)
+        self.damage(approval="blokced")
+        with capturedLogs() as events:
+            again = self.again()
+        (warning,) = (formatEvent(event) for event in events)
+        self.assertIn("devices: 1 rows of the store are damaged", warning)
+        self.assertIn(f"domaeka_devices.device_key = {key_hash(*PHONE)!r}", warning)
+        self.assertIn("'blokced' is not a valid Approval", warning)
+        self.assertIs(again.enter(other, FACTS), Approval.APPROVED)
+        for ask in (lambda: again.enter(PHONE, FACTS), lambda: again.approval(PHONE)):
+            self.assertIs(ask(), Approval.PENDING)
+        self.assertIsNone(again.record(PHONE))
+
+    def test_damaged_row_is_mended(self) -> None:
+        """An operator's decision makes the row whole; so does forgetting the device then."""
         self.start()
         self.devices.enter(PHONE, FACTS)
         self.clock.advance(WRITE_SECONDS)
-        self.break_store()
-        self.failureResultOf(self.devices.set_approval(PHONE, Approval.APPROVED), StoreError)
-        stranger = DeviceKey("bot", "new")
-        self.assertIsNone(self.devices.enter(stranger, FACTS))
-        self.assertIs(self.devices.enter(PHONE, FACTS), Approval.APPROVED)
-        self.break_store(False)
-        self.clock.pump([DECIDE_SECONDS] * 11)
-        self.assertEqual(self.told, [(stranger, Approval.APPROVED)])
+        self.damage(approval="?", bot_name="other")
+        again = self.again()
+        self.successResultOf(again.set_approval(PHONE, Approval.DENIED))
+        self.assertIs(self.again().approval(PHONE), Approval.DENIED)
+        self.successResultOf(again.forget(PHONE))
+        self.assertIs(again.enter(PHONE, FACTS), Approval.APPROVED)
 
     def test_names_that_look_alike_are_two(self) -> None:
         """Case and blanks tell devices apart, in the store too."""

@@ -1,13 +1,22 @@
 """Tests for L{domaeka.store.drivers}."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka.store.drivers import reason_of, sqlite_address, sqlite_file
+from domaeka.store.drivers import (
+    StoreFile,
+    _is_read_only,
+    reason_of,
+    sqlite_address,
+    sqlite_file,
+)
 from tests.storing import StoreTestCase
 
 
@@ -24,6 +33,56 @@ class WordsTests(StoreTestCase):
         error = OperationalError("INSERT", {"text": "secret"}, Exception("x" * 999 + "\nmore"))
         self.assertEqual(reason_of(error), "x" * 200)
         self.assertEqual(reason_of(OSError()), "OSError")
+
+    def test_malformed(self) -> None:
+        """Of a file of SQLite's that is damaged the line says what to do."""
+        path = Path(self.mktemp())
+        path.write_bytes(b"SQLite format 3\0" + b"\xee" * 4080)
+        with closing(sqlite3.connect(path)) as connection:
+            error = self.assertRaises(
+                sqlite3.DatabaseError, connection.execute, "SELECT * FROM sqlite_master"
+            )
+        corrupt = sqlite3.DatabaseError("database disk image is malformed")
+        corrupt.sqlite_errorcode = sqlite3.SQLITE_CORRUPT | 1 << 8
+        for each in (corrupt, DatabaseError("SELECT", {}, corrupt)):
+            self.assertIn("malformed: stop the server; domaeka db check", reason_of(each))
+        self.assertNotIn("stop the server", reason_of(error))  # it is no database at all
+
+    def test_read_only(self) -> None:
+        """A server's word that nothing can be written is known by its number."""
+        for words in (("a", 1792), (1290, "the --read-only option"), (1836, "running in")):
+            self.assertEqual(_is_read_only(Exception(*words)), words[0] != "a")
+        refused = Exception("cannot execute UPDATE in a read-only transaction")
+        self.assertFalse(_is_read_only(refused))
+        cast(Any, refused).sqlstate = "25006"
+        self.assertTrue(_is_read_only(refused))
+
+
+class StoreFileTests(SynchronousTestCase):
+    """Tests for L{StoreFile}."""
+
+    def test_removed_or_replaced(self) -> None:
+        """A file is another one even where it has the same name and content."""
+        path = Path(self.mktemp())
+        path.touch()
+        kept = path.open()
+        self.addCleanup(kept.close)
+        file = StoreFile(path)
+        self.assertFalse(file.is_watched)
+        file.opened()
+        self.assertEqual((file.is_watched, file.look()), (True, None))
+        path.rename(path.with_suffix(".away"))
+        self.assertIn(f"{path} was removed while it is used", file.look() or "")
+        path.touch()
+        self.assertIn(f"{path} was replaced while it is used", file.look() or "")
+        path.with_suffix(".away").rename(path)
+        self.assertIsNone(file.look())
+
+    def test_none(self) -> None:
+        """Where there is no file, none is missed."""
+        file = StoreFile(None)
+        file.opened()
+        self.assertEqual((file.is_watched, file.look()), (False, None))
 
 
 class FileTests(SynchronousTestCase):

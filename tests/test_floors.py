@@ -42,7 +42,7 @@ STEPS = {name: step for step, (_, names) in enumerate(HOUSE) for name in names.s
 GATEWAY: tuple[str, ...] = (
     "peer serving",
     "views authentication",
-    "events journal",
+    "events held journal",
     "context",
     "device",
     "joints",

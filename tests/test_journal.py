@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 
 from domaeka.gateway.journal import COMMIT_SECONDS, Journal
 from domaeka.gateway.serving import Step
-from domaeka.interfaces import Approval
+from domaeka.interfaces import Approval, RoomKey
 from domaeka.policies.records import MAX_UNSTORED, Batch, KeptOutbox
 from domaeka.store.database import Database
 from domaeka.store.durable import MESSAGES, OUTBOXES, TAKEN, DurableStore
@@ -85,6 +85,21 @@ class JournalCase(GatewayCase):
 
 class CommitTests(JournalCase):
     """Commits, and what waits for them."""
+
+    def test_held_before_the_store_is_read(self) -> None:
+        """What was held is kept like all else, and is done once it is decided."""
+        self.context.held.begin()
+        peer = self.client("ack")
+        peer.chat("하나", client_id="a")
+        peer.chat("둘", client_id="b", room="other", channel_id="1")
+        self.rooms.known[RoomKey(KEY.bot_name, "1")] = Approval.DENIED
+        self.run_for(1.0)
+        self.assertEqual((peer.taken, peer.texts), (["a", "b"], []))
+        self.directory.decisions.store_read()
+        self.run_for(1.0)
+        self.assertEqual(peer.texts, ["하나"])
+        self.crash()
+        self.assertEqual(self.bots.submitted, [])
 
     def test_nothing_leaves_before(self) -> None:
         """Neither the acknowledgement nor the numbered answer leaves before both are stored."""

@@ -35,12 +35,30 @@ class StoredRoomsTests(StoreTestCase):
         rooms = StoredRooms(self.make_database(), self.clock, wall=self.wall)
         self.assertFalse(rooms.enter(ROOM, PHONE, "방", True))
 
-    def test_new_rooms_wait_for_a_store_in_trouble(self) -> None:
-        """While the store fails, a room that nobody knows is not answered; one that is known is."""
-        self.hear()
+    def test_store_in_trouble(self) -> None:
+        """While the store fails new rooms are answered at once, and those refused are not."""
+        self.successResultOf(self.rooms.set_approval(ROOM, Approval.DENIED))
         self.break_store()
         self.failureResultOf(self.rooms.set_approval(ROOM, Approval.APPROVED), StoreError)
-        self.assertEqual((self.hear(), self.hear(RoomKey("bot", "new"))), (True, False))
+        new = RoomKey("bot", "new")
+        self.assertEqual((self.hear(), self.hear(new)), (False, True))
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store(False)
+        self.clock.advance(RETRY_SECONDS)
+        record = self.again().record(new)
+        self.assertIsNotNone(record)
+
+    def test_damaged_row(self) -> None:
+        """A room whose row cannot be read is not answered until an operator decides on it."""
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        damage = ROOMS.update().values(approval="?")
+        self.successResultOf(self.database.run_write(lambda c: c.execute(damage) and None))
+        rooms = self.again()
+        self.assertFalse(rooms.enter(ROOM, PHONE, "방", True))
+        self.assertTrue(rooms.enter(RoomKey("bot", "new"), PHONE, "방", True))
+        self.successResultOf(rooms.set_approval(ROOM, Approval.APPROVED))
+        self.assertTrue(rooms.enter(ROOM, PHONE, "방", True))
 
     def test_automatic_rooms_are_answered(self) -> None:
         """A new room is answered at once and remembered."""

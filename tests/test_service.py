@@ -5,6 +5,7 @@ import signal
 import sys
 from io import StringIO
 from typing import Any
+from urllib.parse import quote
 
 from msgspec.structs import replace
 from twisted.internet.defer import fail
@@ -64,6 +65,52 @@ class StartTests(ServerCase):
             self.server.stop()
             self.assertTrue(self.server.is_over())
         self.assertEqual(self.logged("serves: "), 2)
+
+    def test_chat_before_the_store_is_read(self) -> None:
+        """
+        What phones say before the store has been read is answered once it has, in order; those that
+        an operator has refused are not, and new phones are kept away meanwhile.
+        """
+        self.server.start()
+        known, blocked = self.server.phone(1), self.server.phone(2)
+        path = f"/api/v1/devices/{quote(BOT)}/{blocked.identity.device_id}"
+        self.assertEqual(self.server.ask("PATCH", path, {"status": "blocked"}).status, 200)
+        self.server.stop()
+        self.run_for(5.0)
+        self.server.threads.stuck = True
+        self.server.start()
+        self.run_for(STORE_SECONDS + 70.0)  # phones have been back for some time
+        for phone in (known, blocked):
+            phone.say("# echo 하나")
+        known.say("# echo 둘")
+        self.run_for(60.0)
+        self.assertEqual((known.texts(), blocked.texts()), ([], []))
+        self.assertEqual(self.server.health(), "not ready: the store has not been read yet")
+        self.assertEqual(self.server.ask("GET", "/health").status, 200)
+        self.server.threads.go_on()
+        self.run_for(1.0)
+        known.say("# echo 셋")
+        self.run_for(0.1)
+        self.assertEqual((known.texts(), blocked.texts()), (["하나", "둘", "셋"], []))
+        self.assertEqual(self.server.health(), "ready")
+        new = self.server.phone(3)
+        new.say("# echo 새로")
+        self.run_for(0.1)
+        self.assertEqual(new.texts(), ["새로"])
+
+    def test_phone_that_left_before_the_store_was_read(self) -> None:
+        """Its answer waits for it."""
+        self.server.threads.stuck = True
+        self.server.start()
+        self.run_for(STORE_SECONDS)
+        phone = self.server.phone()
+        phone.say("# echo 하나")
+        self.run_for(0.1)
+        phone.drop()
+        self.run_for(0.1)
+        self.server.threads.go_on()
+        self.run_for(10.0)
+        self.assertEqual(phone.texts(), ["하나"])
 
     def test_what_cannot_be_read_back(self) -> None:
         """What the store does not give back is told, and keeps nobody out."""
@@ -354,6 +401,21 @@ class StopTests(StopCase):
         self.server.stop()
         self.run_for(FLUSH_SECONDS + STOP_SECONDS + 1.0)
         self.assertTrue(self.server.is_over())
+        self.assertEqual((self.exits, self.logged("domaeka ends")), ([], 0))
+
+    def test_while_the_store_is_down(self) -> None:
+        """A stop is quick while the store is not there; chat that waited for it is counted."""
+        self.server.threads.stuck = True
+        self.server.start()
+        self.run_for(STORE_SECONDS)
+        phone = self.server.phone()
+        phone.say("# echo 하나")
+        self.run_for(0.1)
+        self.server.stop()
+        self.run_for(3.0)
+        self.assertTrue(self.server.is_over())
+        self.assertEqual(self.logged("has not been read: 1 messages are not answered"), 1)
+        self.assertEqual(self.server.parts.context.metrics.held_messages_dropped.value, 1)
         self.assertEqual((self.exits, self.logged("domaeka ends")), ([], 0))
 
     def test_store_that_says_no(self) -> None:

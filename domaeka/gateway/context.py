@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from domaeka.config import Settings
 from domaeka.gateway.authentication import Authentication
 from domaeka.gateway.events import Events
+from domaeka.gateway.held import HeldChat
 from domaeka.gateway.journal import Journal
 from domaeka.gateway.serving import Serving
 from domaeka.interfaces import Ban, ChatLog, Devices, Dispatcher, Rooms, Sessions
@@ -29,6 +30,7 @@ class Context:
 
     @ivar steady: a time in which delays of the process do not count; the sweep advances it.
     @ivar budget: the memory that messages to phones share.
+    @ivar held: chat that waits for the store to be read.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Context:
         self.journal = journal
         self.events = Events()
         self.serving = Serving()
+        self.held = HeldChat(metrics.held_messages_dropped.inc)
         self.budget = Budget(settings.queue.total_bytes)
         self._epoch = f"{random.getrandbits(64):016x}"
         self._last_epoch = 0

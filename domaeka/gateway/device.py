@@ -202,6 +202,9 @@ class Device:
 
     def chat_received(self, chat: Chat) -> None:
         """Record an authenticated message, and have it answered."""
+        if self._context.held.holding and chat.text:
+            self._hold(chat)
+            return
         records = self.records
         if records is None or chat.client_id is None:
             if chat.text and self._enter(chat):
@@ -213,15 +216,49 @@ class Device:
         else:
             records.done(taken)
 
+    def has_room(self, chars: int) -> bool:
+        """True if a message of C{chars} characters can be taken: else its client says it again."""
+        held = self._context.held
+        if held.holding and not held.has_room(self.key, chars):
+            return False
+        return self.records is None or not self.records.is_full
+
+    def _hold(self, chat: Chat) -> None:
+        """Keep a message until the store has said whether it may be answered."""
+        self._log_heard(chat)
+        context, key = self._context, self.key
+        origin: Origin = self
+        if self.records is not None and chat.client_id is not None:
+            origin = Answering(self, self.records, self.records.took(chat))
+        self.pending += 1
+        self.pending_chars += len(chat.text)
+
+        def decide(may_be: bool) -> None:
+            room = RoomKey(key.bot_name, chat.room_id)
+            heard = may_be and context.rooms.enter(room, key, chat.room, chat.is_group)
+            if heard and self.approved:
+                context.dispatcher.submit(chat, origin)
+            else:
+                origin.message_done(chat)
+
+        if not context.held.put(key, len(chat.text), decide):
+            origin.message_done(chat)
+
     def _enter(self, chat: Chat) -> bool:
         """Note a message in its room, and in the chat log.  @return: whether it is answered."""
+        context, key = self._context, self.key
+        room = RoomKey(key.bot_name, chat.room_id)
+        heard = context.rooms.enter(room, key, chat.room, chat.is_group)
+        self._log_heard(chat)
+        return heard and self.approved
+
+    def _log_heard(self, chat: Chat) -> None:
+        """Note a message in the chat log."""
         context, key, room_id = self._context, self.key, chat.room_id
-        heard = context.rooms.enter(RoomKey(key.bot_name, room_id), key, chat.room, chat.is_group)
         if context.chat_log is not None:
             contents = chat.sender, chat.user_hash, chat.log_id, chat.text
             place = key.bot_name, key.device_id, room_id, chat.room
             context.chat_log.append(ChatLine(context.wall(), "in", *place, *contents))
-        return heard and self.approved
 
     def _serve(self, chat: Chat, origin: Origin) -> None:
         self.pending += 1

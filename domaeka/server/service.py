@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from domaeka import __version__
 from domaeka.errors import DomaekaError, StoreError
 from domaeka.gateway import ServerState, Step
+from domaeka.gateway.context import Context
 from domaeka.gateway.transport.ports import place_of
 from domaeka.logs import LoggedService
 from domaeka.server.assembly import Parts
@@ -75,7 +76,8 @@ class GatewayService(LoggedService):
         parts.ports.start()
         self._http_port = parts.http.listen(self._site)
         self.log.info("HTTP on {place}", place=place_of(self._http_port))
-        # A database that is down must not keep phones out: known phones are served.
+        # A database that is down must not keep phones out: what they say is held meanwhile.
+        parts.context.held.begin()
         self._opening = self._reactor.callLater(STORE_SECONDS, self._let_in)
         opened = stores.database.start().addErrback(self._store_failed)
         opened.addCallback(self._store_opened).addErrback(parts.fatal.end)
@@ -97,7 +99,12 @@ class GatewayService(LoggedService):
             stores.outboxes.load().addCallback(parts.connections.restore),
             stores.durable.load().addCallback(parts.connections.restore_records),
         )
-        return loaded.addCallback(lambda _: self._let_in())
+        return loaded.addCallback(lambda _: self._store_read())
+
+    def _store_read(self) -> None:
+        """Answer what was said meanwhile, and let phones in."""
+        self._parts.connections.decisions.store_read()
+        self._let_in()
 
     def _let_in(self) -> None:
         """Let phones in: the store is open, or took too long."""
@@ -217,6 +224,11 @@ class GatewayService(LoggedService):
             self.log.failure("our own mistake", failure)
 
 
+def _unread(context: Context) -> str | None:
+    """A check of whether new phones would be answered."""
+    return "the store has not been read yet" if context.held.holding else None
+
+
 def _make_site(parts: Parts, operations: Operations) -> Site:
     """The HTTP site: health pages and admin API."""
     context, stores = parts.context, parts.stores
@@ -233,6 +245,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
             "bots": parts.dispatcher.health,
             "certificate": parts.ports.health,
         },
+        needed={"store": lambda: _unread(context)},
         listening=lambda: parts.ports.listening,
         draining=lambda: context.serving.is_leaving,
         changes=operations.changes,
@@ -252,6 +265,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         secrets=lambda: parts.keys.secrets,
         forget_chat=stores.chat_log.forget_lines,
         watchers=context.events.watchers,
+        timer=parts.reactor,
         wall=context.wall,
     )
 

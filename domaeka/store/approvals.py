@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
-from domaeka.store.columns import PREFIX, key_hash, upsert, write_each
+from domaeka.store.columns import PREFIX, Read, key_hash, read_rows, upsert, write_each
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed, Key, note
 from domaeka.store.threads import Scheduler
@@ -97,6 +97,7 @@ class ApprovalTable(Generic[_K, _R]):
         self._pending = 0  # how many of the records are
         self._of_bot: dict[str, int] = {}  # how many there are of each bot
         self._is_loaded = False  # the records of the store have been read
+        self._damaged: frozenset[str] = frozenset()  # keys of rows that cannot be read
         self._said_full = False
         self._keys: list[_K] = []  # sorted
         self._changed: dict[_K, bool] = {}  # see _Change.promoted
@@ -159,6 +160,10 @@ class ApprovalTable(Generic[_K, _R]):
     def record(self, key: _K) -> _R | None:
         """The record of C{key}, if there is one."""
         return self._records.get(key)
+
+    def _is_damaged(self, key: _K) -> bool:
+        """True if there is a row of C{key} that cannot be read, and no operator has decided."""
+        return bool(self._damaged) and key_hash(*key) in self._damaged
 
     def page(self, after: _K | None, limit: int, approval: Approval | None = None) -> list[_R]:
         """
@@ -263,12 +268,17 @@ class ApprovalTable(Generic[_K, _R]):
             self._notify(key, approval)
 
         record = copy(self._records.get(key, unheard))
-        return self._database.run_write(self._store_decision, record, approval).addCallback(decided)
+        storing = self._database.run_write(
+            self._store_decision, record, approval, self._is_damaged(key)
+        )
+        return storing.addCallback(decided)
 
-    def _store_decision(self, connection: Connection, record: _R, approval: Approval) -> None:
+    def _store_decision(
+        self, connection: Connection, record: _R, approval: Approval, mends: bool
+    ) -> None:
         note(connection, self._node, self._things, [record.key])
         row = self._to_row(record) | {"approval": approval.value}
-        upsert(connection, self._table, [row], fixed=row.keys() - {"approval"})
+        upsert(connection, self._table, [row], () if mends else row.keys() - {"approval"})
         self._store_besides(connection, record.key, approval)
 
     def _force(self, record: _R, approval: Approval) -> None:
@@ -292,7 +302,11 @@ class ApprovalTable(Generic[_K, _R]):
                 self._heard_of(key, promoted)
             return failure
 
-        return self._database.run_write(self._store_forgotten, record).addErrback(failed)
+        def forgotten(_: None) -> None:
+            self._damaged -= {key_hash(*key)}
+
+        forgetting = self._database.run_write(self._store_forgotten, record)
+        return forgetting.addCallbacks(forgotten, failed)
 
     def _remove(self, key: _K) -> _R:
         """Remove the record of C{key}, which there is, from memory.  @return: it."""
@@ -315,15 +329,12 @@ class ApprovalTable(Generic[_K, _R]):
         """Take over what is decided at other servers on the store."""
         decisions.watch(self._things, self._read_again, self._decided_elsewhere)
 
-    def _read_again(self, connection: Connection, keys: Sequence[Key] | None) -> list[_R]:
-        if keys is None:
-            return self._read(connection)
-        hashes = [key_hash(*key) for key in keys]
-        rows = connection.execute(select(self._table).where(self._key_column.in_(hashes)))
-        return [self._from_row(row) for row in rows]
+    def _read_again(self, connection: Connection, keys: Sequence[Key] | None) -> Read[_R]:
+        return self._read(connection, None if keys is None else [key_hash(*key) for key in keys])
 
-    def _decided_elsewhere(self, keys: Sequence[Key] | None, records: list[_R]) -> None:
-        for record in records:
+    def _decided_elsewhere(self, keys: Sequence[Key] | None, found: Read[_R]) -> None:
+        damaged = {str(key) for key in found.damaged}
+        for record in found.rows:
             now = self._records.get(record.key)
             if now is None:
                 if len(self._records) < self._limit or record.approval in REFUSED:
@@ -332,23 +343,31 @@ class ApprovalTable(Generic[_K, _R]):
             elif now.approval is not record.approval:
                 self._force(now, record.approval)
                 self._notify(record.key, record.approval)
-        for key in set(keys or ()) - {record.key for record in records}:
+        for key in set(keys or ()) - {record.key for record in found.rows}:
             forgotten = self._records.get(cast(_K, key))
-            if forgotten is not None:
+            if forgotten is not None and key_hash(*key) not in damaged:
                 self._remove(forgotten.key)
 
     # At the start
 
-    def _read(self, connection: Connection) -> list[_R]:
+    def _read(self, connection: Connection, keys: Sequence[str] | None = None) -> Read[_R]:
         # Refusals first: an operator's must be known, whatever else finds no room.
         approved_last = case((self._table.c.approval == Approval.APPROVED.value, 1), else_=0)
-        rows = connection.execute(
-            select(self._table).order_by(approved_last, self._newest.desc()).limit(self._limit)
-        )
-        return [self._from_row(row) for row in rows]
+        order = (approved_last, self._newest.desc())
+        return read_rows(connection, self._table, order, self._limit, self._from_row, keys)
 
-    def _load(self, records: list[_R]) -> None:
-        for record in sorted(records, key=lambda record: record.key):
+    def _load(self, found: Read[_R]) -> None:
+        self._damaged = frozenset(str(key) for key in found.damaged)
+        if found.damaged:
+            self._log.warn(
+                "{what}: {count} rows of the store are damaged, and are skipped: {place} = "
+                "{reason}; what they are of is not served until an operator decides on it",
+                what=self._things,
+                count=len(found.damaged),
+                place=f"{self._table.name}.{self._key_column.name}",
+                reason=StoreError(found.described),  # a text would be cut
+            )
+        for record in sorted(found.rows, key=lambda record: record.key):
             self._put(record)
         self._is_loaded = True
         self._loaded()

@@ -39,6 +39,7 @@ class BackgroundWriter(Generic[_B, _R]):
         write: Callable[[Connection, _B], _R],
         written: Callable[[_B, _R], None],
         failed: Callable[[_B], None] = lambda batch: None,
+        bulk: bool = False,
     ) -> None:
         """
         @param what: the name of the data, for the log.
@@ -47,8 +48,9 @@ class BackgroundWriter(Generic[_B, _R]):
         @param write: stores a batch; called in the writing thread.
         @param written: called when a batch is in the store.
         @param failed: called when it is not: C{take} should offer it again.
+        @param bulk: whether it is written by L{Database.run_bulk}.
         """
-        self._database = database
+        self._run = database.run_bulk if bulk else database.run_write
         self._reactor = reactor
         self._what = what
         self._delay = delay
@@ -82,7 +84,7 @@ class BackgroundWriter(Generic[_B, _R]):
             self._finish()
             return
         self._writing = True
-        writing = self._database.run_write(self._write, batch)
+        writing = self._run(self._write, batch)
         writing.addCallbacks(self._stored, self._lost, callbackArgs=(batch,), errbackArgs=(batch,))
         writing.addErrback(
             lambda failure: self._log.failure("{what}: our own mistake", failure, what=self._what)

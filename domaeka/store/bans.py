@@ -1,9 +1,10 @@
 """Bans in the store, so that a restart lifts none."""
 
 from collections.abc import Callable, Sequence
+from ipaddress import ip_network
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Integer, Row, String, select
+from sqlalchemy import Column, Connection, Integer, Row, String
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -16,9 +17,13 @@ from domaeka.store.columns import (
     TIME,
     TITLE,
     TITLE_CHARS,
+    Read,
     milliseconds,
+    read_rows,
+    seconds_in,
     storable,
     table,
+    text_in,
     upsert,
     write_each,
 )
@@ -57,7 +62,19 @@ class StoredBans:
 
     def load(self) -> "Deferred[list[Ban]]":
         """All stored bans, those that end last first; also those that are over."""
-        return self._database.run_read(_read)
+        return self._database.run_read(_read).addCallback(self._loaded)
+
+    def _loaded(self, found: Read[Ban]) -> list[Ban]:
+        if found.damaged:
+            self._log.warn(
+                "{what}: {count} rows of the store are damaged, and are skipped: {place} = "
+                "{reason}",
+                what="bans",
+                count=len(found.damaged),
+                place=f"{BANS.name}.{BANS.c.network.name}",
+                reason=StoreError(found.described),  # a text would be cut
+            )
+        return found.rows
 
     def put(self, bans: Sequence[Ban], lifted: Sequence[Ban] = ()) -> "Deferred[None]":
         """
@@ -92,10 +109,11 @@ class StoredBans:
         @param lifted: called with the network of each that is there no more.
         """
 
-        def decided(keys: Sequence[Key] | None, bans: list[Ban]) -> None:
-            for network in {network for _, network in keys or ()} - {ban.network for ban in bans}:
+        def decided(keys: Sequence[Key] | None, found: Read[Ban]) -> None:
+            there = {ban.network for ban in found.rows}
+            for network in {network for _, network in keys or ()} - there:
                 lifted(network)
-            for ban in bans:
+            for ban in found.rows:
                 made(ban)
 
         decisions.watch(_KIND, _read, decided)
@@ -115,25 +133,27 @@ class StoredBans:
         note(connection, self._node, _KIND, [("", network) for network in networks])
 
 
-def _read(connection: Connection, keys: Sequence[Key] | None = None) -> list[Ban]:
+def _read(connection: Connection, keys: Sequence[Key] | None = None) -> Read[Ban]:
     # None never ends; NULL sorts first in some databases, and last in others.
-    wanted = select(BANS).order_by(BANS.c.expires.is_not(None), BANS.c.expires.desc())
-    if keys is not None:
-        wanted = wanted.where(BANS.c.network.in_([network for _, network in keys]))
-    rows = connection.execute(wanted.limit(MAX_BANS))
-    return [_from_row(row) for row in rows]
+    order = (BANS.c.expires.is_not(None), BANS.c.expires.desc())
+    networks = None if keys is None else [network for _, network in keys]
+    return read_rows(connection, BANS, order, MAX_BANS, _from_row, networks)
 
 
 def _from_row(row: Row[Any]) -> Ban:
+    made_at = seconds_in(row.made_at)
+    if made_at is None or not isinstance(row.times, int):
+        raise TypeError("a number is missing")
+    ip_network(text_in(row.network))  # raises where it is none
     return Ban(
         row.network,
-        row.reason,
-        row.made_at / 1000,
-        None if row.expires is None else row.expires / 1000,
+        text_in(row.reason),
+        made_at,
+        seconds_in(row.expires),
         row.times,
-        row.made_by,
-        row.claimed_bot,
-        row.claimed_device,
+        text_in(row.made_by),
+        text_in(row.claimed_bot),
+        text_in(row.claimed_device),
     )
 
 

@@ -146,6 +146,7 @@ class StoredChatLog:
             take=self._take,
             write=partial(_write, self._node_key),
             written=self._written,
+            bulk=True,
         )
 
     def start(self) -> None:
@@ -269,17 +270,17 @@ class StoredChatLog:
         if room_id is not None:
             wanted.append(CHAT_LINES.c.room_id == storable(room_id, TITLE_CHARS))
         # Behind the batch that is being written.
-        first, last = yield self._database.run_write(_bounds)
+        first, last = yield self._database.run_bulk(_bounds)
         for start in range(first, last + 1, _SEARCHED_IDS):
             stop = min(start + _SEARCHED_IDS, last + 1)
-            yield self._database.run_write(_remove, start, stop, wanted)
+            yield self._database.run_bulk(_remove, start, stop, wanted)
 
     # Old lines
 
     def _forget(self) -> None:
         self._forget_call = None
         before = self._wall() - self.days * _DAY_SECONDS
-        self._database.run_write(_forget, milliseconds(before)).addCallbacks(
+        self._database.run_bulk(_forget, milliseconds(before)).addCallbacks(
             self._forgot, self._not_forgot
         )
 

@@ -7,23 +7,26 @@ the key of a row is L{key_hash}.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Integer,
     MetaData,
+    Row,
+    Select,
     String,
     Table,
     Text,
-    bindparam,
     select,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import (
     DataError,
@@ -67,6 +70,13 @@ LONG_TEXT: Final = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 _ROW_CODES: Final = frozenset({1118, 1300, 1366, 1977, 3988})
 #: PostgreSQL's class of errors for rows and values beyond its limits.  Source: its appendix A.
 _ROW_SQLSTATE: Final = "54"
+
+#: Most rows that are read together where one of them is damaged.
+_READ_TOGETHER: Final = 500
+#: Most damaged rows that are named, and most characters of the name of one, and of the reason.
+_NAMED_KEYS: Final = 3
+_NAMED_CHARS: Final = 80
+_REASON_CHARS: Final = 200
 
 _T = TypeVar("_T")
 
@@ -114,34 +124,117 @@ def upsert(
 
     @param table: its primary key is one column.
     @param rows: all with the same columns, each key once.
-    @param fixed: columns that only a new row gets.
+    @param fixed: columns that only a new row gets; not all of them.
     """
     (key,) = table.primary_key.columns
     # Always in one order: two servers that want the same rows never wait for each other.
-    ordered = sorted(rows, key=lambda row: str(row[key.name]))
-    known = set(connection.scalars(select(key).where(key.in_([row[key.name] for row in ordered]))))
+    ordered = sorted((dict(row) for row in rows), key=lambda row: str(row[key.name]))
     changing = [name for name in ordered[0] if name != key.name and name not in fixed]
-    update = (
-        table.update()
-        .where(key == bindparam("row_key"))
-        .values({name: bindparam("new_" + name) for name in changing})
-    )
-
-    def change(row: Mapping[str, object]) -> dict[str, object]:
-        return {"row_key": row[key.name]} | {"new_" + name: row[name] for name in changing}
-
-    if known:
-        connection.execute(update, [change(row) for row in ordered if row[key.name] in known])
-    new = [dict(row) for row in ordered if row[key.name] not in known]
-    if not new:
+    kind = connection.dialect.name
+    if kind in ("mysql", "mariadb"):
+        insert = mysql.insert(table)
+        values = {name: insert.inserted[name] for name in changing}
+        connection.execute(insert.on_duplicate_key_update(values), ordered)
         return
-    try:
-        with connection.begin_nested():
-            connection.execute(table.insert(), new)
-    except IntegrityError:  # another server was faster with some of them
-        for row in new:
-            if not connection.execute(update, change(row)).rowcount:
-                connection.execute(table.insert(), row)
+    # The two classes are alike, and not related.
+    new = (postgresql if kind == "postgresql" else sqlite).insert(table)
+    values = {name: new.excluded[name] for name in changing}
+    connection.execute(new.on_conflict_do_update(index_elements=[key], set_=values), ordered)
+
+
+class Read(NamedTuple, Generic[_T]):
+    """
+    Rows that were read.
+
+    @ivar damaged: the keys of rows that could not be, and C{reason}: of the first.
+    """
+
+    rows: list[_T]
+    damaged: list[str]
+    reason: str
+
+    @property
+    def described(self) -> str:
+        """The damaged ones, in words."""
+        named = ", ".join(repr(key)[:_NAMED_CHARS] for key in self.damaged[:_NAMED_KEYS])
+        more = len(self.damaged) - _NAMED_KEYS
+        return f"{named}{f' and {more} more' if more > 0 else ''} ({self.reason})"
+
+
+def read_rows(
+    connection: Connection,
+    table: Table,
+    order: Sequence[ColumnElement[Any]],
+    limit: int,
+    from_row: Callable[[Row[Any]], _T],
+    keys: Collection[str] | None = None,
+) -> Read[_T]:
+    """
+    Read the rows of a table, but for those that are damaged.
+
+    @param table: its primary key is one column.
+    @param from_row: makes of a row what is returned; raises where there is something else in it
+        than we write.
+    @param keys: only the rows of these keys.
+    @raise Exception: the connection or the database failed.
+    """
+    (key,) = table.primary_key.columns
+    found: dict[object, _T] = {}
+    damaged: list[str] = []
+    reasons: list[str] = []
+
+    def made(rows: Iterable[Row[Any]]) -> None:
+        for row in rows:
+            name = row._mapping[key.name]
+            try:
+                found[name] = from_row(row)
+            except (ValueError, TypeError, OverflowError) as error:
+                damaged.append(str(name))
+                reasons.append(str(error))
+
+    def read(wanted: Select[Any]) -> Exception | None:
+        """Read some.  @return: the error of one of them, whichever it is."""
+        try:
+            with connection.begin_nested():
+                rows = connection.execute(wanted).all()
+        except (SQLAlchemyError, ValueError, TypeError) as error:
+            if not _is_unreadable(error):
+                raise
+            return error
+        made(rows)
+        return None
+
+    wanted = () if keys is None else (key.in_(keys),)
+    if read(select(table).where(*wanted).order_by(*order).limit(limit)) is not None:
+        chosen = select(key).where(*wanted).order_by(*order).limit(limit)
+        there = list(connection.scalars(chosen))
+        waiting = [there]
+        while waiting:
+            some = waiting.pop()
+            error = read(select(table).where(key.in_(some)))
+            if error is not None and len(some) == 1:
+                damaged.append(str(some[0]))
+                reasons.append(str(getattr(error, "orig", error)))
+            elif error is not None:
+                size = min(_READ_TOGETHER, (len(some) + 1) // 2)
+                waiting += [some[start : start + size] for start in range(0, len(some), size)]
+        found = {name: found[name] for name in there if name in found}
+    reason = (reasons[0].splitlines() or [""])[0][:_REASON_CHARS] if reasons else ""
+    return Read(list(found.values()), damaged, reason)
+
+
+def text_in(value: object) -> str:
+    """The text of a column.  @raise TypeError: it is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return value
+
+
+def seconds_in(value: object) -> float | None:
+    """The time of a column, in seconds.  @raise TypeError: it is none."""
+    if value is not None and not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} in place of a time")
+    return None if value is None else value / 1000
 
 
 def write_each(
@@ -200,6 +293,17 @@ def is_refusal(error: Exception, dialect: Dialect) -> bool:
     if isinstance(error, kind):
         return _is_of_row(DBAPIError.instance("", None, error, kind, dialect=dialect))
     return isinstance(error, ValueError | OverflowError)
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """True if an error of reading is the fault of what is in a row."""
+    if not isinstance(error, DBAPIError):
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        # Only errors of the module itself have no code, as that of a text that is not UTF-8.
+        return getattr(error.orig, "sqlite_errorcode", None) is None
+    trouble = isinstance(error, OperationalError | InterfaceError)
+    return not (trouble or error.connection_invalidated)
 
 
 def _is_of_row(error: BaseException) -> bool:

@@ -1,16 +1,17 @@
 """
 The database: its engine, its threads, and its health.
 
-The reactor never waits for it.  One thread writes, one writes what others wait for, and one reads,
-each call in a transaction of its own, from bounded queues.
+The reactor never waits for it.  Threads write what is decided, what others wait for, and what may
+wait; one reads.  Each call is a transaction of its own, from bounded queues.
 """
 
 import sqlite3
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import URL, Connection, PoolProxiedConnection, StaticPool, text
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, StaticPool, text
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.engine.interfaces import DBAPICursor as Cursor
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
 from domaeka.store.columns import is_refusal
-from domaeka.store.drivers import check_encoding, make_engine, reason_of
+from domaeka.store.drivers import StoreFile, check_encoding, make_engine, reason_of, sqlite_file
 from domaeka.store.revisions import migrate, touch
 from domaeka.store.threads import (
     DatabaseFailed,
@@ -35,12 +36,23 @@ from domaeka.store.threads import (
 
 #: Time that a call may run until the health shows it, in seconds.
 SLOW_CALL_SECONDS: Final = 5.0
-#: While a call has run this long, in seconds, no new device is approved.
-LATE_CALL_SECONDS: Final = 1.0
+#: Longest pause between two attempts to open a store that is not there, in seconds: this, and up to
+#: 1 s more at random.
+RETRY_SECONDS: Final = 4.0
+#: Time after which the log says again that it is not there, in seconds.
+_SAID_SECONDS: Final = 60.0
 #: Interval of the probes of a store that failed, in seconds.
 PROBE_SECONDS: Final = 10.0
-#: Longest time that L{Database.stop} waits for calls, in seconds.
+#: Interval at which SQLite's file is looked for, in seconds.
+LOOK_SECONDS: Final = 15.0
+#: Longest time that L{Database.stop} waits for calls, in seconds; of a store in trouble.
 STOP_SECONDS: Final = 10.0
+TROUBLED_STOP_SECONDS: Final = 2.0
+
+#: The places of the threads among all; see L{Database.start}.
+_WRITER: Final = 0
+_BULK: Final = 2
+_READER: Final = -1
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -77,6 +89,9 @@ class Database:
             self._in_memory = isinstance(self._writes.pool, StaticPool)
             self._reads = self._writes if self._in_memory else make_engine(address, writes=False)
             self._direct = self._writes if self._in_memory else make_engine(address, writes=True)
+            # On SQLite writers exclude each other: its calls take turns with those of the writer.
+            self._is_sqlite = address.get_backend_name() == "sqlite"
+            self._bulk = self._writes if self._is_sqlite else make_engine(address, writes=True)
         except ArgumentError:  # its text may hold the password
             raise StoreError("storage.url: not an address that SQLAlchemy knows") from None
         except ImportError as error:
@@ -85,12 +100,12 @@ class Database:
             raise StoreError("storage.url: cannot be used") from None
         #: The address, without its password.
         self.name = address.render_as_string(hide_password=True)
-        self._is_sqlite = address.get_backend_name() == "sqlite"
+        self._file = StoreFile(sqlite_file(address))
         self._reactor = reactor
         self._observe_write = observe_write
         self._observe_failure = observe_failure
         self._make_worker = make_worker
-        self._retry_delay = retry_delay or backoffPolicy()
+        self._retry_delay = retry_delay or backoffPolicy(maxDelay=RETRY_SECONDS)
         self._loads: list[tuple[Callable[[Connection], Any], Callable[[Any], None]]] = []
         self._waiting_for_open: list[Deferred[None]] = []
         self._executors: list[Executor] = []
@@ -99,6 +114,9 @@ class Database:
         self._ended: StoreError | None = None
         self._trouble = "it has not been started"
         self._attempts = 0
+        self._said = ("", -inf)  # the last reason that was logged, and when
+        self._file_fault: str | None = None
+        self._look_call: DelayedCall | None = None
         self._timer: DelayedCall | None = None
 
     # Opening
@@ -114,7 +132,9 @@ class Database:
 
     def start(self) -> "Deferred[None]":
         """Open the database, tables up to date, data loaded.  @return: as of L{when_open}."""
-        lanes = ("writer",) if self._in_memory else ("writer", "direct", "reader")
+        lanes = ["writer"]
+        if not self._in_memory:
+            lanes += ["direct", "reader"] if self._is_sqlite else ["direct", "bulk", "reader"]
         self._executors = [
             Executor(self._make_worker(f"store-{lane}", self._reactor), self._reactor.seconds)
             for lane in lanes
@@ -152,6 +172,7 @@ class Database:
         if not self._in_memory:
             with self._reads.connect():
                 pass  # stays in the pool
+        self._file.opened()
         return results
 
     def _opened(self, results: list[Any]) -> None:
@@ -162,6 +183,8 @@ class Database:
             loaded(result)
         if self._attempts:
             self._log.info("the store {store} is open", store=self.name)
+        if self._file.is_watched:
+            self._look_later()
         waiting, self._waiting_for_open = self._waiting_for_open, []
         for waiter in waiting:
             waiter.callback(None)
@@ -182,19 +205,24 @@ class Database:
             return
         delay = self._retry_delay(self._attempts)
         self._attempts += 1
-        self._log.warn(
-            "cannot open the store {store}, next try in {retry_seconds:.1f} s: {reason}",
-            store=self.name,
-            retry_seconds=delay,
-            reason=self._trouble,
-        )
+        said, said_at = self._said
+        now = self._reactor.seconds()
+        if said != self._trouble or now - said_at >= _SAID_SECONDS:
+            self._said = (self._trouble, now)
+            self._log.warn(
+                "cannot open the store {store}, next try in {retry_seconds:.1f} s: {reason}",
+                store=self.name,
+                retry_seconds=delay,
+                reason=self._trouble,
+            )
         self._timer = self._reactor.callLater(delay, self._attempt)
 
     def _end(self, reason: StoreError) -> None:
         self._ended = reason
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for call in (self._timer, self._look_call):
+            if call is not None:
+                call.cancel()
+        self._timer = self._look_call = None
         waiting, self._waiting_for_open = self._waiting_for_open, []
         for waiter in waiting:
             waiter.errback(reason)
@@ -210,13 +238,23 @@ class Database:
 
         @return: the result of C{f}, once all is stored; L{StoreError} if it could not be.
         """
-        return self._run(0, f, args, kwargs)
+        return self._run(_WRITER, f, args, kwargs)
+
+    def run_bulk(
+        self, f: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> "Deferred[_T]":
+        """
+        Likewise, for tables that may be locked for long, and rows for which nobody waits: on a
+        database server in a thread and over a connection of its own, so that it holds up no call of
+        L{run_write}.
+        """
+        return self._run(_WRITER if self._is_sqlite else _BULK, f, args, kwargs)
 
     def run_read(
         self, f: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> "Deferred[_T]":
         """Likewise, in the reading thread, for functions that only read."""
-        return self._run(-1, f, args, kwargs)
+        return self._run(_READER, f, args, kwargs)
 
     def run_direct(self, f: Callable[[Cursor, Dialect, bool], _T]) -> "Deferred[_T]":
         """
@@ -288,14 +326,17 @@ class Database:
             return fail(self._ended)
         if not self._open:
             return fail(StoreError(f"the store is not open: {self._trouble}"))
-        call = partial(_translated, self._transact, index == 0, f, args, kwargs)
+        engine = {_WRITER: self._writes, _BULK: self._bulk}.get(index, self._reads)
+        call = partial(_translated, self._transact, engine, index != _READER, f, args, kwargs)
         return self._executors[index].submit(call).addErrback(self._failed)
 
-    def _transact(self, writes: bool, f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _transact(
+        self, engine: Engine, writes: bool, f: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         """In a thread."""
         started = self._reactor.seconds()
         try:
-            with (self._writes if writes else self._reads).begin() as connection:
+            with engine.begin() as connection:
                 return f(connection, *args, **kwargs)
         finally:
             if writes:
@@ -311,9 +352,39 @@ class Database:
     def _probe(self) -> None:
         """Try a call again in each thread whose last call failed."""
         self._timer = None
-        for index, f in ((0, touch), (-1, _look)):
+        lanes = [(_WRITER, touch), (_READER, _look)]
+        if not self._is_sqlite:
+            lanes.append((_BULK, touch))
+        for index, f in lanes:
             if self._executors[index].failure is not None:
                 self._run(index, f, (), {}).addErrback(expected)
+
+    # SQLite's file
+
+    def _look_for_file(self) -> None:
+        self._look_call = None
+        # The failure of a lane is over once a call there succeeds: it must be one that asks.
+        looking = self.run_read(self._look_in_thread).addCallbacks(self._looked, expected)
+        looking.addErrback(
+            lambda failure: self._log.failure("{store}: our own mistake", failure, store=self.name)
+        )
+        looking.addCallback(lambda _: self._look_later())
+
+    def _look_in_thread(self, connection: Connection) -> str | None:
+        _look(connection)
+        return self._file.look()
+
+    def _look_later(self) -> None:
+        if self._ended is None:
+            self._look_call = self._reactor.callLater(LOOK_SECONDS, self._look_for_file)
+
+    def _looked(self, fault: str | None) -> None:
+        before, self._file_fault = self._file_fault, fault
+        if fault is not None and before is None:
+            self._observe_failure()
+            self._log.error("the store: {error}", error=StoreError(fault))  # a text would be cut
+        elif fault is None and before is not None:
+            self._log.info("the store {store}: its file is there again", store=self.name)
 
     # Health
 
@@ -328,6 +399,8 @@ class Database:
             return str(self._ended)
         if not self._open:
             return f"the store is not open: {self._trouble}"
+        if self._file_fault is not None:
+            return self._file_fault
         now = self._reactor.seconds()
         for executor in self._executors:
             if executor.failure is not None:
@@ -337,27 +410,24 @@ class Database:
                 return f"the store has not answered for {now - since:.0f} s"
         return None
 
-    @property
-    def answers(self) -> bool:
-        """True while it is well and no call is late; else no new device is to be approved."""
-        since = self._reactor.seconds() - LATE_CALL_SECONDS
-        begun = (executor.running_since for executor in self._executors)
-        late = any(moment is not None and moment < since for moment in begun)
-        return not late and self.health() is None
-
     # The end
 
     def stop(self) -> "Deferred[None]":
         """
-        Take no more calls; finish those that wait, within L{STOP_SECONDS}; close.
+        Take no more calls; finish those that wait, within L{STOP_SECONDS}, of a store in trouble
+        within L{TROUBLED_STOP_SECONDS}; close.
 
         @return: fires when that is done; never fails.
         """
+        well = self.health() is None
         if self._ended is None:
             self._end(StoreClosed("the store was stopped"))
         finished: Deferred[None] = Deferred()
-        deadline = self._reactor.callLater(STOP_SECONDS, self._close, finished)
-        closings = (self._writes.dispose, self._close_directly, self._reads.dispose)
+        seconds = STOP_SECONDS if well else TROUBLED_STOP_SECONDS
+        deadline = self._reactor.callLater(seconds, self._close, finished)
+        closings = [self._writes.dispose, self._close_directly, self._reads.dispose]
+        if not self._is_sqlite:
+            closings.insert(_BULK, self._bulk.dispose)
         open_ones = list(zip(self._executors, closings, strict=False))
 
         def close_next(_: object) -> None:

@@ -2,7 +2,7 @@
 The devices that may use the server.
 
 All but an operator's decision is answered from memory.  No device is approved before the store has
-been read, and no new device while the store is in trouble.
+been read; afterwards memory knows whom an operator has refused, and the store may be in trouble.
 """
 
 from collections.abc import Callable
@@ -27,21 +27,19 @@ from domaeka.store.columns import (
     TITLE_CHARS,
     key_hash,
     milliseconds,
+    seconds_in,
     storable,
     table,
+    text_in,
 )
 from domaeka.store.database import Database
-from domaeka.store.threads import DelayedCall, Scheduler
+from domaeka.store.threads import Scheduler
 from domaeka.wire import is_name
 
 #: Most devices known; some 1 KB of memory each.
 MAX_DEVICES: Final = 100_000
 #: Most devices that wait for an operator.  Source: docs/settings.md, C{devices.approval}.
 MAX_PENDING: Final = 1000
-#: Most devices that wait for the store; others are entered at their next connection.
-MAX_UNDECIDED: Final = 1000
-#: Interval of the checks if they can be entered, in seconds.
-DECIDE_SECONDS: Final = 1.0
 #: Shortest interval at which C{last_seen} of a connected device is written, in seconds.
 HEARD_SECONDS: Final = 600.0
 #: The same for a device that connects again and again.
@@ -106,14 +104,12 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         wall: Callable[[], float],
     ) -> None:
         """See L{ApprovalTable}."""
-        self._undecided: dict[DeviceKey, DeviceFacts] = {}
-        self._timer: DelayedCall | None = None
         self._listeners: list[ApprovalListener] = []
         self.last_seen = LastSeen(wall)
         super().__init__(database, reactor, mode, node=node, wall=wall)
 
     def add_listener(self, listener: ApprovalListener) -> None:
-        """Call C{listener} at decisions of an operator, and at those that L{enter} put off."""
+        """Call C{listener} at decisions of an operator."""
         self._listeners.append(listener)
 
     # domaeka.interfaces.Devices
@@ -121,10 +117,12 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     def approval(self, key: DeviceKey) -> Approval | None:
         """The state of a device; L{None}: never seen, or the store has not been read yet."""
         record = self._records.get(key)
-        return None if record is None else record.approval
+        if record is not None:
+            return record.approval
+        return Approval.PENDING if self._is_damaged(key) else None
 
     def enter(self, key: DeviceKey, facts: DeviceFacts) -> Approval | None:
-        """See L{domaeka.interfaces.Devices}.  L{None}: listeners may be called later."""
+        """See L{domaeka.interfaces.Devices}."""
         record = self._records.get(key)
         if record is None:
             return self._enter_new(key, facts)
@@ -145,13 +143,11 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         return approval
 
     def _enter_new(self, key: DeviceKey, facts: DeviceFacts) -> Approval | None:
-        facts = _clipped(facts)
-        if not self._is_loaded or not self._database.answers:
-            if key in self._undecided or len(self._undecided) < MAX_UNDECIDED:
-                self._undecided[key] = facts
-            if self._is_loaded and self._timer is None:
-                self._timer = self._reactor.callLater(DECIDE_SECONDS, self._decide)
+        if not self._is_loaded:
             return None
+        if self._is_damaged(key):
+            return Approval.PENDING  # an operator may have refused it
+        facts = _clipped(facts)
         approval = Approval.PENDING if self.mode == "manual" else Approval.APPROVED
         if len(self._records) >= MAX_DEVICES or (
             approval is Approval.PENDING and self._pending >= MAX_PENDING
@@ -214,18 +210,9 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self.last_seen.forget(key)
         return super()._remove(key)
 
-    def stop(self) -> "Deferred[None]":
-        """See L{ApprovalTable.stop}."""
-        self._undecided.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        return super().stop()
-
     def _loaded(self) -> None:
         for record in sorted(self._records.values(), key=lambda record: record.last_seen or 0.0):
             self._note_address(record)
-        self._decide()
 
     def _put(self, record: DeviceRecord) -> None:
         super()._put(record)
@@ -238,18 +225,6 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         else:
             self.last_seen.seen(record.key, record.facts.address, record.last_seen)
 
-    def _decide(self) -> None:
-        """Enter the devices that came while the store could not be asked, if it now can."""
-        self._timer = None
-        if self._undecided and not self._database.answers:
-            self._timer = self._reactor.callLater(DECIDE_SECONDS, self._decide)
-            return
-        undecided, self._undecided = self._undecided, {}
-        for key, facts in undecided.items():
-            approval = self.enter(key, facts)
-            if approval is not None:
-                self._notify(key, approval)
-
     def _notify(self, key: DeviceKey, approval: Approval) -> None:
         for listener in self._listeners:
             try:
@@ -259,11 +234,17 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
 
     def _from_row(self, row: Row[Any]) -> DeviceRecord:
         return DeviceRecord(
-            DeviceKey(row.bot_name, row.device_id),
+            DeviceKey(text_in(row.bot_name), text_in(row.device_id)),
             Approval(row.approval),
-            DeviceFacts(row.version, row.client_type, row.device_ip, row.device_info, row.address),
-            None if row.first_seen is None else row.first_seen / 1000,
-            None if row.last_seen is None else row.last_seen / 1000,
+            DeviceFacts(
+                text_in(row.version),
+                text_in(row.client_type),
+                text_in(row.device_ip),
+                text_in(row.device_info),
+                text_in(row.address),
+            ),
+            seconds_in(row.first_seen),
+            seconds_in(row.last_seen),
         )
 
     def _to_row(self, record: DeviceRecord) -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from domaeka.store.threads import StoreClosed
@@ -22,12 +24,21 @@ _JOURNAL_BYTES: Final = 67_108_864
 #: Longest description of a failure, in characters.
 _MAX_REASON_CHARS: Final = 200
 
+#: What is said where SQLite's file is damaged.
+_MALFORMED: Final = (
+    ": stop the server; domaeka db check names the damage; restore a copy "
+    '(docs/operations.md, "A damaged database")'
+)
+#: The error of a connection over which nothing can be written: PostgreSQL's (its appendix A,
+#: C{read_only_sql_transaction}), and MariaDB's codes (read_only, a transaction that only reads).
+_READ_ONLY_SQLSTATE: Final = "25006"
+_READ_ONLY_CODES: Final = frozenset({1290, 1792, 1836})
 #: Encodings of PostgreSQL's databases that have Hangul; EUC_KR has 2,350 of the 11,172 syllables.
 _KOREAN_ENCODINGS: Final = frozenset({"UTF8", "EUC_KR"})
 #: Time-outs by driver, to notice a server that is gone, in seconds (C{tcp_user_timeout}: ms).
 _TIMEOUTS: Final[Mapping[str, Mapping[str, int]]] = {
-    "psycopg": {"connect_timeout": 10, "tcp_user_timeout": 30_000},
-    "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+    "psycopg": {"connect_timeout": 5, "tcp_user_timeout": 30_000},
+    "pymysql": {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60},
 }
 
 
@@ -61,7 +72,7 @@ def make_engine(address: URL, writes: bool) -> Engine:
         }
         if driver == "psycopg":
             arguments["client_encoding"] = "utf8"  # by default, that of the database
-        return create_engine(
+        engine = create_engine(
             address,
             connect_args=arguments,
             isolation_level="READ COMMITTED",  # no gap locks
@@ -71,6 +82,14 @@ def make_engine(address: URL, writes: bool) -> Engine:
             pool_pre_ping=True,
             **options,
         )
+
+        @event.listens_for(engine, "handle_error")
+        def failed(context: ExceptionContext) -> None:
+            # The server has a successor, or will take writes again: a new connection finds out.
+            if _is_read_only(context.original_exception):
+                context.is_disconnect = True
+
+        return engine
     if address.database in (None, "", ":memory:"):
         options["poolclass"] = StaticPool  # one connection: another would see another database
     else:
@@ -102,6 +121,53 @@ def make_engine(address: URL, writes: bool) -> Engine:
     return engine
 
 
+def _is_read_only(error: BaseException) -> bool:
+    """True for the error of a server's driver that it takes no writes over this connection."""
+    code = error.args[0] if error.args else None
+    return getattr(error, "sqlstate", None) == _READ_ONLY_SQLSTATE or code in _READ_ONLY_CODES
+
+
+class StoreFile:
+    """The file of SQLite's database, which somebody may remove or replace while it is used."""
+
+    def __init__(self, path: Path | None) -> None:
+        """@param path: L{None}: there is none, and nothing is watched."""
+        self._path = path
+        self._opened: tuple[int, int] | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """True if there is one."""
+        return self._opened is not None
+
+    def opened(self) -> None:
+        """It has been opened."""
+        self._opened = None if self._path is None else self._identity()
+
+    def look(self) -> str | None:
+        """L{None} while it is the one that was opened; else what has happened, and what to do."""
+        if self._path is None or self._opened is None:
+            return None
+        try:
+            found = self._identity()
+        except OSError as error:
+            return f"{self._path} cannot be looked at: {error.strerror}"
+        if found == self._opened:
+            return None
+        return (
+            f"{self._path} was {'removed' if found is None else 'replaced'} while it is used: stop "
+            "the server, restore a copy, start it again; what is stored meanwhile is lost"
+        )
+
+    def _identity(self) -> tuple[int, int] | None:
+        assert self._path is not None
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 def check_encoding(connection: Connection) -> None:
     """
     Check that a database can hold Korean.
@@ -120,9 +186,10 @@ def check_encoding(connection: Connection) -> None:
 
 def reason_of(error: Exception) -> str:
     """A database's error in one line, without the values of the statement."""
+    cause: BaseException = error
     if isinstance(error, DBAPIError) and error.orig is not None:
-        text = str(error.orig)
-    else:
-        text = str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return lines[0][:_MAX_REASON_CHARS]
+        cause = error.orig
+    lines = str(cause).strip().splitlines() or [type(error).__name__]
+    code = getattr(cause, "sqlite_errorcode", None)
+    advice = _MALFORMED if code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT else ""
+    return lines[0][:_MAX_REASON_CHARS] + advice

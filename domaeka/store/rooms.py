@@ -23,8 +23,10 @@ from domaeka.store.columns import (
     TITLE_CHARS,
     key_hash,
     milliseconds,
+    seconds_in,
     storable,
     table,
+    text_in,
 )
 from domaeka.wire import is_name
 
@@ -133,8 +135,8 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
             room.can_answer = ok
 
     def _enter_new(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
-        if not self._is_loaded or not self._database.answers:
-            return False  # an operator may have refused it; it is entered when it is heard next
+        if not self._is_loaded or self._is_damaged(key):
+            return False  # an operator may have refused it
         answered = self.mode != "manual"
         if not self._has_room(key):
             if self._full_is_news():
@@ -184,13 +186,14 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         return takewhile(lambda room: room.key.bot_name == bot_name, rooms)
 
     def _from_row(self, row: Row[Any]) -> RoomRecord:
-        heard = None if row.last_heard is None else row.last_heard / 1000
+        heard = seconds_in(row.last_heard)
+        bot_name = text_in(row.bot_name)
         return RoomRecord(
-            RoomKey(row.bot_name, row.room_id),
-            row.name,
+            RoomKey(bot_name, text_in(row.room_id)),
+            text_in(row.name),
             row.is_group,
             Approval(row.approval),
-            None if row.device_id is None else DeviceKey(row.bot_name, row.device_id),
+            None if row.device_id is None else DeviceKey(bot_name, text_in(row.device_id)),
             heard,
             heard or 0.0,
         )

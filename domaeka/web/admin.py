@@ -22,10 +22,11 @@ from domaeka.web.api.endpoints import Endpoint
 from domaeka.web.api.events import Events
 from domaeka.web.api.messages import MessagePages
 from domaeka.web.api.openapi import describe
-from domaeka.web.api.records import DevicePages, ForgetChat, RoomPages
+from domaeka.web.api.records import DevicePages, ForgetChat, RoomPages, StoreWait
 from domaeka.web.api.roles import RolePages
 from domaeka.web.api.script import ScriptPages
 from domaeka.web.routes import Answer, Route
+from domaeka.web.server import Timer
 
 
 class AdminApi:
@@ -52,6 +53,7 @@ class AdminApi:
         secrets: Callable[[], Secrets],
         forget_chat: ForgetChat,
         watchers: list[Watcher],
+        timer: Timer,
         wall: Callable[[], float],
     ) -> None:
         """
@@ -59,16 +61,17 @@ class AdminApi:
         @param watchers: those of the gateway's events.
         """
         events = self.events = Events(watchers, wall)
+        store = StoreWait(timer)
         self.endpoints: tuple[Endpoint, ...] = (
             *ConnectionPages(directory).endpoints(),
-            *DevicePages(directory, devices, events.forgotten, forget_chat).endpoints(),
+            *DevicePages(directory, devices, events.forgotten, forget_chat, store).endpoints(),
             *RoomPages(
-                directory, rooms, events.forgotten, forget_chat, events.room_decided
+                directory, rooms, events.forgotten, forget_chat, store, events.room_decided
             ).endpoints(),
             *ScriptPages(secrets, settings).endpoints(),
             *MessagePages(directory, settings).endpoints(),
-            *BanPages(directory, limits, bans, settings, events.lifted).endpoints(),
-            *RolePages(roles).endpoints(),
+            *BanPages(directory, limits, bans, settings, events.lifted, store).endpoints(),
+            *RolePages(roles, store).endpoints(),
             *BotPages(dispatcher, metrics).endpoints(),
             *events.endpoints(),
             *ChangePages(operations, settings).endpoints(),

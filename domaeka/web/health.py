@@ -5,7 +5,7 @@ A scrape is rendered a part at a time, so that it never blocks the reactor; requ
 moment share one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
@@ -133,7 +133,7 @@ class HealthPages:
 
     C{/health} is C{unhealthy} while phones cannot connect: before the port is open, or after it
     was lost.  A check that fails is shown and leaves it at 200: it is better to serve connected
-    phones badly than to move them away.  C{/health/ready} turns 503 for checks that are C{needed}:
+    phones badly than to move them away.  C{/health/ready} turns 503 for those that are C{needed}:
     then no new phones should come.
     """
 
@@ -147,7 +147,7 @@ class HealthPages:
         listening: Callable[[], bool],
         draining: Callable[[], bool],
         changes: Callable[[], Mapping[str, Any]] = dict,
-        needed: Collection[str] = (),
+        needed: Mapping[str, HealthCheck] = {},
         *,
         wall: Callable[[], float],
     ) -> None:
@@ -157,7 +157,7 @@ class HealthPages:
         @param listening: returns true while phones can connect.
         @param draining: returns true while the server is stopping or being moved.
         @param changes: the progress of that, by its name: C{drain} or C{migration}.
-        @param needed: names of the checks without which the server is not ready.
+        @param needed: further checks: while one fails, the server is not ready.
         """
         self._metrics = metrics
         self._timer = timer
@@ -196,7 +196,7 @@ class HealthPages:
                 __version__,
                 round(self._timer.seconds() - self._started, 3),
                 self._metrics.connections.value,
-                {name: self._check(name) for name in self._checks},
+                {name: self._result(name, check) for name, check in self._checks.items()},
                 **self._changes(),
             ),
             HTTPStatus.OK if status == "healthy" else HTTPStatus.SERVICE_UNAVAILABLE,
@@ -209,7 +209,8 @@ class HealthPages:
     def ready(self, call: Call) -> Answer:
         """Readiness: does the server take new phones, and does no check fail that is needed?"""
         status = self._status("ready", "not listening")
-        failing = [name for name in self._needed if self._check(name) != "ok"]
+        results = (self._result(name, check) for name, check in self._needed.items())
+        failing = [result for result in results if result != "ok"]
         if failing and status == "ready":
             status = f"not ready: {', '.join(failing)}"
         return as_json(
@@ -232,9 +233,9 @@ class HealthPages:
             return "draining"
         return well if self._listening() else ill
 
-    def _check(self, name: str) -> str:
+    def _result(self, name: str, check: HealthCheck) -> str:
         try:
-            wrong = self._checks[name]()
+            wrong = check()
         except Exception:
             self._log.failure("Health check {check} failed", check=name)
             self._metrics.errors.labels("health check").inc()

@@ -47,25 +47,43 @@ class StoreServer:
             for path in (self._directory, self._directory / "tmp"):
                 os.chown(path, account.pw_uid, account.pw_gid)
             self._before += [f"--reuid={user}", f"--regid={account.pw_gid}", "--clear-groups"]
-        log = self._directory / "log"
-        with log.open("wb") as output:
+        self._log = self._directory / "log"
+        with self._log.open("wb") as output:
             subprocess.run(
                 self._command(make), stdout=output, stderr=output, check=True, cwd=self._directory
             )
+        self._run = self._command(run)
+        self._engine = create_engine(self._address, isolation_level="AUTOCOMMIT")
+        atexit.register(self._end)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command(run),
+                self._run,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=self._directory,
             )
-        atexit.register(self._end)
-        self._engine = create_engine(self._address, isolation_level="AUTOCOMMIT")
         until = time.monotonic() + _START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"it has not started: {log.read_text(errors='replace')}")
+                raise AssertionError(f"it has not started: {self._log.read_text(errors='replace')}")
             time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop it in order, without waiting for those who are connected."""
+        self._engine.dispose()
+        self._process.send_signal(signal.SIGINT if self.is_postgresql else signal.SIGTERM)
+        self._process.wait()
+
+    def _end(self) -> None:
+        """End it at once, whatever is lost."""
+        self._engine.dispose()
+        self._process.send_signal(signal.SIGQUIT if self.is_postgresql else signal.SIGKILL)
+        self._process.wait()
 
     def _filled(self, word: str) -> str:
         return word.replace("DIR", str(self._directory))
@@ -80,10 +98,10 @@ class StoreServer:
         except OperationalError:
             return False
 
-    def _end(self) -> None:
-        self._engine.dispose()
-        self._process.send_signal(signal.SIGQUIT if self.is_postgresql else signal.SIGKILL)
-        self._process.wait()
+    @property
+    def is_running(self) -> bool:
+        """True if it has not been stopped."""
+        return self._process.poll() is None
 
     @property
     def is_postgresql(self) -> bool:

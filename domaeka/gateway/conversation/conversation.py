@@ -454,8 +454,8 @@ class Conversation:
     def _acknowledge(self, device: Device, chat: Chat) -> bool:
         """Acknowledge a client's message.  @return: whether it is new."""
         assert chat.client_id is not None
-        if device.records is not None and device.records.is_full:
-            return False  # the store fails: the client will say it again
+        if not device.has_room(len(chat.text)):
+            return False  # the store is in trouble: the client will say it again
         self._writer.put_ack(encode_ack(chat.client_id))
         return not device.client_ids.seen(chat.client_id)
 

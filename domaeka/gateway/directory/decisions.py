@@ -10,7 +10,7 @@ from domaeka.gateway.context import Context
 from domaeka.gateway.directory.manager import ConnectionManager
 from domaeka.gateway.directory.registry import Registry
 from domaeka.gateway.joints import Member
-from domaeka.interfaces import Approval, Ban, DeviceKey
+from domaeka.interfaces import Approval, Ban, DeviceFacts, DeviceKey
 
 
 class Decisions:
@@ -43,6 +43,22 @@ class Decisions:
                     member.close(CloseReason.AUTHENTICATION_FAILED, ErrorCode.AUTH_FAILED, text)
         if count:
             self.log.info("a key has ended: {count} connections with it are closed", count=count)
+
+    def store_read(self) -> None:
+        """
+        The store has said whom an operator has refused: decide on the devices that came before, and
+        have what they said be answered.
+        """
+        for member in self._registry:
+            peer = member.peer
+            if peer.authenticated and peer.key is not None and peer.facts is not None:
+                with self._registry.guard(member):
+                    device = self._registry.get_or_create(peer.key)
+                    self._manager.ask_approval(device, peer.facts, peer.signed)
+        for device in self._registry.devices():
+            if device.connection is None and device.pending:  # it is entered when it is back
+                self._manager.ask_approval(device, DeviceFacts(version=""), False)
+        self._context.held.release(self._context.call_soon)
 
     def approval_changed(self, key: DeviceKey, approval: Approval) -> None:
         """Apply an approval to the open connection, and to what waits, at once."""

@@ -112,6 +112,7 @@ class Drain:
         if serving.may(Step.DRAIN):  # else the process is ending already
             serving.take(Step.DRAIN)
         self._reason = reason
+        self._context.held.give_up()
         self._notified.clear()
         for member in self._registry:
             with self._registry.guard(member):

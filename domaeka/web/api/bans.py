@@ -23,7 +23,7 @@ from domaeka.web.api.endpoints import (
     settled,
     time_text,
 )
-from domaeka.web.api.records import STORE_REFUSALS, decided
+from domaeka.web.api.records import STORE_REFUSALS, StoreWait
 from domaeka.web.routes import Refusal
 from domaeka.wire import timestamp_text
 
@@ -41,6 +41,7 @@ class BanPages(EndpointGroup):
         bans: StoredBans,
         settings: Callable[[], Settings],
         lifted: Callable[[limits.Ban], None],
+        store: StoreWait,
     ) -> None:
         """@param lifted: called with each ban that is lifted."""
         self._directory = directory
@@ -48,6 +49,7 @@ class BanPages(EndpointGroup):
         self._bans = bans
         self._settings = settings
         self._lifted = lifted
+        self._store = store
 
     @endpoint("GET", "/bans", "Bans that are in force")
     def list(self, request: Request[PageQuery, None]) -> Bans:
@@ -91,7 +93,11 @@ class BanPages(EndpointGroup):
         for each in gone:
             self._lifted(each)
         await settled(self._directory.ban_made(ban))
-        await decided(self._bans.put([ban], gone), "it holds, but not over a restart")
+        await self._store.decided(
+            self._bans.put([ban], gone),
+            "it holds, but not over a restart",
+            "it holds; not known whether over a restart",
+        )
         return describe_ban(ban)
 
     @endpoint(
@@ -110,7 +116,11 @@ class BanPages(EndpointGroup):
         if lifted is None:
             raise not_found("this network is not banned")
         self._lifted(lifted)
-        await decided(self._bans.remove(lifted.network), "it is lifted, but not over a restart")
+        await self._store.decided(
+            self._bans.remove(lifted.network),
+            "it is lifted, but not over a restart",
+            "it is lifted; not known whether over a restart",
+        )
 
 
 def describe_ban(ban: limits.Ban) -> Ban:

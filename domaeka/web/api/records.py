@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceKey, Directory, Records, RoomKey
@@ -14,30 +16,67 @@ from domaeka.policies.cursors import cursor, read_cursor
 from domaeka.schema import Decision, Device, Devices, ForgetQuery, RecordsQuery, Room, Rooms
 from domaeka.web.api.endpoints import Endpoint, Request, bad_request, not_found, settled, time_text
 from domaeka.web.routes import Refusal
+from domaeka.web.server import Timer
 from domaeka.wire import MAX_NAME_CHARS, MAX_TITLE_CHARS, is_name
 
 #: Removes the lines of a bot on a device, or in a room, from the chat log.
 ForgetChat: TypeAlias = Callable[[str, str | None, str | None], "Deferred[None]"]
 
+#: Longest time that an operator's decision waits for the store, in seconds.
+DECISION_SECONDS: Final = 10.0
 #: The refusal where the store cannot do something.
 STORE_REFUSALS: Final[dict[int, str]] = {
-    HTTPStatus.SERVICE_UNAVAILABLE: "the store cannot do it: see the message"
+    HTTPStatus.SERVICE_UNAVAILABLE: "the store cannot do it, or has not answered: see the message"
 }
 
 _T = TypeVar("_T")
 
 
-async def decided(deciding: "Deferred[_T]", so_far: str = "") -> _T:
-    """
-    Wait for the store; its failure becomes a refusal.
+class StoreWait:
+    """Waits for the store on behalf of an operator, and not for ever."""
 
-    @param so_far: what holds in that case, for people.
-    """
-    try:
-        return await deciding
-    except StoreError as error:
-        text = f"{so_far}: {error}" if so_far else str(error)
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text) from None
+    _log = Logger()
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+
+    async def decided(
+        self,
+        deciding: "Deferred[_T]",
+        refused: str = "",
+        unknown: str = "not known whether it is stored",
+    ) -> _T:
+        """
+        Wait for a decision to be stored: its failure, or L{DECISION_SECONDS} without an answer,
+        becomes a refusal.  What is late is carried out nevertheless.
+
+        @param refused: what holds where it could not be stored, for people; C{unknown}: where the
+            store has not answered.
+        """
+        waiting: Deferred[_T] = Deferred()
+
+        def late() -> None:
+            text = f"{unknown}: the store has not answered for {DECISION_SECONDS:.0f} s"
+            waiting.errback(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text))
+
+        call = self._timer.callLater(DECISION_SECONDS, late)
+
+        def over(outcome: Any) -> None:
+            if call.active():
+                call.cancel()
+                waiting.callback(outcome)  # a failure, too
+            elif isinstance(outcome, Failure):
+                error = outcome.getErrorMessage()
+                self._log.error("a decision that was late is not stored: {error}", error=error)
+            else:
+                self._log.info("a decision that was late is stored")
+
+        deciding.addBoth(over)
+        try:
+            return await waiting
+        except StoreError as error:
+            text = f"{refused}: {error}" if refused else str(error)
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text) from None
 
 
 class Kind(NamedTuple):
@@ -67,11 +106,13 @@ class RecordPages:
         records: Records,
         forgotten: Callable[[Literal["device", "room"], Any], object],
         forget_chat: ForgetChat,
+        store: StoreWait,
         was_decided: Callable[[Any, Approval], object] = lambda key, approval: None,
     ) -> None:
         self._records = records
         self._forgotten = forgotten
         self._forget_chat = forget_chat
+        self._store = store
         self._was_decided = was_decided
 
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -143,8 +184,9 @@ class RecordPages:
         key = self._key(request)
         if not (is_name(key[0]) and is_name(key[1], self.kind.id_chars)):
             raise bad_request(f"no {self.kind.name} can have this name")
-        await decided(self._records.set_approval(key, request.body.status))
-        self._was_decided(key, request.body.status)
+        status = request.body.status
+        deciding = self._records.set_approval(key, status)
+        await self._store.decided(deciding.addCallback(lambda _: self._was_decided(key, status)))
         return await self.show(request)
 
     async def forget(self, request: Request[ForgetQuery, None]) -> None:
@@ -156,7 +198,11 @@ class RecordPages:
         if request.query.chat_log:
             device, room = (key[1], None) if name == "device" else (None, key[1])
             removing = self._forget_chat(key[0], device, room)
-            await decided(removing, "it is forgotten, but not all that was said there")
+            await self._store.decided(
+                removing,
+                "it is forgotten, but not all that was said there",
+                "it is forgotten, and what was said there is still being removed",
+            )
 
     def _key(self, request: Request[Any, Any]) -> Any:
         return self.kind.key(request.names["bot"], request.names[self.kind.name])
@@ -169,7 +215,8 @@ class RecordPages:
 
     async def _forget(self, key: Any) -> None:
         self._known(key)  # still
-        await decided(self._records.forget(key))
+        unknown = "not known whether it is forgotten"
+        await self._store.decided(self._records.forget(key), unknown=unknown)
 
     async def _described(self, records: Sequence[Any]) -> list[Any]:
         raise NotImplementedError

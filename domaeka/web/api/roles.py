@@ -8,7 +8,7 @@ from domaeka.policies.cursors import cursor, read_cursor
 from domaeka.schema import PageQuery, Role, RoleHolder, Roles
 from domaeka.store.roles import HeldRole, StoredRoles
 from domaeka.web.api.endpoints import EndpointGroup, Request, bad_request, endpoint, not_found
-from domaeka.web.api.records import STORE_REFUSALS, decided
+from domaeka.web.api.records import STORE_REFUSALS, StoreWait
 from domaeka.web.routes import Refusal
 from domaeka.wire import timestamp_text
 
@@ -16,8 +16,9 @@ from domaeka.wire import timestamp_text
 class RolePages(EndpointGroup):
     """The endpoints of roles."""
 
-    def __init__(self, roles: StoredRoles) -> None:
+    def __init__(self, roles: StoredRoles, store: StoreWait) -> None:
         self._roles = roles
+        self._store = store
 
     @endpoint("GET", "/roles", "Roles that people hold")
     def list(self, request: Request[PageQuery, None]) -> Roles:
@@ -43,7 +44,7 @@ class RolePages(EndpointGroup):
     async def grant(self, request: Request[Any, RoleHolder]) -> Role:
         """Grant a role."""
         held = _held(request.body)
-        since = await decided(self._roles.grant(held))
+        since = await self._store.decided(self._roles.grant(held))
         if since is None:
             raise Refusal(HTTPStatus.CONFLICT, "FULL", "there is no room for another role")
         return _described(held, since)
@@ -57,7 +58,7 @@ class RolePages(EndpointGroup):
     )
     async def withdraw(self, request: Request[RoleHolder, None]) -> None:
         """Withdraw a role."""
-        if not await decided(self._roles.withdraw(_held(request.query))):
+        if not await self._store.decided(self._roles.withdraw(_held(request.query))):
             raise not_found("this person does not hold this role")
 
 
