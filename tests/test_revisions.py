@@ -19,7 +19,7 @@ from tests.storing import StoreTestCase, drop_all
 
 #: All that declare tables.
 PARTS = (bans, chatlog, devices, durable, importer, outboxes, rooms, sessions)
-HEAD = "0007"
+HEAD = "0008"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.
@@ -119,7 +119,8 @@ class MigrationTests(RevisionTestCase):
             ours = {table.name for table in METADATA.tables.values()}
 
             def is_ours(thing: Any, name: str, kind: str, reflected: bool, to: object) -> bool:
-                return kind != "table" or name in ours
+                # The chat log's indexes, and what they need, are in each database's own words.
+                return name in ours if kind == "table" else kind != "index" and name != "room_start"
 
             options = {"version_table": VERSION.name, "include_object": is_ours}
             context = MigrationContext.configure(connection, opts=options)

@@ -31,6 +31,7 @@ from domaeka.secrets import Secrets
 from domaeka.server.fatal import Fatal
 from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
+from domaeka.store.chat_search import ChatSearch
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
@@ -101,6 +102,7 @@ class Stores(NamedTuple):
     rooms: StoredRooms
     sessions: StoredSessions
     chat_log: StoredChatLog
+    chat_search: ChatSearch
     bans: StoredBans
     outboxes: StoredOutboxes
     durable: DurableStore
@@ -260,6 +262,7 @@ def _make_stores(
             wall=wall,
             observe_dropped=metrics.chat_lines_dropped.inc,
         ),
+        chat_search=ChatSearch(database, reactor),
         bans=StoredBans(database),
         outboxes=StoredOutboxes(database, state.node),
         durable=DurableStore(database, state.node),

@@ -86,6 +86,7 @@ def make_engine(address: URL, writes: bool) -> Engine:
     def connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         for pragma in (
+            "auto_vacuum=INCREMENTAL",  # of a file that is made now
             "journal_mode=WAL",
             f"journal_size_limit={_JOURNAL_BYTES}",
             "synchronous=NORMAL",

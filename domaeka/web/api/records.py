@@ -34,8 +34,12 @@ async def decided(deciding: "Deferred[Any]", so_far: str = "") -> None:
     try:
         await deciding
     except StoreError as error:
-        text = f"{so_far}: {error}" if so_far else str(error)
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text) from None
+        raise store_refusal(f"{so_far}: {error}" if so_far else str(error)) from None
+
+
+def store_refusal(text: str) -> Refusal:
+    """The refusal where the store failed."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text)
 
 
 class Kind(NamedTuple):
