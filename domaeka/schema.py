@@ -398,8 +398,8 @@ class ChatLines(msgspec.Struct):
     next: Annotated[
         str | None,
         Meta(
-            description="for `after` of the next page; null: all was searched. A page may be short, "
-            "or empty, and still have it: the search took long, and goes on there"
+            description="for `after` of the next page; null: all was searched. A page may be "
+            "short, or empty, and still have it: the search took long, and goes on there"
         ),
     ]
     searched_to: Annotated[

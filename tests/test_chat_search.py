@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import ChatLine
@@ -42,9 +42,7 @@ class ChatSearchTests(StoreTestCase):
 
     def page(self, limit: int = 100, after: Place | None = None, **wanted: Any) -> ChatPage:
         """A page of a search."""
-        page: ChatPage = self.successResultOf(
-            self.search.find(ChatFilter(**wanted), limit, after)
-        )
+        page: ChatPage = self.successResultOf(self.search.find(ChatFilter(**wanted), limit, after))
         return page
 
     def texts(self, limit: int = 100, **wanted: Any) -> list[str]:
@@ -172,11 +170,11 @@ class ChatSearchTests(StoreTestCase):
         """A room is found by its index, and all lines by that of their times."""
 
         def plan(connection: Connection) -> str:
-            found = []
+            found: list[Any] = []
             for room in (None, "100"):
                 wanted = ChatFilter(room_id=room)
                 order, conditions = module._range(wanted, Place(2000, None), "sqlite")
-                query = module.select(module._LINES.id).where(*conditions).order_by(*order)
+                query = select(module._LINES.id).where(*conditions).order_by(*order)
                 words = query.compile(connection, compile_kwargs={"literal_binds": True})
                 found += connection.execute(text(f"EXPLAIN QUERY PLAN {words}")).all()
             return "\n".join(row.detail for row in found)

@@ -11,11 +11,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from domaeka.cli.output import duration, milliseconds, one_line, size
+from domaeka.cli.output import duration, milliseconds, one_line, printable, size
 from domaeka.schema import (
     Ban,
     BotCommand,
     Bots,
+    ChatLine,
     Connection,
     Device,
     DrainState,
@@ -400,6 +401,15 @@ def event_line(name: str, data: Mapping[str, Any], now: float) -> str:
     came = datetime.fromtimestamp(now, UTC).isoformat()
     at = _time(str(data.get("at") or data.get("ended") or came))
     return one_line(f"{at}  {name:<9}  {text}")
+
+
+def chat_line(line: ChatLine) -> str:
+    """A line of chat, with further lines of its text indented: nobody can feign another one."""
+    place = line.name if line.name == line.room else f"{line.name} ({line.room})"
+    sender = line.sender or ("(bot)" if line.direction == "out" else "")
+    head = one_line(f"{_time(line.time)}  {line.bot}  {place}  {sender}")
+    first, *more = printable(line.text).split("\n")
+    return "\n    ".join((f"{head}: {first}", *more))
 
 
 def _moment(text: str) -> float:

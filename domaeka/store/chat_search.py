@@ -210,7 +210,7 @@ def _look(
     )
     found = connection.execute(matching).all()
     left = PAGE_CHARS if room is None else room
-    fitting = []
+    fitting: list[int] = []
     for row in found:
         left -= row.chars
         if left < 0 and (fitting or room is not None):

@@ -330,7 +330,7 @@ def insert_lines(connection: Connection, lines: Sequence[ChatLine]) -> None:
     if not lines:
         return
     times, *texts = zip(*lines, strict=True)
-    columns = [list(map(milliseconds, times))]
+    columns: list[Sequence[Any]] = [list(map(milliseconds, times))]
     for column, most in zip(texts, islice(_COLUMNS.values(), 1, None), strict=True):
         columns.append(_storable(column, most))
     if connection.dialect.name == "postgresql":
@@ -440,6 +440,8 @@ def _give_back(connection: Connection) -> bool:
         return False
     if pragma("auto_vacuum") != _INCREMENTAL:  # the file is of a former version
         return False
-    # It is done a page a row.
-    connection.exec_driver_sql(f"PRAGMA incremental_vacuum({FREED_PAGES})").fetchall()
+    driver: Any = connection.connection
+    cursor = driver.cursor()
+    for _ in range(FREED_PAGES):  # of more pages at once, Python's driver would free one as well
+        cursor.execute("PRAGMA incremental_vacuum(1)")
     return True

@@ -16,8 +16,8 @@ from domaeka.store.bans import StoredBans
 from domaeka.web.api.bans import BanPages
 from domaeka.web.api.bots import BotPages
 from domaeka.web.api.changes import ChangePages, Operations
-from domaeka.web.api.connections import ConnectionPages
 from domaeka.web.api.chat import ChatPages
+from domaeka.web.api.connections import ConnectionPages
 from domaeka.web.api.endpoints import Endpoint
 from domaeka.web.api.events import Events
 from domaeka.web.api.messages import MessagePages

@@ -43,8 +43,9 @@ class ChatPages(EndpointGroup):
             None if query.until is None else query.until.timestamp(),
             query.newer_than,
         )
-        is_followed = query.newer_than is not None
-        after = read_cursor(query.after, tuple[_Time, _Number if is_followed else _Number | None])
+        any_place = tuple[_Time, _Number | None]
+        a_line = tuple[_Time, _Number]
+        after = read_cursor(query.after, any_place if query.newer_than is None else a_line)
         try:
             page = await self._search.find(wanted, query.limit, after and Place(*after))
         except StoreError as error:
