@@ -27,6 +27,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (1, "logfile policies settings_docs state tracebacks"),
     (1, "phone_script secrets"),
     (1, "schema"),
+    (1, "schema_chat"),
     (1, "metrics reload"),
     (2, "twisted_internals"),
     (2, "clock interfaces logs"),

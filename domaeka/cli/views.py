@@ -16,7 +16,6 @@ from domaeka.schema import (
     Ban,
     BotCommand,
     Bots,
-    ChatLine,
     Connection,
     Device,
     DrainState,
@@ -29,6 +28,7 @@ from domaeka.schema import (
     ServiceState,
     Stats,
 )
+from domaeka.schema_chat import ChatLine
 
 #: Longest line in a pipe, in cells: nothing is folded for a program.
 _PIPE_WIDTH: Final = 20_000

@@ -24,7 +24,8 @@ from domaeka.cli.api_client import (
     read_as,
 )
 from domaeka.cli.operator import STATUSES, room_id
-from domaeka.schema import MAX_PAGE, Bots, ChatLine, ChatLines
+from domaeka.schema import MAX_PAGE, Bots
+from domaeka.schema_chat import ChatLine, ChatLines
 
 #: Shortest and longest pause before another try to read events, in seconds.
 RETRY_SECONDS: Final = 1.0

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from domaeka.errors import StoreError
 from domaeka.policies.cursors import cursor, read_cursor
-from domaeka.schema import ChatLine, ChatLines, ChatQuery
+from domaeka.schema_chat import ChatLine, ChatLines, ChatQuery
 from domaeka.store.chat_search import ChatFilter, ChatSearch, Place
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.web.api.endpoints import EndpointGroup, Request, endpoint
