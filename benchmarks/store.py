@@ -45,8 +45,7 @@ ROOMS: Final = 1000
 BATCH: Final = 5000
 #: Lines that wait together to be written.
 WAITING: Final = 20_000
-#: Tries of a start, and of a search.
-STARTS: Final = 5
+#: Tries of a search.
 SEARCHES: Final = 200
 #: Interval of the ticks that measure turns of the reactor, in seconds.
 TICK: Final = 0.002
@@ -60,16 +59,18 @@ class Scale(NamedTuple):
     @ivar lines: of the chat log; C{old} of them are to be removed.
     @ivar written: lines whose writing is measured.
     @ivar imported: lines of the previous system.
+    @ivar starts: tries of a start.
     """
 
     lines: int
     old: int
     written: int
     imported: int
+    starts: int
 
 
-FULL: Final = Scale(5_000_000, 200_000, 200_000, 1_000_000)
-QUICK: Final = Scale(20_000, 3_000, 2_000, 2_000)
+FULL: Final = Scale(5_000_000, 200_000, 200_000, 1_000_000, 5)
+QUICK: Final = Scale(20_000, 3_000, 2_000, 2_000, 1)
 
 
 def lines(number: int, rooms: int, until: float, seconds: float) -> Iterator[ChatLine]:
@@ -115,10 +116,10 @@ def fill(path: Path, scale: Scale, now: float) -> None:
     engine.dispose()
 
 
-def start_seconds(*settings: str) -> float:
+def start_seconds(tries: int, *settings: str) -> float:
     """Median of the time until a server listens, in seconds."""
     took = []
-    for _ in range(STARTS):
+    for _ in range(tries):
         began = time.monotonic()
         with gateway(*settings):
             took.append(time.monotonic() - began)
@@ -306,8 +307,8 @@ def measure(reactor: Any, scale: Scale) -> Any:
             f"SQLite's file of {scale.lines:,} lines",
             f"{size / 2**20:.0f} MiB, filled in {time.monotonic() - began:.0f} s",
         )
-        empty = start_seconds()
-        full = start_seconds(f"storage.url=sqlite:///{path}")
+        empty = start_seconds(scale.starts)
+        full = start_seconds(scale.starts, f"storage.url=sqlite:///{path}")
         row("start: empty, and with them", f"{empty:.2f} s, {full:.2f} s", "2 s more")
         yield read_and_remove(reactor, path, scale, now)
         path.unlink()

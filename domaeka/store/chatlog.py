@@ -323,10 +323,7 @@ _COPIED: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\
 
 
 def insert_lines(connection: Connection, lines: Sequence[ChatLine]) -> None:
-    """
-    Insert lines, if there are any, in the driver's own words: SQLAlchemy's take three times as
-    long.
-    """
+    """Insert lines, if there are any, in the driver's own words: SQLAlchemy's take longer."""
     if not lines:
         return
     times, *texts = zip(*lines, strict=True)

@@ -93,6 +93,24 @@ class BenchmarkTests(SynchronousTestCase):
         self.assertTrue(all(value > 0 for one in found.values() for value in one.values()))
         self.assertLess(found[phones.DEFLATE]["up"], found[phones.PLAIN]["up"] / 2)
 
+    def test_store(self) -> None:
+        """Each figure of the store is there, and nothing is left behind."""
+        command = [sys.executable, "-m", "benchmarks.store", "--quick"]
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir(parents=True)
+        run = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(directory)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual((run.returncode, run.stderr), (0, ""))
+        for words in ("start: empty", "last 50 lines", "removal of 3,000", "import of 2,000 lines"):
+            self.assertIn(f"| {words}", run.stdout)
+        self.assertEqual(list(directory.iterdir()), [])
+
     def test_loopback_only_and_bounded(self) -> None:
         """The generator knows no other host, and takes no run that would not end."""
         for options in (["--host=192.0.2.1"], ["--duration=1000"], ["--warmup=nan"]):
