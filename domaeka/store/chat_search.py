@@ -130,7 +130,9 @@ class ChatSearch:
         place = after or _beginning(wanted)
         found: list[tuple[int, ChatLine]] = []
         room = PAGE_CHARS
-        size, looked_at = FIRST_SLICE, 0
+        # Most lines of a room, or of any, fit; of those with a text few do.
+        is_rare = wanted.sender is not None or wanted.text is not None
+        size, looked_at = FIRST_SLICE if is_rare else min(FIRST_SLICE, limit), 0
         while place is not None:
             began = self._reactor.seconds()
             most = limit - len(found)

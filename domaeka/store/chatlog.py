@@ -318,8 +318,8 @@ _COLUMNS: Final[dict[str, int | None]] = {
     "text": MAX_STORED_CHARS,
 }
 _INTO: Final = f"{CHAT_LINES.name} ({', '.join(_COLUMNS)})"
-#: What C{COPY} takes for a character.
-_COPIED: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+#: Characters that mean something to C{COPY}, and what it takes for them; the first comes first.
+_COPIED: Final = (("\\", r"\\"), ("\n", r"\n"), ("\r", r"\r"), ("\t", r"\t"))
 
 
 def insert_lines(connection: Connection, lines: Sequence[ChatLine]) -> None:
@@ -378,11 +378,11 @@ def _copy(connection: Connection, columns: list[Sequence[Any]]) -> None:
 
 def _copied(column: Sequence[Any]) -> Sequence[str]:
     """Texts as C{COPY} takes them."""
-    if all(column):
-        joined = "".join(column)
-        if joined.isprintable() and "\\" not in joined:
-            return column
-    return [r"\N" if text is None else text.translate(_COPIED) for text in column]
+    joined = "".join(text for text in column if text)
+    for character, mark in _COPIED:
+        if character in joined:
+            column = [text and text.replace(character, mark) for text in column]
+    return column if all(column) else [r"\N" if text is None else text for text in column]
 
 
 def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
