@@ -88,7 +88,7 @@ bench-phones: $(INSTALLED) ## bytes and processor time of a phone with the bridg
 	$(BIN)/python -m benchmarks.phones $(ARGS)
 
 # With Debian's packages postgresql and mariadb-server; else without those.
-bench-store: $(TESTABLE) ## the chat log with 5 million lines, and an import of a million: 10 minutes
+bench-store: $(TESTABLE) ## the chat log with 5 million lines, and an import of a million: a quarter of an hour
 	$(BIN)/python -m benchmarks.store $(ARGS)
 
 # Debian has what they need in its packages gcc, libc6-dev and libssl-dev.
