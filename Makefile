@@ -27,7 +27,7 @@ TESTABLE := $(VENV)/.testable
 CHECKABLE := $(VENV)/.checkable
 
 .PHONY: help run test unit integration proofs lint types rules coverage check fuzz
-.PHONY: bench bench-quick bench-against bench-faults bench-phones bench-tools
+.PHONY: bench bench-quick bench-against bench-faults bench-phones bench-store bench-tools
 .PHONY: newest oldest constraints pinned clean
 .DEFAULT_GOAL := test
 
@@ -86,6 +86,10 @@ bench-faults: $(INSTALLED) ## how soon phones are back after faults of network a
 # With Debian's packages rhino and default-jdk-headless; else it says why not.
 bench-phones: $(INSTALLED) ## bytes and processor time of a phone with the bridge script: 2 minutes
 	$(BIN)/python -m benchmarks.phones $(ARGS)
+
+# With Debian's packages postgresql and mariadb-server; else without those.
+bench-store: $(TESTABLE) ## the chat log with 5 million lines, and an import of a million: a quarter of an hour
+	$(BIN)/python -m benchmarks.store $(ARGS)
 
 # Debian has what they need in its packages gcc, libc6-dev and libssl-dev.
 bench-tools: $(BENCH)/loadgen $(BENCH)/bare_server ## what the benchmarks are built of in C

@@ -26,12 +26,15 @@ from domaeka.interfaces import DeviceKey, Directory
 from domaeka.schema import Phase, Reloaded
 from domaeka.secrets import Secrets
 from domaeka.store.bans import StoredBans
+from domaeka.store.chat_search import ChatSearch
+from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.devices import StoredDevices
 from domaeka.store.roles import StoredRoles
 from domaeka.store.rooms import StoredRooms
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.web.admin import AdminApi
+from domaeka.web.api.chat import ChatPages
 from domaeka.web.api.endpoints import PREFIX
 from domaeka.web.server import Channel, Site
 from domaeka.wire import Delivered, Reply
@@ -154,6 +157,7 @@ class ApiCase(GatewayCase):
         self.forgotten_chat: list[tuple[str, str | None, str | None]] = []
         self.stored_bans = StoredBans(self.database)
         self.stored_roles = StoredRoles(self.database, wall=self.wall)
+        self.stored_chat = StoredChatLog(self.database, self.clock, wall=self.wall)
         fill(self.database)
         self.successResultOf(self.database.start())
         self.dispatcher = self.make_dispatcher()
@@ -171,6 +175,7 @@ class ApiCase(GatewayCase):
             settings=lambda: parts.settings,
             secrets=lambda: SECRETS,
             forget_chat=self.forget_chat,
+            chat=ChatPages(ChatSearch(self.database, self.clock), self.stored_chat),
             watchers=parts.events.watchers,
             timer=self.clock,
             wall=self.wall,

@@ -147,6 +147,29 @@ class StoredChatLogTests(StoreTestCase):
         self.assertEqual(texts[:4], ["\ufffd", "?", "\U0001f600", "' \\ \""])
         self.assertEqual(len(texts[4]), 1_000_000)
 
+    def test_every_character_stays(self) -> None:
+        """Whatever the database's driver takes for a mark of its own is stored as it was said."""
+        texts = ["", "\t", "a\nb\r\n", "\\N", "\\.", "%s ?", "\\\t\\n", "\x1b\x7f\u2028", "글"]
+        said = [
+            self.line(text)._replace(sender=text, user_hash=text or None, log_id=log_id)
+            for text in texts
+            for log_id in (None, "", "7")
+        ]
+        for line in said:
+            self.log.append(line)
+        self.clock.advance(WRITE_SECONDS)
+        stored = [(row["sender"], row["user_hash"], row["log_id"]) for row in self.rows(CHAT_LINES)]
+        self.assertEqual(stored, [(one.sender, one.user_hash, one.log_id) for one in said])
+        self.assertEqual(self.texts(), [line.text for line in said])
+
+    def test_long_names_are_cut(self) -> None:
+        """One that no column holds is cut, and the others of the batch are as they were."""
+        self.log.append(self.line("a"))
+        self.log.append(self.line("b")._replace(bot_name="봇" * 129, room_id="방" * 1001))
+        self.clock.advance(WRITE_SECONDS)
+        sizes = [(len(row["bot_name"]), len(row["room_id"])) for row in self.rows(CHAT_LINES)]
+        self.assertEqual(sizes, [(3, 3), (128, 1000)])
+
     def test_off(self) -> None:
         """Where no chat is to be logged none is, and old lines are removed all the same."""
         self.log.append(self.line("old", age=31 * DAY))
@@ -183,6 +206,17 @@ class StoredChatLogTests(StoreTestCase):
         self.assertEqual(self.texts(), ["new"])
         self.clock.pump([FORGET_SECONDS] * 24)
         self.assertEqual(self.texts(), [])
+        self.stopped(self.log)
+
+    def test_lines_with_times_in_the_future(self) -> None:
+        """Old lines go, however many were stored before them by a clock that was ahead."""
+        for age in (-400 * DAY, 31 * DAY, -400 * DAY, 31 * DAY):
+            for _ in range(FORGET_LINES + 5):
+                self.log.append(self.line("old" if age > 0 else "future", age=age))
+        self.clock.pump([WRITE_SECONDS] * 20)
+        self.log.start()
+        self.clock.pump([60.0, 1.0, 1.0, 1.0])
+        self.assertEqual(self.texts(), ["future"] * 2 * (FORGET_LINES + 5))
         self.stopped(self.log)
 
     def test_lines_of_a_device_or_a_room(self) -> None:

@@ -151,7 +151,8 @@ class BackupTests(StoreCommandCase):
             server.execute("COMMIT")
         with contextlib.closing(sqlite3.connect(copy)) as connection:
             found = connection.execute("SELECT network, times FROM domaeka_bans").fetchall()
-        self.assertEqual(found, [("192.0.2.1/32", 2)])
+            (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+        self.assertEqual((found, mode), ([("192.0.2.1/32", 2)], 2))  # it can give pages back
         self.assertEqual(stat.S_IMODE(copy.stat().st_mode), 0o600)
         self.assertIn("good", self.output("db", "check", state=copies))
 

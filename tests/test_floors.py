@@ -28,6 +28,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (1, "phone_script secrets"),
     (1, "schema"),
     (1, "health"),
+    (1, "schema_chat"),
     (1, "metrics reload"),
     (2, "twisted_internals"),
     (2, "clock interfaces logs"),

@@ -145,7 +145,8 @@ class MigrationTests(RevisionTestCase):
             ours = {table.name for table in METADATA.tables.values()}
 
             def is_ours(thing: Any, name: str, kind: str, reflected: bool, to: object) -> bool:
-                return kind != "table" or name in ours
+                # The chat log's indexes, and what they need, are in each database's own words.
+                return name in ours if kind == "table" else kind != "index" and name != "room_start"
 
             options = {"version_table": VERSION.name, "include_object": is_ours}
             context = MigrationContext.configure(connection, opts=options)

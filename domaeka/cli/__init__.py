@@ -19,6 +19,7 @@ from domaeka.errors import DomaekaError
 COMMANDS: Final = {
     "bans": ("operator", "bans"),
     "bots": ("watching", "bots"),
+    "chat-log": ("watching", "chat_log"),
     "check-config": ("configuration", "check_config"),
     "connections": ("operator", "connections"),
     "db": ("database", "db"),
@@ -81,6 +82,7 @@ Examples:
   domaeka phone-script             the script for a real phone, filled in
   domaeka status                   how the server is
   domaeka connections --watch      who is connected, and how well
+  domaeka chat-log --follow        what is said, and answered
   domaeka devices approve BOT ID   have a phone be answered
   domaeka drain --wait             stop the server in order
   domaeka secrets rotate           make a new key for the phones

@@ -349,7 +349,7 @@ def _decide(
     done: list[Any] = []
 
     def decide(one: str) -> None:
-        which = _room_id(api, bot, one) if kind == "rooms" else one
+        which = room_id(api, bot, one) if kind == "rooms" else one
         path = f"/{kind}" + path_of(bot, which)
         if state == "approved" and not new and not _was_seen(api.find(path), kind):
             name = one_line(f"{bot} {one}")
@@ -386,12 +386,19 @@ def _note_new(names: Iterable[str]) -> None:
         click.echo(f"domaeka: {one_line(one)} is new to the server: entered", err=True)
 
 
-def _room_id(api: ApiClient, bot: str, room: str) -> str:
-    """The id of a room that an operator may call by its name."""
-    if api.find("/rooms" + path_of(bot, room)) is not None:
+def room_id(api: ApiClient, bot: str | None, room: str) -> str:
+    """
+    The id of a room that an operator may call by its name.
+
+    @param bot: L{None}: of any bot.
+    @return: C{room}, if no room is known by it.
+    """
+    if bot is not None and api.find("/rooms" + path_of(bot, room)) is not None:
         return room
     known = read_as(api.items("/rooms", MAX_ITEMS, bot=bot), Rooms).rooms
-    found = [one.room for one in known if one.name == room]
+    if any(one.room == room for one in known):
+        return room
+    found = sorted({one.room for one in known if one.name == room})
     if len(found) > 1:
         raise click.ClickException(f"{len(found)} rooms have this name: {', '.join(found)}")
     return found[0] if found else room
@@ -418,7 +425,7 @@ def _add_forget(group: click.Group, kind: str, one: str, help: str) -> None:
     @operators
     def forget(api: ApiClient, bot: str, names: tuple[str, ...], chat_log: bool) -> None:
         def forget_one(one: str) -> None:
-            which = _room_id(api, bot, one) if kind == "rooms" else one
+            which = room_id(api, bot, one) if kind == "rooms" else one
             path = f"/{kind}" + path_of(bot, which)
             api.request("DELETE", path, chat_log="true" if chat_log else None)
             api.show({"forgotten": one}, lambda: f"{one_line(one)}: forgotten")

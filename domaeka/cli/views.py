@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from domaeka.cli.output import duration, milliseconds, one_line, size
+from domaeka.cli.output import duration, milliseconds, one_line, printable, size
 from domaeka.health import Health, Stats
 from domaeka.schema import (
     Ban,
@@ -28,6 +28,7 @@ from domaeka.schema import (
     Room,
     ServiceState,
 )
+from domaeka.schema_chat import ChatLine
 
 #: Longest line in a pipe, in cells: nothing is folded for a program.
 _PIPE_WIDTH: Final = 20_000
@@ -409,6 +410,15 @@ def event_line(name: str, data: Mapping[str, Any], now: float) -> str:
     came = datetime.fromtimestamp(now, UTC).isoformat()
     at = _time(str(data.get("at") or data.get("ended") or came))
     return one_line(f"{at}  {name:<9}  {text}")
+
+
+def chat_line(line: ChatLine) -> str:
+    """A line of chat, with further lines of its text indented: nobody can feign another one."""
+    place = line.name if line.name == line.room else f"{line.name} ({line.room})"
+    sender = line.sender or ("(bot)" if line.direction == "out" else "")
+    head = one_line(f"{_time(line.time)}  {line.bot}  {place}  {sender}")
+    first, *more = printable(line.text).split("\n")
+    return "\n    ".join((f"{head}: {first}", *more))
 
 
 def _moment(text: str) -> float:

@@ -33,6 +33,7 @@ from domaeka.server.fatal import Fatal
 from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
 from domaeka.store.bot_values import BotValues
+from domaeka.store.chat_search import ChatSearch
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed
@@ -108,6 +109,7 @@ class Stores(NamedTuple):
     rooms: StoredRooms
     sessions: StoredSessions
     chat_log: StoredChatLog
+    chat_search: ChatSearch
     bans: StoredBans
     roles: StoredRoles
     outboxes: StoredOutboxes
@@ -283,6 +285,7 @@ def _make_stores(
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
         bot_values=BotValues(database, reactor),
+        chat_search=ChatSearch(database, reactor),
     )
 
 

@@ -20,6 +20,7 @@ from domaeka.server.preflight import give_back_memory
 from domaeka.server.signals import Signals
 from domaeka.store.outboxes import KEEP_SECONDS
 from domaeka.web.admin import AdminApi
+from domaeka.web.api.chat import ChatPages
 from domaeka.web.health import HealthPages, LagProbe
 from domaeka.web.server import Site
 
@@ -264,6 +265,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         settings=lambda: context.settings,
         secrets=lambda: parts.keys.secrets,
         forget_chat=stores.chat_log.forget_lines,
+        chat=ChatPages(stores.chat_search, stores.chat_log),
         watchers=context.events.watchers,
         timer=parts.reactor,
         wall=context.wall,

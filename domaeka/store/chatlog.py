@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Column, ColumnElement, Connection, String, func, select
+from sqlalchemy.exc import DBAPIError
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,7 +34,6 @@ from domaeka.store.columns import (
     milliseconds,
     storable,
     table,
-    upsert,
     write_each,
 )
 from domaeka.store.database import Database
@@ -56,12 +56,19 @@ _FIRST_FORGET_SECONDS: Final = 60.0
 #: Most lines removed in one transaction, and the pause until the next, in seconds.
 FORGET_LINES: Final = 1000
 FORGET_PAUSE_SECONDS: Final = 0.1
+#: Part of SQLite's file that may be free: new lines fill it again.  What is more goes back to the
+#: file system, so many pages in one transaction.
+FREE_SHARE: Final = 0.1
+FREED_PAGES: Final = 500
 
 #: Most ids searched in one transaction for lines of a device or a room: there is no index for
 #: that, and other writes come in between.
 _SEARCHED_IDS: Final = 20_000
 _DAY_SECONDS: Final = 86_400.0
+#: What C{PRAGMA auto_vacuum} says of a file that can give pages back.
+_INCREMENTAL: Final = 2
 
+# Its indexes are those of the migrations: each database has its own words for them.
 CHAT_LINES: Final = table(
     "chat_lines",
     Column("id", ROW_ID, primary_key=True, autoincrement=True),
@@ -127,11 +134,13 @@ class StoredChatLog:
         #: The number of lines that found no room, or could not be stored.
         self.dropped = 0
         self._observe_dropped = observe_dropped
-        self._enabled = enabled
+        #: C{storage.chat_log}.
+        self.enabled = enabled
         self._database = database
         self._reactor = reactor
         self._wall = wall
-        self._lines: deque[ChatLine] = deque()
+        # With the size of each: a text may grow while it is stored, by what Python notes of it.
+        self._lines: deque[tuple[ChatLine, int]] = deque()
         self._bytes = 0
         self._in_flight: _Batch | None = None  # the first lines, until they are in the store
         self._node_key = key_hash(node)
@@ -157,14 +166,14 @@ class StoredChatLog:
 
     def append(self, line: ChatLine) -> None:
         """Never blocks and never raises: a line that finds no room is counted and dropped."""
-        if not self._enabled:
+        if not self.enabled:
             return
         lines = self._lines
         size = getsizeof(line.text)
         if len(lines) >= MAX_WAITING_LINES or self._bytes + size > MAX_WAITING_BYTES:
             self._drop(1)
             return
-        lines.append(line)
+        lines.append((line, size))
         self._bytes += size
         if len(lines) == 1:  # the writer knows of those behind it
             self._writer.wake()
@@ -215,7 +224,7 @@ class StoredChatLog:
             return self._in_flight
         lines: list[ChatLine] = []
         room = BATCH_CHARS
-        for line in islice(self._lines, BATCH_ROWS):
+        for line, _ in islice(self._lines, BATCH_ROWS):
             room -= len(line.text)
             if room < 0 and lines:
                 break
@@ -227,7 +236,7 @@ class StoredChatLog:
     def _written(self, batch: _Batch, refused: int) -> None:
         self._in_flight = None
         for _ in batch.lines:
-            self._bytes -= getsizeof(self._lines.popleft().text)
+            self._bytes -= self._lines.popleft()[1]
         if self._dropped_since and len(self._lines) < MAX_WAITING_LINES // 2:
             dropped, self._dropped_since = self._dropped_since, 0
             self._log.warn(
@@ -259,11 +268,11 @@ class StoredChatLog:
         lines = self._lines
         in_flight = len(self._in_flight or ())
         self._lines = deque(islice(lines, in_flight))
-        for line in islice(lines, in_flight, None):
+        for line, size in islice(lines, in_flight, None):
             if is_meant(line):
-                self._bytes -= getsizeof(line.text)
+                self._bytes -= size
             else:
-                self._lines.append(line)
+                self._lines.append((line, size))
         wanted = [CHAT_LINES.c.bot_name == storable(bot_name, NAME_CHARS)]
         if device_id is not None:
             wanted.append(CHAT_LINES.c.device_id == storable(device_id, NAME_CHARS))
@@ -284,22 +293,97 @@ class StoredChatLog:
             self._forgot, self._not_forgot
         )
 
-    def _forgot(self, count: int) -> None:
+    def _forgot(self, again: bool) -> None:
         if not self._stopped:
-            delay = FORGET_PAUSE_SECONDS if count >= FORGET_LINES else FORGET_SECONDS
+            delay = FORGET_PAUSE_SECONDS if again else FORGET_SECONDS
             self._forget_call = self._reactor.callLater(delay, self._forget)
 
     def _not_forgot(self, failure: Failure) -> None:
         if not isinstance(failure.value, StoreError):
             self._log.failure("chat log: our own mistake", failure)
         if not isinstance(failure.value, StoreClosed):
-            self._forgot(0)
+            self._forgot(False)
+
+
+#: The columns that a line has, in its order, with the most characters of each; L{None}: a number.
+_COLUMNS: Final[dict[str, int | None]] = {
+    "time": None,
+    "direction": 3,
+    "bot_name": NAME_CHARS,
+    "device_id": NAME_CHARS,
+    "room_id": TITLE_CHARS,
+    "room_name": TITLE_CHARS,
+    "sender": TITLE_CHARS,
+    "user_hash": NAME_CHARS,
+    "log_id": NAME_CHARS,
+    "text": MAX_STORED_CHARS,
+}
+_INTO: Final = f"{CHAT_LINES.name} ({', '.join(_COLUMNS)})"
+#: Characters that mean something to C{COPY}, and what it takes for them; the first comes first.
+_COPIED: Final = (("\\", r"\\"), ("\n", r"\n"), ("\r", r"\r"), ("\t", r"\t"))
 
 
 def insert_lines(connection: Connection, lines: Sequence[ChatLine]) -> None:
-    """Insert lines, if there are any."""
-    if lines:
-        connection.execute(CHAT_LINES.insert(), [_row(line) for line in lines])
+    """Insert lines, if there are any, in the driver's own words: SQLAlchemy's take longer."""
+    if not lines:
+        return
+    times, *texts = zip(*lines, strict=True)
+    columns: list[Sequence[Any]] = [list(map(milliseconds, times))]
+    for column, most in zip(texts, islice(_COLUMNS.values(), 1, None), strict=True):
+        columns.append(_storable(column, most))
+    if connection.dialect.name == "postgresql":
+        _copy(connection, columns)
+        return
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    marks = ", ".join(mark for _ in _COLUMNS)
+    connection.exec_driver_sql(
+        f"INSERT INTO {_INTO} VALUES ({marks})", list(zip(*columns, strict=True))
+    )
+
+
+def _storable(column: Sequence[Any], most: Any) -> Sequence[Any]:
+    """The texts of a column as they are stored; they are looked at together."""
+    there = column if all(column) else [text for text in column if text]
+    if max(map(len, there), default=0) <= most and "".join(there).isprintable():
+        return column
+    return [text and storable(text, most) for text in column]
+
+
+def _copy(connection: Connection, columns: list[Sequence[Any]]) -> None:
+    """
+    Insert rows by PostgreSQL's C{COPY}.
+
+    @raise DBAPIError: as SQLAlchemy raises it.
+    """
+    columns = [list(map(str, columns[0])), *map(_copied, columns[1:])]
+    rows = "\n".join(map("\t".join, zip(*columns, strict=True)))
+    driver: Any = connection.connection
+    dialect = connection.dialect
+    cursor = driver.cursor()
+    try:
+        with cursor.copy(f"COPY {_INTO} FROM STDIN") as copy:
+            copy.write(rows)
+    except dialect.loaded_dbapi.Error as error:
+        lost = dialect.is_disconnect(error, driver.dbapi_connection, cursor)
+        raise DBAPIError.instance(
+            "COPY",
+            None,
+            error,
+            dialect.loaded_dbapi.Error,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from None
+    finally:
+        cursor.close()
+
+
+def _copied(column: Sequence[Any]) -> Sequence[str]:
+    """Texts as C{COPY} takes them."""
+    joined = "".join(text for text in column if text)
+    for character, mark in _COPIED:
+        if character in joined:
+            column = [text and text.replace(character, mark) for text in column]
+    return column if all(column) else [r"\N" if text is None else text for text in column]
 
 
 def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
@@ -307,23 +391,9 @@ def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
     mine = CHAT_BATCHES.c.node_key == node_key
     if batch.again and connection.scalar(select(CHAT_BATCHES.c.batch).where(mine)) == batch.name:
         return 0
-    upsert(connection, CHAT_BATCHES, [{"node_key": node_key, "batch": batch.name}])
+    if not connection.execute(CHAT_BATCHES.update().where(mine).values(batch=batch.name)).rowcount:
+        connection.execute(CHAT_BATCHES.insert().values(node_key=node_key, batch=batch.name))
     return len(write_each(connection, batch.lines, partial(insert_lines, connection)))
-
-
-def _row(line: ChatLine) -> dict[str, object]:
-    return {
-        "time": milliseconds(line.time),
-        "direction": line.direction,
-        "bot_name": storable(line.bot_name, NAME_CHARS),
-        "device_id": storable(line.device_id, NAME_CHARS),
-        "room_id": storable(line.room_id, TITLE_CHARS),
-        "room_name": storable(line.room_name, TITLE_CHARS),
-        "sender": storable(line.sender, TITLE_CHARS),
-        "user_hash": line.user_hash and storable(line.user_hash, NAME_CHARS),
-        "log_id": line.log_id and storable(line.log_id, NAME_CHARS),
-        "text": storable(line.text, MAX_STORED_CHARS),
-    }
 
 
 def _bounds(connection: Connection) -> tuple[int, int]:
@@ -341,15 +411,35 @@ def _remove(
     connection.execute(CHAT_LINES.delete().where(ids >= start, ids < stop, *wanted))
 
 
-def _forget(connection: Connection, before: int) -> int:
-    """Remove lines older than C{before}.  @return: how many; L{FORGET_LINES}: some may be left."""
-    # In the order in which they were written: no index is needed, and none kept up.
-    oldest = connection.execute(
-        select(CHAT_LINES.c.id, CHAT_LINES.c.time).order_by(CHAT_LINES.c.id).limit(FORGET_LINES)
-    ).all()
-    old = [row.id for row in oldest if row.time < before]
+def _forget(connection: Connection, before: int) -> bool:
+    """
+    Remove lines older than C{before}; once there are none, give free pages back.
+
+    @return: true if there may be more to do.
+    """
+    ids, times = CHAT_LINES.c.id, CHAT_LINES.c.time
+    oldest = select(ids).where(times < before).order_by(times).limit(FORGET_LINES)
+    old = connection.scalars(oldest).all()
     if old:
-        connection.execute(
-            CHAT_LINES.delete().where(CHAT_LINES.c.id <= max(old), CHAT_LINES.c.time < before)
-        )
-    return len(old)
+        connection.execute(CHAT_LINES.delete().where(ids.in_(old)))
+    return len(old) == FORGET_LINES or _give_back(connection)
+
+
+def _give_back(connection: Connection) -> bool:
+    """Give free pages of SQLite's file back.  @return: true if some were."""
+    if connection.dialect.name != "sqlite":
+        return False
+
+    def pragma(name: str) -> Any:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+    free = pragma("freelist_count")
+    if free < FREED_PAGES or free < FREE_SHARE * pragma("page_count"):
+        return False
+    if pragma("auto_vacuum") != _INCREMENTAL:  # the file is of a former version
+        return False
+    driver: Any = connection.connection
+    cursor = driver.cursor()
+    for _ in range(FREED_PAGES):  # of more pages at once, Python's driver would free one as well
+        cursor.execute("PRAGMA incremental_vacuum(1)")
+    return True

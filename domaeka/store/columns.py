@@ -46,13 +46,16 @@ NAME_CHARS: Final = 128
 #: Longest title of a room or a person, in characters.  Source: docs/protocol.md, "Handshake".
 TITLE_CHARS: Final = 1000
 
+#: SQLAlchemy's names of MariaDB and MySQL.
+MARIADB: Final = ("mariadb", "mysql")
+
 METADATA: Final = MetaData()
 #: The begin of each table's name, which tells it from those of others in the same database.
 PREFIX: Final = "domaeka_"
 #: Options of C{Table}, so that MariaDB keeps every character, and takes back what has failed.
 OPTIONS: Final[dict[str, Any]] = {
     f"{kind}_{option}": value
-    for kind in ("mysql", "mariadb")
+    for kind in MARIADB
     for option, value in (("charset", "utf8mb4"), ("engine", "InnoDB"))
 }
 
@@ -106,6 +109,8 @@ def storable(text: str, max_chars: int) -> str:
     (no encoding has them), cut to C{max_chars}.
     """
     text = text[:max_chars]
+    if text.isprintable():  # most are, and neither is
+        return text
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     if not text.isascii():

@@ -104,6 +104,9 @@ def make_engine(address: URL, writes: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
+        # Only of a file that is made now: in another one each connection would write that down.
+        if writes and connection.execute("PRAGMA page_count").fetchone() == (0,):
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         for pragma in (
             "journal_mode=WAL",
             f"journal_size_limit={_JOURNAL_BYTES}",

@@ -20,7 +20,7 @@ from domaeka.store import durable
 from domaeka.store.bans import BANS
 from domaeka.store.bot_values import BOT_SUMS, BOT_VALUES
 from domaeka.store.chatlog import CHAT_BATCHES, CHAT_LINES
-from domaeka.store.columns import PREFIX
+from domaeka.store.columns import MARIADB, PREFIX
 from domaeka.store.decisions import DECISIONS
 from domaeka.store.devices import DEVICES
 from domaeka.store.drivers import check_encoding, make_engine, reason_of, sqlite_file
@@ -136,6 +136,8 @@ def back_up(address: URL, target: Path) -> int:
     try:
         with contextlib.closing(sqlite3.connect(source, timeout=_LOCK_SECONDS)) as connection:
             connection.isolation_level = None
+            # Also where the file is of a former version, and cannot give pages back.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM INTO ?", (str(target),))
         with target.open("rb") as copy:
             os.fsync(copy.fileno())
@@ -245,7 +247,7 @@ def _count(connection: Connection, found: Found) -> tuple[dict[str, int], list[s
     inspector = inspect(connection)
     there = set(inspector.get_table_names())
     current = is_current(found)
-    mariadb = connection.dialect.name in ("mariadb", "mysql") and current
+    mariadb = connection.dialect.name in MARIADB and current
     rows: dict[str, int] = {}
     faults: list[str] = []
     for table in TABLES:

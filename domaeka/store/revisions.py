@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, Inspector, MetaData, String, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from domaeka.store.columns import PREFIX, table
+from domaeka.store.columns import MARIADB, PREFIX, table
 from domaeka.store.threads import DatabaseFailed, StoreClosed
 
 # At info it describes its own work, at each start.
@@ -36,9 +36,6 @@ VERSION: Final = table(
 LOCK_SECONDS: Final = 30
 #: The advisory lock on PostgreSQL: any number that others are unlikely to use.
 _LOCK_KEY: Final = 0x646F6D61656B61  # "domaeka"
-
-#: SQLAlchemy's names of MariaDB and MySQL.
-_MARIADB: Final = ("mariadb", "mysql")
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
 #: Alembic's C{context} is one for the whole process.
@@ -210,7 +207,7 @@ def _rename(connection: Connection) -> None:
     """Give tables of before the prefix their names of today."""
     there = inspect(connection).get_table_names()
     names = [name for name in _FORMER_TABLES if PREFIX + name not in there]
-    if connection.dialect.name in _MARIADB:  # in one statement: all or none
+    if connection.dialect.name in MARIADB:  # in one statement: all or none
         pairs = ", ".join(f"{name} TO {PREFIX}{name}" for name in names)
         statements = [f"RENAME TABLE {pairs}"] if names else []
     else:
@@ -226,7 +223,7 @@ def _locked(connection: Connection) -> Iterator[None]:
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
         yield
-    elif connection.dialect.name in _MARIADB:
+    elif connection.dialect.name in MARIADB:
         # Names are those of all databases of a server, and have up to 64 characters.
         name = func.concat(PREFIX, func.md5(func.database()))
         if not connection.scalar(select(func.get_lock(name, LOCK_SECONDS))):

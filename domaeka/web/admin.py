@@ -17,6 +17,7 @@ from domaeka.store.roles import StoredRoles
 from domaeka.web.api.bans import BanPages
 from domaeka.web.api.bots import BotPages
 from domaeka.web.api.changes import ChangePages, Operations
+from domaeka.web.api.chat import ChatPages
 from domaeka.web.api.connections import ConnectionPages
 from domaeka.web.api.endpoints import Endpoint
 from domaeka.web.api.events import Events
@@ -52,6 +53,7 @@ class AdminApi:
         settings: Callable[[], Settings],
         secrets: Callable[[], Secrets],
         forget_chat: ForgetChat,
+        chat: ChatPages,
         watchers: list[Watcher],
         timer: Timer,
         wall: Callable[[], float],
@@ -68,6 +70,7 @@ class AdminApi:
             *RoomPages(
                 directory, rooms, events.forgotten, forget_chat, store, events.room_decided
             ).endpoints(),
+            *chat.endpoints(),
             *ScriptPages(secrets, settings).endpoints(),
             *MessagePages(directory, settings).endpoints(),
             *BanPages(directory, limits, bans, settings, events.lifted, store).endpoints(),

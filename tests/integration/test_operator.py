@@ -142,6 +142,27 @@ class OperatorTests(TestCase):
         self.assertEqual(await command.ended(), 0, command.out)
         self.assertIn(b"\x1b[?1049l", command.out)  # the screen is as it was
 
+    async def test_chat(self) -> None:
+        """What is said and answered is read as it is stored, and found again."""
+        server = await self.serve()
+        command = self.command(server, "chat-log", "--follow", "--bot", BOT)
+        phone = await self.heard(server)
+        await command.shows(": # echo 하나\n")
+        await command.shows("(bot): 하나\n")
+        phone.say("# echo 100% 둘", ROOM, channel_id=ROOM_ID)
+        await command.shows("(bot): 100% 둘\n")
+        command.signal("INT")
+        self.assertEqual(await command.ended(), 0, command.notes)
+        for filters, texts in (
+            (("--text", "0%", "--room", ROOM), ["# echo 100% 둘", "100% 둘"]),
+            (("--limit", "1"), ["100% 둘"]),
+            (("--since", "1h", "--room", "no such room"), []),
+        ):
+            status, output = await self.run_command(server, "chat-log", "--json", *filters)
+            self.assertEqual(status, 0, output)
+            lines = [line for line in output.splitlines() if line.startswith("{")]
+            self.assertEqual([json.loads(line)["text"] for line in lines], texts)
+
     async def test_calling_off(self) -> None:
         """A move that runs, and a stop, are seen, and called off; all goes on."""
         server = await self.serve()

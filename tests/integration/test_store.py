@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
 from domaeka.policies.auth import NO_KEY
-from domaeka.store import revisions
+from domaeka.store import chatlog, revisions
 from domaeka.store.background import BATCH_ROWS, FLUSH_SECONDS
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
@@ -126,6 +126,32 @@ class StoreTests(TestCase):
         yield log.stop()
         self.assertLess(time.process_time() - before, FLUSH_SECONDS / 2)
         self.assertEqual((self.count(), log.dropped), (10_000, 0))
+
+    @inlineCallbacks
+    def test_pages_are_given_back(self) -> _Steps:
+        """Once most lines are too old, the file is smaller, soon, and what is left is there."""
+        self.patch(chatlog, "_FIRST_FORGET_SECONDS", 0.0)
+        self.patch(chatlog, "FORGET_PAUSE_SECONDS", 0.0)
+        self.patch(chatlog, "FREED_PAGES", 100)
+        database = self.database()
+        log = StoredChatLog(database, reactor, wall=wall)
+        yield database.start()
+        for number in range(20_000):
+            log.append(line(f"{number}" * 40)._replace(time=1.0))
+        log.append(line("new"))
+        while log.waiting:
+            yield deferLater(reactor, 0.02, lambda: None)
+        before = self.pages()
+        log.start()
+        while self.count() > 1 or self.pages() > before // 10:
+            yield deferLater(reactor, 0.05, lambda: None)
+        yield log.stop()
+        self.assertEqual(self.count(), 1)
+
+    def pages(self) -> int:
+        """How many pages the file has."""
+        with sqlite3.connect(self.path) as connection:
+            return int(connection.execute("PRAGMA page_count").fetchone()[0])
 
     @inlineCallbacks
     def test_herd_resumes_in_time(self) -> _Steps:

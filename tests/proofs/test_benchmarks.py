@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -92,6 +93,26 @@ class BenchmarkTests(SynchronousTestCase):
         self.assertEqual(list(found), [phones.DEFLATE, phones.PLAIN, phones.LEGACY])
         self.assertTrue(all(value > 0 for one in found.values() for value in one.values()))
         self.assertLess(found[phones.DEFLATE]["up"], found[phones.PLAIN]["up"] / 2)
+
+    def test_store(self) -> None:
+        """Each figure of the store is there, and nothing is left behind."""
+        command = [sys.executable, "-m", "benchmarks.store", "--quick"]
+        # Short, for the servers' sockets, and open to their users.
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
+        directory.chmod(0o755)
+        run = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(directory)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual((run.returncode, run.stderr), (0, ""))
+        for words in ("start: empty", "a room's last 50", "removal of 3,000", "import of 2,000"):
+            self.assertIn(f"| {words}", run.stdout)
+        self.assertEqual(list(directory.iterdir()), [])
 
     def test_loopback_only_and_bounded(self) -> None:
         """The generator knows no other host, and takes no run that would not end."""

@@ -57,7 +57,7 @@ class StoreWait:
 
         def late() -> None:
             text = f"{unknown}: the store has not answered for {DECISION_SECONDS:.0f} s"
-            waiting.errback(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text))
+            waiting.errback(store_refusal(text))
 
         call = self._timer.callLater(DECISION_SECONDS, late)
 
@@ -76,7 +76,12 @@ class StoreWait:
             return await waiting
         except StoreError as error:
             text = f"{refused}: {error}" if refused else str(error)
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text) from None
+            raise store_refusal(text) from None
+
+
+def store_refusal(text: str) -> Refusal:
+    """The refusal where the store failed."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "STORE", text)
 
 
 class Kind(NamedTuple):

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from domaeka.store.migrations.tables import create
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 
 def upgrade() -> None:
