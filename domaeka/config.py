@@ -338,7 +338,8 @@ class StorageSettings(_Section, frozen=True):
         Literal["off", "ack"],
         _doc(
             "`ack`: what is acknowledged to a client, and its numbered answers, survive `kill -9`; "
-            "`off`: an orderly stop only"
+            "`off`: an orderly stop only; on SQLite `ack` costs a third of a message's CPU with 8 "
+            "clients at a time, two thirds with one"
         ),
     ] = "off"
 

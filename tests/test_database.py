@@ -1,5 +1,7 @@
 """Tests for L{domaeka.store.database}."""
 
+import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.errors import StoreError
 from domaeka.store.database import (
+    AT_ONCE_PAUSE_SECONDS,
+    AT_ONCE_SECONDS,
     LOOK_SECONDS,
     PROBE_SECONDS,
     SLOW_CALL_SECONDS,
@@ -242,6 +246,84 @@ class CallTests(StoreTestCase):
         # Threads that hang are not ended; that of C{run_direct}, where there is one, is idle.
         self.assertEqual(self.thread.closed, not self.database._in_memory)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class DirectTests(StoreTestCase):
+    """Tests for calls with a cursor of the driver, and for writes in the reactor's thread."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = Path(self.mktemp())
+        self.file = self.make_database(sqlite_address(self.path))
+        self.successResultOf(self.file.start())
+        self.addCleanup(self.stop)
+        self.successResultOf(self.file.run_direct(self.prepare))
+
+    def stop(self) -> None:
+        """Stop the file's store."""
+        stopping = self.file.stop()
+        self.clock.advance(0)
+        self.successResultOf(stopping)
+
+    def prepare(self, cursor: Any, dialect: object, careful: bool) -> None:
+        """Make a table, and a function that takes a time."""
+        cursor.execute("CREATE TABLE notes (number INTEGER)")
+        cursor.connection.create_function("takes", 1, self.clock.advance)
+
+    def write(self, seconds: float = 0.0) -> bool:
+        """Write something that takes so long."""
+        return self.file.write_at_once("INSERT INTO notes VALUES (takes(?))", (seconds,))
+
+    def test_at_once(self) -> None:
+        """What is written at once is there for everybody when the call returns."""
+        self.assertTrue(self.write())
+        with closing(sqlite3.connect(self.path)) as other:
+            self.assertEqual(other.execute("SELECT count(*) FROM notes").fetchone(), (1,))
+
+    def test_waits_for_nobody(self) -> None:
+        """Where the file is not free, or its thread is at work, nothing is written or awaited."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            self.assertFalse(self.write())
+            other.execute("ROLLBACK")
+            self.assertTrue(self.write())
+        self.thread.stuck = True
+        under_way = self.file.run_direct(lambda *given: None)
+        self.assertFalse(self.write())
+        self.thread.go_on()
+        self.successResultOf(under_way)
+        self.assertTrue(self.write())
+
+    def test_slow_disk(self) -> None:
+        """One slow write changes nothing; on a slow disk the thread has them for a while."""
+        self.assertTrue(self.write(AT_ONCE_SECONDS * 4))
+        self.assertTrue(self.write())
+        written = sum(self.write(AT_ONCE_SECONDS * 2) for _ in range(20))
+        self.assertLess(written, 10)
+        self.clock.advance(AT_ONCE_PAUSE_SECONDS)
+        self.assertTrue(self.write())
+
+    def test_only_to_a_file(self) -> None:
+        """No other database is written to at once, and none that is stopped."""
+        self.start()
+        self.assertFalse(self.database.write_at_once("SELECT 1", ()))
+        self.stop()
+        self.assertFalse(self.write())
+
+    def test_failure_counts(self) -> None:
+        """A failed call counts, shows in the health, and is probed until the store is well."""
+
+        def write(cursor: Any, *more: object) -> None:
+            cursor.execute("PRAGMA query_only=ON")
+            cursor.execute("INSERT INTO notes VALUES (1)")
+
+        self.failureResultOf(self.file.run_direct(write), StoreError)
+        self.assertEqual(len(self.failures), 1)
+        self.assertRegex(self.file.health() or "", READ_ONLY)
+        self.clock.advance(PROBE_SECONDS)
+        self.assertIsNone(self.file.health())
+        (look,) = self.clock.getDelayedCalls()
+        self.assertEqual(look.getTime() - self.clock.seconds(), LOOK_SECONDS - PROBE_SECONDS)
 
 
 class FileTests(StoreTestCase):

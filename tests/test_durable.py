@@ -3,11 +3,22 @@
 import os
 from typing import Any
 
+from twisted.internet.defer import maybeDeferred
+from twisted.logger import capturedLogs
+
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey
 from domaeka.policies.records import Batch, KeptOutbox, MessageRow, OutboxRow, TakenRow
 from domaeka.policies.snapshots import MAX_CLIENT_IDS
-from domaeka.store.durable import MESSAGES, OUTBOXES, PART_BYTES, TAKEN, DurableStore
+from domaeka.store.durable import (
+    LOG,
+    LOG_ROWS,
+    MESSAGES,
+    OUTBOXES,
+    PART_BYTES,
+    TAKEN,
+    DurableStore,
+)
 from tests.storing import StoreTestCase
 
 A, B = DeviceKey("봇", "a1"), DeviceKey("봇", "b2")
@@ -42,15 +53,17 @@ class DurableCase(StoreTestCase):
 
     def put(self, **changes: Any) -> None:
         """Store a batch."""
-        self.successResultOf(self.store.store(Batch(**changes)))
+        self.successResultOf(maybeDeferred(self.store.store, Batch(**changes)))
 
     def kept(self) -> dict[int, KeptOutbox]:
         """All outboxes, by their numbers."""
-        found: list[KeptOutbox] = self.successResultOf(DurableStore(self.database, "node-1").load())
+        found: list[KeptOutbox] = self.successResultOf(self.store.load())
         return {one.row.outbox: one for one in found}
 
     def counts(self) -> tuple[int, ...]:
-        """The numbers of outboxes, messages and taken ones."""
+        """The numbers of outboxes, messages and taken ones, and of nothing in the log."""
+        self.kept()
+        self.assertEqual(self.rows(LOG), [])
         return tuple(len(self.rows(table)) for table in (OUTBOXES, MESSAGES, TAKEN))
 
 
@@ -168,12 +181,60 @@ class BatchTests(DurableCase):
         self.put(outboxes=[outbox()], messages=[message(2)], taken=[taken(3)])
         other = DurableStore(self.database, "node-2")
         rows = Batch([outbox(2)], [message(2, b"x", 2)], [taken(3, None, 2)])
-        self.successResultOf(other.store(rows))
+        self.successResultOf(maybeDeferred(other.store, rows))
         self.assertEqual(self.kept(), {1: KeptOutbox(outbox(), [message(2)], [taken(3)])})
         self.assertEqual(
             self.successResultOf(other.load()),
             [KeptOutbox(outbox(2), [message(2, b"x", 2)], [taken(3, None, 2)])],
         )
+
+
+class LogTests(DurableCase):
+    """The log in front of the tables."""
+
+    def test_one_row(self) -> None:
+        """A batch is one row, and is read by the next process as if it were in the tables."""
+        self.put(outboxes=[outbox()], messages=[message(2)], taken=[taken(3)])
+        self.put(numbers=[(1, 2, 7)], answered=[(1, 3)])
+        self.assertEqual([len(self.rows(table)) for table in (LOG, OUTBOXES)], [2, 0])
+        wanted = KeptOutbox(outbox(), [message(2, number=7)], [taken(3, None)])
+        for _ in range(2):
+            other = DurableStore(self.database, "node-1")
+            self.assertEqual(self.successResultOf(other.load()), [wanted])
+
+    def test_brought_in(self) -> None:
+        """A full log goes into the tables: what came and went meanwhile is not written there."""
+        self.put(outboxes=[outbox()])
+        half = LOG_ROWS // 2
+        self.put(messages=[message(n) for n in range(half)])
+        self.put(gone=[(1, n) for n in range(half - 2)])
+        self.assertEqual(len(self.rows(MESSAGES)), 0)
+        self.put(taken=[taken(half + n) for n in range(3)])
+        found = [len(self.rows(table)) for table in (LOG, OUTBOXES, MESSAGES, TAKEN)]
+        self.assertEqual(found, [0, 1, 2, 3])
+
+    def test_forgotten_at_once(self) -> None:
+        """What is to be forgotten does not stay in the log."""
+        self.put(outboxes=[outbox()], messages=[message(2)])
+        self.put(forgotten=[1])
+        self.assertEqual([len(self.rows(table)) for table in (LOG, OUTBOXES, MESSAGES)], [0, 0, 0])
+
+    def test_damaged_row(self) -> None:
+        """A row that cannot be read is reported and left out; the others are taken."""
+        self.put(outboxes=[outbox()], messages=[message(2)])
+        self.put(messages=[message(3)])
+        self.successResultOf(
+            self.database.run_write(
+                lambda c: c.execute(
+                    LOG.update().where(LOG.c.number == self.store._next - 1).values(data=b"\xc1")
+                )
+            )
+        )
+        other = DurableStore(self.database, "node-1")
+        wanted = [KeptOutbox(outbox(), [message(2)], [])]
+        with capturedLogs() as events:
+            self.assertEqual(self.successResultOf(other.load()), wanted)
+        self.assertEqual([event.get("count") for event in events], [1])
 
 
 class RefusedTests(DurableCase):
@@ -237,7 +298,7 @@ class TroubleTests(DurableCase):
 
         self.failureResultOf(self.database.run_direct(fail), StoreError)
         self.assertEqual(self.counts(), (0, 0, 0))
-        self.successResultOf(self.store.store(batch))
+        self.successResultOf(maybeDeferred(self.store.store, batch))
         self.assertEqual(self.kept(), {1: KeptOutbox(outbox(), [message(2)], [])})
 
     def test_before_the_start(self) -> None:

@@ -39,7 +39,7 @@ class JournalCase(GatewayCase):
         **more: Any,
     ) -> None:
         """Another process, after the one before was killed."""
-        store = DurableStore(self.database, "here")
+        store = self.store = DurableStore(self.database, "here")
 
         def stored(batch: Batch) -> Any:
             self.batches.append(batch)
@@ -65,7 +65,8 @@ class JournalCase(GatewayCase):
         self.restart(**more)
 
     def rows(self, table: Any) -> int:
-        """The number of rows of a table."""
+        """The number of rows of a table, once the log is in it."""
+        self.successResultOf(self.store.load())
         count = self.database.run_read(lambda c: len(c.execute(table.select()).all()))
         return self.successResultOf(count)
 

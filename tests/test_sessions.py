@@ -1,6 +1,9 @@
 """Tests for L{domaeka.store.sessions}."""
 
-from twisted.internet.defer import gatherResults
+from typing import Any
+
+from sqlalchemy import event
+from twisted.internet.defer import Deferred, gatherResults
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey
@@ -9,6 +12,7 @@ from domaeka.policies.tokens import new_token
 from domaeka.store.database import Database
 from domaeka.store.sessions import (
     ANSWER_SECONDS,
+    BATCH_REQUESTS,
     MAX_WAITING_REQUESTS,
     SESSIONS,
     SWEEP_SECONDS,
@@ -226,6 +230,42 @@ class LifetimeTests(SessionsTestCase):
 
 class BatchTests(SessionsTestCase):
     """Tests for how requests reach the store."""
+
+    def statements(self, count: int) -> int:
+        """The number of statements in which as many devices are given their tokens."""
+        seen: list[object] = []
+        engine = self.database._writes
+        note = lambda *args: seen.append(args[2])  # noqa: E731
+        event.listen(engine, "before_cursor_execute", note)
+        self.thread.stuck = True
+        keys = [DeviceKey("봇", f"{count}-{number}") for number in range(count + 1)]
+        issued = gatherResults([self.sessions.issue(key, NO_KEY) for key in keys])
+        self.thread.go_on()
+        tokens = self.successResultOf(issued)
+        event.remove(engine, "before_cursor_execute", note)
+        self.assertEqual(len(set(tokens)), count + 1)
+        return len(seen)
+
+    def test_statements(self) -> None:
+        """A whole batch takes as many statements as a small one."""
+        self.assertEqual(self.statements(BATCH_REQUESTS), self.statements(3))
+
+    def test_order(self) -> None:
+        """Requests of one device are carried out in their order, each on what the last left."""
+        first = self.issue()
+        self.thread.stuck = True
+        self.sessions.issue(OTHER, NO_KEY)  # is under way: those that follow share the next one
+        asked: list[Deferred[Any]] = [
+            self.sessions.resume(first, PHONE),
+            self.sessions.issue(PHONE, NO_KEY),
+            self.sessions.resume(first, PHONE),
+        ]
+        self.thread.go_on()
+        resumed, issued, late = self.successResultOf(gatherResults(asked))
+        self.assertIsNotNone(resumed.token)
+        self.assertIsNone(late.token)
+        self.assertIsNone(self.resume(resumed.token))
+        self.use(issued)
 
     def test_requests_that_come_together_share_a_transaction(self) -> None:
         """A hundred phones that come back at once cost two commits."""

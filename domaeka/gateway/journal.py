@@ -37,7 +37,7 @@ class Journal:
 
     def __init__(
         self,
-        store: Callable[[Batch], "Deferred[None]"],
+        store: Callable[[Batch], "Deferred[None] | None"],
         call_later: Callable[[float, Callable[[], object]], Any],
         seconds: Callable[[], float],
         wall: Callable[[], float],
@@ -45,7 +45,8 @@ class Journal:
         enabled: bool = True,
     ) -> None:
         """
-        @param store: stores a batch, which may be given again; fails with L{StoreError}.
+        @param store: stores a batch, which may be given again; fails with L{StoreError}; returns
+            L{None} if it is stored already.
         @param observe: called with the time that a batch took, in seconds, and its messages.
         @param seconds: the time now, in seconds.
         @param wall: the wall clock, in seconds since 1970.
@@ -73,11 +74,10 @@ class Journal:
 
     # From records
 
-    def touch(self, records: "Records") -> int:
-        """Note that C{records} have changed.  @return: the number of the batch that gathers."""
+    def touch(self, records: "Records") -> None:
+        """Note that C{records} have changed, for the first time since they were collected."""
         self._dirty[records] = None
         self._gather()
-        return self.gathering
 
     def forget(self, records: "Records") -> None:
         """Keep nothing of C{records}."""
@@ -159,9 +159,13 @@ class Journal:
     def _send(self) -> None:
         assert self._in_flight is not None
         self._began_at = self.seconds()
+        stored = self._store(self._in_flight)
+        if stored is None:
+            self._was_stored(None)
+            return
         if self._late_call is None:
             self._late_call = self._call_later(COMMIT_SECONDS, self._look)
-        self._store(self._in_flight).addCallbacks(self._was_stored, self._was_lost).addErrback(
+        stored.addCallbacks(self._was_stored, self._was_lost).addErrback(
             lambda failure: _log.failure("durable delivery: our own mistake", failure)
         )
 

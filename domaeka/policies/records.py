@@ -5,7 +5,7 @@ A device whose client acknowledges has L{Records}.  They note each message that 
 answer, and each number, until a L{Batch} collects the changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import msgspec
@@ -27,19 +27,21 @@ class Ledger(Protocol):
     Collects the changes of all records.  Its clocks are in seconds.
 
     @ivar seconds: the clock of the outboxes; C{wall}: the wall clock.
+    @ivar gathering: the number of the batch that gathers.
     """
 
     seconds: Callable[[], float]
     wall: Callable[[], float]
+    gathering: int
 
-    def touch(self, records: "Records") -> int:
-        """Note that C{records} have changed.  @return: the number of the batch that gathers."""
+    def touch(self, records: "Records") -> None:
+        """Note that C{records} have changed, for the first time since they were collected."""
 
     def forget(self, records: "Records") -> None:
         """Keep nothing of C{records}."""
 
 
-class OutboxRow(msgspec.Struct, frozen=True):
+class OutboxRow(msgspec.Struct, frozen=True, array_like=True):
     """The numbering of a device; C{next_number}: lower ones may have been given."""
 
     outbox: int
@@ -48,7 +50,7 @@ class OutboxRow(msgspec.Struct, frozen=True):
     next_number: int
 
 
-class MessageRow(msgspec.Struct, frozen=True):
+class MessageRow(msgspec.Struct, frozen=True, array_like=True):
     """
     A message that waits, or is not acknowledged.
 
@@ -65,7 +67,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class TakenRow(msgspec.Struct, frozen=True):
+class TakenRow(msgspec.Struct, frozen=True, array_like=True):
     """A message that was taken; C{body}: a L{Chat} in msgpack, or L{None} once it is answered."""
 
     outbox: int
@@ -75,7 +77,7 @@ class TakenRow(msgspec.Struct, frozen=True):
     answers: int
 
 
-class Batch(msgspec.Struct):
+class Batch(msgspec.Struct, array_like=True):
     """
     Changes that are stored in one transaction, in the order of these fields.
 
@@ -96,6 +98,28 @@ class Batch(msgspec.Struct):
     gone: list[tuple[int, int]] = []
     pruned: list[int] = []
     forgotten: list[int] = []
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that are made, changed or removed, of those that are many."""
+        some = len(self.messages) + len(self.taken) + len(self.numbers) + len(self.gone)
+        return some + len(self.answers) + len(self.answered)
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """One batch that changes as much as C{batches}, one after the other."""
+    whole = Batch()
+    for batch in batches:
+        for name in Batch.__struct_fields__:
+            getattr(whole, name).extend(getattr(batch, name))
+    # Each row once, as it is at last: a message that came and went is not written at all.
+    new = {(row.outbox, row.record) for row in whole.messages}
+    gone = set(whole.gone)
+    whole.messages = [row for row in whole.messages if (row.outbox, row.record) not in gone]
+    whole.gone = list(gone - new)
+    whole.numbers = [row for row in whole.numbers if row[:2] not in gone]
+    whole.answers = list({row[:2]: row for row in whole.answers}.values())
+    return whole
 
 
 class Taken(msgspec.Struct):
@@ -180,6 +204,7 @@ class Records:
     __slots__ = (
         "_answered",
         "_answers",
+        "_dirty",
         "_epoch",
         "_gone",
         "_key",
@@ -222,10 +247,18 @@ class Records:
         self._answers: dict[int, int] = {}
         self._answered: list[int] = []
         self._unpruned = 0
+        self._dirty = False  # the ledger knows of a change
         self.ticket = 0
 
     def _changed(self) -> None:
-        self.ticket = self._ledger.touch(self)
+        self.ticket = self._ledger.gathering
+        if not self._dirty:
+            self._touch()
+
+    def _touch(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self._ledger.touch(self)
 
     def _next(self) -> int:
         self._last += 1
@@ -258,7 +291,7 @@ class Records:
         if self._new.pop(record, None) is None:
             self._numbers.pop(record, None)
             self._gone.append(record)
-            self._ledger.touch(self)
+            self._touch()
 
     # Messages of the client
 
@@ -295,22 +328,24 @@ class Records:
         if taken.collected:
             self._answers.pop(taken.record, None)
             self._answered.append(taken.record)
-            self._ledger.touch(self)
+            self._touch()
 
     def forget(self) -> None:
         """Keep nothing any more."""
+        self._new, self._taken = {}, {}
         self._ledger.forget(self)
 
     # From the ledger
 
     def collect(self, batch: Batch) -> None:
         """Move all changes into C{batch}."""
-        outbox, ledger = self.outbox, self._ledger
+        outbox = self.outbox
+        self._dirty = False
         if self._row_is_new:
             self._row_is_new = False
             batch.outboxes.append(OutboxRow(outbox, self._key, self._epoch, self._reserved))
         if self._new:
-            ahead = ledger.wall() - ledger.seconds()
+            ahead = self._ledger.wall() - self._ledger.seconds()
             for record, item in self._new.items():
                 data = msgspec.msgpack.encode(saved_message(item))
                 batch.messages.append(
@@ -324,15 +359,17 @@ class Records:
                 batch.taken.append(TakenRow(outbox, record, taken.client_id, body, taken.answers))
             self._taken = {}
         if self._numbers:
-            batch.numbers.extend((outbox, record, n) for record, n in self._numbers.items())
+            batch.numbers += [(outbox, record, n) for record, n in self._numbers.items()]
             self._numbers = {}
         if self._answers:
-            batch.answers.extend((outbox, record, n) for record, n in self._answers.items())
+            batch.answers += [(outbox, record, n) for record, n in self._answers.items()]
             self._answers = {}
-        batch.answered.extend((outbox, record) for record in self._answered)
-        self._answered.clear()
-        batch.gone.extend((outbox, record) for record in self._gone)
-        self._gone.clear()
+        if self._answered:
+            batch.answered += [(outbox, record) for record in self._answered]
+            self._answered = []
+        if self._gone:
+            batch.gone += [(outbox, record) for record in self._gone]
+            self._gone = []
         if self._unpruned >= PRUNED_IDS:
             self._unpruned = 0
             batch.pruned.append(outbox)

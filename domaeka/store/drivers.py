@@ -18,7 +18,7 @@ from domaeka.store.threads import StoreClosed
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 #: Longest time that SQLite waits for another process's lock, in seconds.
-_BUSY_SECONDS: Final = 5.0
+BUSY_SECONDS: Final = 5.0
 #: Largest size at which SQLite's journal stays on disk, in bytes.
 _JOURNAL_BYTES: Final = 67_108_864
 #: Longest description of a failure, in characters.
@@ -97,7 +97,7 @@ def make_engine(address: URL, writes: bool) -> Engine:
     engine = create_engine(
         address,
         # Each thread has its own engine; only the closing is done from another one.
-        connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS},
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
         **options,
     )
 

@@ -1,14 +1,19 @@
 """
 Durable delivery in the store: the outboxes of clients that acknowledge, and what they have said.
 
+A batch is one row of a log, which costs little while somebody waits for it; now and then all that
+is in the log is brought into the tables at once, of which most has come and gone by then.
+
 A batch may be stored twice, for the answer to a COMMIT may be lost: rows have keys of our own, and
 a row that is there is left as it is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from secrets import randbits
 from typing import Any, Final, TypeVar
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -25,12 +30,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from domaeka.interfaces import DeviceKey
-from domaeka.policies.records import Batch, KeptOutbox, MessageRow, OutboxRow, TakenRow
+from domaeka.policies.records import Batch, KeptOutbox, MessageRow, OutboxRow, TakenRow, joined
 from domaeka.policies.snapshots import MAX_CLIENT_IDS
 from domaeka.store.columns import (
     KEY,
     NAME,
     NAME_CHARS,
+    ROW_ID,
     is_refusal,
     key_hash,
     milliseconds,
@@ -42,6 +48,12 @@ from domaeka.store.database import Database
 #: Most of a message in one row, in bytes: MariaDB takes 16 MiB in one statement, where bytes that
 #: it must escape count twice.
 PART_BYTES: Final = 1_048_576
+#: Most changes, and bytes, in the log of a server: on SQLite as many changes of short messages are
+#: in the tables after 5 ms.
+LOG_ROWS: Final = 2000
+LOG_BYTES: Final = 1_048_576
+#: Most of a batch that is written in the reactor's thread, in bytes: a third of a millisecond.
+AT_ONCE_BYTES: Final = 65_536
 _BYTES: Final = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 _POSTGRESQL: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -82,6 +94,22 @@ TAKEN: Final = table(
     Column("body", _BYTES),
     sqlite_with_rowid=False,
 )
+LOG: Final = table(
+    "durable_log",
+    Column("number", ROW_ID, primary_key=True, autoincrement=False),
+    Column("node_key", KEY, nullable=False),
+    Column("data", _BYTES, nullable=False),
+)
+
+
+_INTO_LOG: Final = f"INSERT INTO {LOG.name} (number, node_key, data) VALUES"
+#: Statements that write a batch to the log, unless it is there.
+_NOTE: Final = {
+    "sqlite": f"{_INTO_LOG} (?, ?, ?) ON CONFLICT DO NOTHING",
+    "postgresql": f"{_INTO_LOG} (%s, %s, %s) ON CONFLICT DO NOTHING",
+    "mysql": f"{_INTO_LOG} (%s, %s, %s) ON DUPLICATE KEY UPDATE number = number",
+}
+_NOTE["mariadb"] = _NOTE["mysql"]
 
 
 class DurableStore:
@@ -94,23 +122,77 @@ class DurableStore:
         self._database = database
         self._node_key = key_hash(node)
         self._refused: set[int] = set()  # outboxes; used in the database's thread
+        self._logged: list[Batch] = []  # in the log, and not in the tables
+        self._rows = self._bytes = 0  # of them
+        #: The row of the log for the next batch, and the first that is there: one behind the other,
+        #: apart from those of other servers.
+        self._next = self._first = randbits(62)
 
-    def store(self, batch: Batch) -> "Deferred[None]":
+    def store(self, batch: Batch) -> "Deferred[None] | None":
         """
         Store a batch in one transaction, but for rows that the database refuses: the log counts
         them, and they are lost if the server is killed.
 
-        @return: fires then; fails with L{StoreError}.
+        @param batch: the one before, if that failed; else the next one.
+        @return: fires then; fails with L{StoreError}; L{None}: it is stored.
         """
-        stored = self._database.run_direct(partial(self._write, batch))
-        return stored.addCallback(self._was_stored)
+        database, rows = self._database, self._rows + batch.rows
+        try:
+            data = msgspec.msgpack.encode(batch)
+        except (ValueError, OverflowError):
+            data = b""  # a row that every database refuses
+        size = self._bytes + len(data)
+        if not data or batch.forgotten or rows > LOG_ROWS or size > LOG_BYTES:
+            stored = database.run_direct(partial(self._bring_in, batch))
+            return stored.addCallback(self._was_brought_in)
+        row = self._next, self._node_key, data
+        if len(data) <= AT_ONCE_BYTES and database.write_at_once(_NOTE["sqlite"], row):
+            self._was_noted(None, batch, rows, size)
+            return None
+        noted = database.run_direct(partial(self._note, batch, row))
+        return noted.addCallback(self._was_noted, batch, rows, size)
 
-    def _was_stored(self, refused: int) -> None:
+    def _note(
+        self,
+        batch: Batch,
+        row: tuple[object, ...],
+        cursor: Cursor,
+        dialect: Dialect,
+        careful: bool,
+    ) -> int | None:
+        """Write a batch to the log; if that is refused, to the tables.  @return: as L{_write}."""
+        if careful:
+            return self._bring_in(batch, cursor, dialect, careful)
+        cursor.execute(_NOTE[dialect.name], row)
+        return None
+
+    def _was_noted(self, refused: int | None, batch: Batch, rows: int, size: int) -> None:
+        if refused is not None:
+            self._was_brought_in(refused)
+            return
+        self._logged.append(batch)
+        self._rows, self._bytes = rows, size
+        self._next += 1
+
+    def _was_brought_in(self, refused: int) -> None:
+        self._logged = []
+        self._rows = self._bytes = 0
+        self._first = self._next
         if refused:
             self._log.warn(
                 "durable delivery: the store refused {refused} rows: a crash loses them",
                 refused=refused,
             )
+
+    def _bring_in(self, batch: Batch, cursor: Cursor, dialect: Dialect, careful: bool) -> int:
+        """Write all that is in the log, and C{batch}, to the tables.  @return: as L{_write}."""
+        refused = self._write(joined([*self._logged, batch]), cursor, dialect, careful)
+        mark = _mark(dialect)
+        cursor.execute(
+            f"DELETE FROM {LOG.name} WHERE number BETWEEN {mark} AND {mark}",
+            (self._first, self._next),
+        )
+        return refused
 
     def _write(self, batch: Batch, cursor: Cursor, dialect: Dialect, careful: bool) -> int:
         """In the database's thread.  @return: how many rows the database refused."""
@@ -134,7 +216,47 @@ class DurableStore:
 
     def load(self) -> "Deferred[list[KeptOutbox]]":
         """All outboxes; fails with L{StoreError}."""
-        return self._database.run_write(_load, self._node_key)
+        replayed = self._database.run_direct(self._replay)
+        replayed.addCallback(self._was_replayed)
+        return replayed.addCallback(lambda _: self._database.run_write(_load, self._node_key))
+
+    def _replay(self, cursor: Cursor, dialect: Dialect, careful: bool) -> tuple[int, int]:
+        """
+        Bring into the tables what a server before had noted in the log.
+
+        @return: how many rows the database refused; how many batches cannot be read.
+        """
+        mark = _mark(dialect)
+        cursor.execute(
+            f"SELECT number, data FROM {LOG.name} WHERE node_key = {mark} ORDER BY number",
+            (self._node_key,),
+        )
+        rows = cursor.fetchall()
+        batches, unreadable = [], 0
+        for _, data in rows:
+            try:
+                batches.append(msgspec.msgpack.decode(data, type=Batch))
+            except msgspec.DecodeError:
+                unreadable += 1
+        refused = self._write(joined(batches), cursor, dialect, careful)
+        numbers = [(number,) for number, _ in rows]
+        if numbers:
+            cursor.executemany(f"DELETE FROM {LOG.name} WHERE number = {mark}", numbers)
+        return refused, unreadable
+
+    def _was_replayed(self, outcome: tuple[int, int]) -> None:
+        refused, unreadable = outcome
+        self._was_brought_in(refused)
+        if unreadable:
+            self._log.error(
+                "durable delivery: {count} batches in the store cannot be read, and are dropped",
+                count=unreadable,
+            )
+
+
+def _mark(dialect: Dialect) -> str:
+    """The place of a value in a statement of the driver."""
+    return "?" if dialect.name == "sqlite" else "%s"
 
 
 def _parts(one: MessageRow) -> Iterable[tuple[object, ...]]:
@@ -163,7 +285,7 @@ class _Statements:
         self._kind = dialect
         self._dialect = dialect.name
         self._careful = careful
-        self._mark = "?" if self._dialect == "sqlite" else "%s"
+        self._mark = _mark(dialect)
         self._more: dict[str, Any] = {"prepare": False} if self._dialect == "postgresql" else {}
         #: The number of rows that the database refused.
         self.refused = 0

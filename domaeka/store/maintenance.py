@@ -49,6 +49,7 @@ TABLES: Final = (
     durable.OUTBOXES,
     durable.MESSAGES,
     durable.TAKEN,
+    durable.LOG,
 )
 #: Most faults that are named of one database.
 MAX_FAULTS: Final = 10

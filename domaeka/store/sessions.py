@@ -304,10 +304,12 @@ def _carry_out(
     hashes = [key_hash(*request.key) for request in batch]
 
     def carry_out(indices: Sequence[int]) -> None:
+        rows = _Rows(connection, {hashes[index] for index in indices})
         for index in indices:
-            granted[index], more[index] = _carry_out_one(
-                connection, batch[index], hashes[index], now, lifetime, lease, accepted
+            granted[index], more[index] = rows.carry_out(
+                batch[index], hashes[index], now, lifetime, lease, accepted
             )
+        rows.write()
 
     # In the order of the rows, so that two servers never wait for each other; the requests of
     # one device stay in theirs.
@@ -317,49 +319,88 @@ def _carry_out(
     return granted, sum(more)
 
 
-def _carry_out_one(
-    connection: Connection,
-    request: _Request,
-    device_key: str,
-    now: float,
-    lifetime: float,
-    lease: float,
-    accepted: Collection[str],
-) -> tuple[str | None, int]:
-    """@return: the id of the key behind a request, if granted; how many more tokens."""
-    mine = SESSIONS.c.device_key == device_key
-    if request.fresh is None:
-        connection.execute(
-            SESSIONS.update()
-            .where(mine, SESSIONS.c.newest_hash == request.used)
-            .values(expires=milliseconds(now + lifetime))
+class _Row(NamedTuple):
+    """The row of a device."""
+
+    key: DeviceKey
+    pair: TokenPair
+    key_id: str
+
+
+class _Rows:
+    """Rows of a transaction: read at once, changed here, and written at once."""
+
+    def __init__(self, connection: Connection, hashes: Collection[str]) -> None:
+        self._connection = connection
+        # Locked in their order, too.
+        found = connection.execute(
+            select(SESSIONS)
+            .where(SESSIONS.c.device_key.in_(hashes))
+            .order_by(SESSIONS.c.device_key)
+            .with_for_update()
         )
-        return None, 0
-    row = connection.execute(select(SESSIONS).where(mine).with_for_update()).one_or_none()
-    pair = row and TokenPair(row.newest_hash, row.older_hash, row.expires / 1000)
-    key_id = request.key_id
-    if request.used is None:
-        after = TokenPair(request.fresh, None, now + lease)
-    elif not (row and pair and pair.is_good(request.used, 0.0 if request.held else now)):
-        return None, 0
-    elif row.key_id not in accepted:
-        connection.execute(SESSIONS.delete().where(mine))
-        return None, 0
-    else:
-        after = pair.after(request.used, request.fresh, now + lease)
-        key_id = row.key_id if key_id is None else key_id
-    more = after.size - (0 if pair is None else pair.size)
-    values = {
-        "device_key": device_key,
-        "bot_name": request.key.bot_name,
-        "device_id": request.key.device_id,
-        "newest_hash": after.newest,
-        "older_hash": after.older,
-        "expires": milliseconds(after.expires),
-        "key_id": key_id,
-    }
-    upsert(connection, SESSIONS, [values], fixed=("bot_name", "device_id"))
-    return key_id, more
+        self._rows: dict[str, _Row | None] = {
+            row.device_key: _Row(
+                DeviceKey(row.bot_name, row.device_id),
+                TokenPair(row.newest_hash, row.older_hash, row.expires / 1000),
+                row.key_id,
+            )
+            for row in found
+        }
+        self._before = dict(self._rows)
+
+    def carry_out(
+        self,
+        request: _Request,
+        device_key: str,
+        now: float,
+        lifetime: float,
+        lease: float,
+        accepted: Collection[str],
+    ) -> tuple[str | None, int]:
+        """@return: the id of the key behind a request, if granted; how many more tokens."""
+        row = self._rows.get(device_key)
+        if request.fresh is None:
+            if row is not None and row.pair.newest == request.used:
+                ends = row.pair._replace(expires=now + lifetime)
+                self._rows[device_key] = row._replace(pair=ends)
+            return None, 0
+        key_id = request.key_id
+        if request.used is None:
+            after = TokenPair(request.fresh, None, now + lease)
+        elif row is None or not row.pair.is_good(request.used, 0.0 if request.held else now):
+            return None, 0
+        elif row.key_id not in accepted:
+            self._rows[device_key] = None
+            return None, 0
+        else:
+            after = row.pair.after(request.used, request.fresh, now + lease)
+            key_id = row.key_id if key_id is None else key_id
+        assert key_id is not None
+        self._rows[device_key] = _Row(request.key, after, key_id)
+        return key_id, after.size - (0 if row is None else row.pair.size)
+
+    def write(self) -> None:
+        """Write what has changed."""
+        changed = {k: row for k, row in self._rows.items() if row is not self._before.get(k)}
+        values = [
+            {
+                "device_key": device_key,
+                "bot_name": row.key.bot_name,
+                "device_id": row.key.device_id,
+                "newest_hash": row.pair.newest,
+                "older_hash": row.pair.older,
+                "expires": milliseconds(row.pair.expires),
+                "key_id": row.key_id,
+            }
+            for device_key, row in changed.items()
+            if row is not None
+        ]
+        if values:
+            upsert(self._connection, SESSIONS, values, fixed=("bot_name", "device_id"))
+        dead = [device_key for device_key, row in changed.items() if row is None]
+        if dead:
+            self._connection.execute(SESSIONS.delete().where(SESSIONS.c.device_key.in_(dead)))
 
 
 def _sweep(

@@ -19,7 +19,7 @@ from domaeka.store.background import BATCH_ROWS
 from tests.integration.crowd import Crowd
 from tests.integration.support import ServerProcess, reactor, sleep
 from tests.proofs import LONG
-from tests.proofs.store_servers import postgresql
+from tests.proofs.store_servers import mariadb, postgresql
 
 KILLS = 20 if LONG else 4
 CLIENTS = 20
@@ -158,4 +158,9 @@ class KillTests(TestCase):
     async def test_durable_on_postgresql(self) -> None:
         """The same on PostgreSQL."""
         url = postgresql().database().render_as_string(False)
+        await self.durable("--set", f"storage.url={url}")
+
+    async def test_durable_on_mariadb(self) -> None:
+        """The same on MariaDB."""
+        url = mariadb().database().render_as_string(False)
         await self.durable("--set", f"storage.url={url}")

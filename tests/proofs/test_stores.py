@@ -7,7 +7,7 @@ from subprocess import run
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Table, create_engine, inspect, select, text
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import ProcessDone
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -186,7 +186,7 @@ class EncodingTests(StoreCase):
         ids = [TakenRow(0, n, sign, b"x", 0) for n, sign in enumerate("가\U0001f600나")]
         messages = [MessageRow(n, 5, 0, 1.0, "\U0001f600".encode()) for n in range(3)]
         for _ in range(2):
-            await store.store(Batch(outboxes, messages, ids))
+            await maybeDeferred(store.store, Batch(outboxes, messages, ids))
         kept = {one.row.outbox: one for one in await store.load()}
         self.assertEqual([one.row for one in kept.values()], [outboxes[0], outboxes[2]])
         self.assertEqual(kept[0].taken, [ids[0], ids[2]])
@@ -246,14 +246,14 @@ class LostConnectionTests(StoreCase):
         database = self.make_database(url)
         await database.start()
         store = DurableStore(database, "node")
-        await store.store(Batch([OutboxRow(1, DeviceKey("b", "a1"), "e", 1)]))
+        await maybeDeferred(store.store, Batch([OutboxRow(1, DeviceKey("b", "a1"), "e", 1)]))
         admin = create_engine(url, isolation_level="AUTOCOMMIT")
         self.addCleanup(admin.dispose)
         with admin.connect() as connection:
             for number in connection.scalars(text(others)).all():
                 connection.execute(text(end.format(number)))
-        await store.store(Batch([OutboxRow(2, DeviceKey("b", "a2"), "e", 1)]))
-        self.assertEqual(len(await self.rows(database, durable.OUTBOXES)), 2)
+        await maybeDeferred(store.store, Batch([OutboxRow(2, DeviceKey("b", "a2"), "e", 1)]))
+        self.assertEqual(len(await self.rows(database, durable.LOG)), 2)
 
     async def test_postgresql(self) -> None:
         """On PostgreSQL."""

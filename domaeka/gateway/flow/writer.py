@@ -68,6 +68,7 @@ class Writer:
         "_deflater",
         "_kernel",
         "_media_left",
+        "_overtaken",
         "_pieces",
         "_staged",
         "_staging",
@@ -105,6 +106,7 @@ class Writer:
         self._acks: list[bytes] = []  # they wait for the store
         self._staged: tuple[list[bytes], list[bytes]] | None = None  # likewise: acks, and replies
         self._staging = False
+        self._overtaken = False  # urgent frames went ahead of what is staged
         self._waits = False  # a call follows when the store is back
         self._urgent: deque[bytes] | None = None
         self.idle = True
@@ -200,6 +202,7 @@ class Writer:
         self._batch_bytes = 0
         self.idle = False
         self._staged = acks, replies
+        self._overtaken = False
         self._staging = True
         journal.after(number, self._stored)
         self._staging = False
@@ -219,7 +222,7 @@ class Writer:
         if not acks and not replies:
             self.idle = True
             return
-        if self._transport.unsent_bytes:  # urgent frames went ahead
+        if self._overtaken and self._transport.unsent_bytes:
             self._batch_bytes = sum(map(len, acks)) + sum(map(len, replies))
             self._transport.write_more(self._packed(b"".join((*acks, *replies))))
         else:
@@ -374,6 +377,7 @@ class Writer:
             if self.idle:
                 self.idle = self._transport.write(data)
             else:
+                self._overtaken = True
                 self._batch_bytes += len(data)
                 self._transport.write_more(data)
 
