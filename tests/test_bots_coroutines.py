@@ -164,7 +164,7 @@ class BotLoopTests(TestCase):
     def call(self, function: Any, *args: Any) -> "Deferred[Any]":
         """Call a function on the loop.  @return: its result."""
         result: Deferred[Any] = Deferred(lambda _: call.cancel())
-        call = self.loop.call(function, args, result.callback)
+        call = self.loop.call(function, args, lambda _, outcome: result.callback(outcome))
         return result
 
     async def test_beside_the_reactor(self) -> None:
@@ -219,12 +219,12 @@ class BotLoopTests(TestCase):
             await asyncio.Event().wait()
 
         outcomes: list[object] = []
-        first = self.loop.call(wait, ("first",), outcomes.append)
+        first = self.loop.call(wait, ("first",), lambda _, outcome: outcomes.append(outcome))
         while not begun:
             await deferLater(reactor, 0.01, lambda: None)
         held = Event()
         self.loop.call_soon(held.wait)
-        second = self.loop.call(wait, ("second",), outcomes.append)
+        second = self.loop.call(wait, ("second",), lambda _, outcome: outcomes.append(outcome))
         first.cancel()
         second.cancel()
         held.set()

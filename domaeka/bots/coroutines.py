@@ -125,7 +125,7 @@ class Call:
         loop: "BotLoop",
         function: Callable[..., Awaitable[object]],
         args: tuple[Any, ...],
-        ended: Callable[[object], object],
+        ended: Callable[[Any, object], object],
         about: Any,
     ) -> None:
         self._loop = loop
@@ -156,16 +156,15 @@ class Call:
             awaitable = self.function(*self.args)
             if not asyncio.iscoroutine(awaitable):
                 awaitable = _awaited(awaitable)
-            self.task = task = self._loop.create_task(awaitable, self)
+            self.task = self._loop.create_task(awaitable, self)
         except BaseException:  # even sys.exit()
             self._end(Failure())  # type: ignore[no-untyped-call]
             return
         self.args = ()
-        task.add_done_callback(self._done)
 
-    def _done(self, task: "asyncio.Task[object]") -> None:
+    def done(self, task: "asyncio.Task[object]") -> None:
+        """Its task has ended."""
         self.task = None
-        self._loop.forget(task)
         if task.cancelled():
             self._end(Failure(asyncio.CancelledError()))  # type: ignore[no-untyped-call]
         elif (error := task.exception()) is not None:
@@ -174,7 +173,7 @@ class Call:
             self._end(task.result())
 
     def _end(self, outcome: object) -> None:
-        self._loop.hand_over(self._ended, outcome)
+        self._loop.hand_over(self._ended, self.about, outcome)
 
 
 async def _awaited(awaitable: Awaitable[object]) -> object:
@@ -211,13 +210,13 @@ class Coroutines(Protocol):
         self,
         function: Callable[..., Awaitable[object]],
         args: tuple[Any, ...],
-        ended: Callable[[object], object],
+        ended: Callable[[Any, object], object],
         about: Any = None,
     ) -> Call:
         """
         Call C{function} on the loop, and await what it gives.
 
-        @param ended: called in the reactor's thread with the result, or a Failure.
+        @param ended: called in the reactor's thread with C{about}, and the result or a Failure.
         @param about: what is called, for the log: its text, and C{place}.
         """
 
@@ -251,6 +250,7 @@ class BotLoop:
         self._ended: Deferred[None] | None = None
         # Tasks of calls, by which a hold-up is named.
         self._calls: dict[asyncio.Task[object], Call] = {}
+        self._done = self._task_done  # one for all: each that is made takes memory
         self._asked_at: float | None = None  # the loop has not answered since
         self._reported_at = -REPORT_SECONDS
         self.hold_up: HoldUp | None = None
@@ -259,7 +259,7 @@ class BotLoop:
         self,
         function: Callable[..., Awaitable[object]],
         args: tuple[Any, ...],
-        ended: Callable[[object], object],
+        ended: Callable[[Any, object], object],
         about: Any = None,
     ) -> Call:
         """See L{Coroutines}."""
@@ -328,11 +328,11 @@ class BotLoop:
         """Begin the coroutine of a call."""
         task = cast(asyncio.AbstractEventLoop, self._loop).create_task(coroutine)
         self._calls[task] = call
+        task.add_done_callback(self._done)
         return task
 
-    def forget(self, task: "asyncio.Task[object]") -> None:
-        """A task has ended."""
-        self._calls.pop(task, None)
+    def _task_done(self, task: "asyncio.Task[object]") -> None:
+        self._calls.pop(task).done(task)
 
     # Hold-ups
 

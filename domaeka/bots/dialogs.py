@@ -8,7 +8,6 @@ question's own runs.  A message that names a command is that command, and the qu
 import asyncio
 from collections.abc import Callable
 from heapq import heappop, heappush
-from itertools import count
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -31,6 +30,24 @@ MAX_ASK_SECONDS: Final = 86_400.0
 _Place = tuple[str, str]
 
 
+class _Answer(asyncio.Future[Message]):
+    """An answer, awaited on the bots' loop."""
+
+    __slots__ = ("_dialogs", "_run")  # thousands may wait
+
+    def __init__(self, dialogs: "Dialogs", run: Run) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._dialogs = dialogs
+        self._run = run
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Wait no longer."""
+        is_cancelled = super().cancel(msg)
+        if is_cancelled:
+            self._run.loop.hand_over(self._dialogs.given_up, self._run)
+        return is_cancelled
+
+
 class _Question:
     """
     A question that waits.
@@ -39,10 +56,17 @@ class _Question:
     @ivar future: asyncio's, or a Deferred, which gets the answer.
     """
 
-    __slots__ = ("asked_at", "check", "future", "person", "place", "run")
+    __slots__ = ("asked_at", "check", "ends_at", "future", "person", "place", "run")
 
     def __init__(
-        self, run: Run, place: _Place, person: str | None, future: Any, check: Check, now: float
+        self,
+        run: Run,
+        place: _Place,
+        person: str | None,
+        future: Any,
+        check: Check,
+        now: float,
+        timeout: float,
     ) -> None:
         self.run = run
         self.place = place
@@ -50,6 +74,11 @@ class _Question:
         self.future = future
         self.check = check
         self.asked_at = now
+        self.ends_at = now + timeout
+
+    def __lt__(self, other: "_Question") -> bool:
+        """By their ends."""
+        return self.ends_at < other.ends_at
 
 
 class Lanes(Protocol):
@@ -70,8 +99,7 @@ class Dialogs:
         self._lanes = lanes
         self._seconds = seconds
         self._rooms: dict[_Place, dict[str | None, _Question]] = {}
-        self._due: list[tuple[float, int, _Question]] = []  # a heap
-        self._numbers = count()
+        self._due: list[_Question] = []  # a heap
         #: The number of questions that wait.
         self.waiting = 0
 
@@ -90,13 +118,12 @@ class Dialogs:
             raise BotValueError(f"timeout: above 0 and at most {MAX_ASK_SECONDS:.0f} s")
         dispatcher = run._runtime
         if is_on_loop():
-            future = asyncio.get_running_loop().create_future()
-            future.add_done_callback(lambda _: dispatcher.hand_over(self._answered, run))
+            future = _Answer(self, run)
             dispatcher.hand_over(self._open, run, text, timeout, check, anyone, future)
             return future
         if run.served.command.runs is Runs.IN_THREAD or not dispatcher.in_reactor_thread():
             raise BotTypeError("ask() is for async def: a thread cannot wait for a person")
-        deferred: Deferred[Message] = Deferred(lambda _: self._answered(run))
+        deferred: Deferred[Message] = Deferred(lambda _: self.given_up(run))
         self._open(run, text, timeout, check, anyone, deferred)
         return deferred
 
@@ -118,10 +145,10 @@ class Dialogs:
         if before is not None:
             self._end(before, AskTimeout(is_replaced=True))
         now = self._seconds()
-        question = _Question(run, place, person, future, check, now)
+        question = _Question(run, place, person, future, check, now, timeout)
         self._rooms.setdefault(place, {})[person] = question
         self.waiting += 1
-        heappush(self._due, (now + timeout, next(self._numbers), question))
+        heappush(self._due, question)
         run.question = question
         if text:
             run.reply(text)
@@ -160,9 +187,8 @@ class Dialogs:
     def sweep(self) -> None:
         """End the questions whose time is over."""
         now = self._seconds()
-        while self._due and self._due[0][0] <= now:
-            _, _, question = heappop(self._due)
-            self._end(question, AskTimeout())
+        while self._due and self._due[0].ends_at <= now:
+            self._end(heappop(self._due), AskTimeout())
 
     def forget(self, run: Run) -> None:
         """A run is over: nobody waits for its question."""
@@ -174,8 +200,8 @@ class Dialogs:
         """The runs that wait for an answer."""
         return [question.run for room in self._rooms.values() for question in room.values()]
 
-    def _answered(self, run: Run) -> None:
-        """What waited for an answer has it, or was cancelled."""
+    def given_up(self, run: Run) -> None:
+        """A run waits no longer for an answer."""
         question = run.question
         if question is not None:
             self._remove(question)
@@ -204,8 +230,7 @@ class Dialogs:
             del self._rooms[question.place]
         self.waiting -= 1
         if len(self._due) > 2 * self.waiting + 100:  # of those that were answered
-            waits = (entry for entry in self._due if entry[2].run.question is entry[2])
-            self._due = sorted(waits)
+            self._due = sorted(each for each in self._due if each.run.question is each)
 
     def _settle(self, run: Run, future: Any, answer: Message) -> None:
         if isinstance(future, Deferred):

@@ -58,6 +58,7 @@ STOP_SECONDS: Final = 5.0
 #: Most rooms that are remembered as notified of an open breaker: others get no notice.
 _MAX_NOTIFIED: Final = 10_000
 
+_NOTHING: Final[Mapping[str, object]] = {}
 #: Both, for asyncio's is not Twisted's.
 _CANCELLED: Final = (CancelledError, asyncio.CancelledError)
 
@@ -113,6 +114,7 @@ class BotDispatcher:
         self._bots: tuple[Bot, ...] = ()
         self._started = False
         self._dialogs = Dialogs(self, self._seconds)
+        self._back = self._back_from_loop  # one for all runs
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
@@ -218,7 +220,7 @@ class BotDispatcher:
                 except Exception as error:
                     report(f"{event.value} failed", error, {"command": hook.name}, hook.function)
 
-        self._loop.call(call_all, (), lambda _: done.callback(None))
+        self._loop.call(call_all, (), lambda *_: done.callback(None))
         return done
 
     def start(self) -> "Deferred[None]":
@@ -372,7 +374,7 @@ class BotDispatcher:
             self._done(chat, origin)
             return False
         arguments: tuple[object, ...] = ()
-        named: Mapping[str, object] = {}
+        named: Mapping[str, object] = _NOTHING
         if command.arguments is not None:
             try:
                 arguments, named = command.arguments.parse(chat.text[start:])
@@ -439,8 +441,8 @@ class BotDispatcher:
         call = self._loop.call(
             cast(Callable[..., Awaitable[object]], function),
             (run,) if run.served.is_wrapped else (run, *run.arguments),
-            partial(self._back_from_loop, run),
-            command,
+            self._back,
+            run,
         )
         if run.over:  # in virtual time
             return False
@@ -639,7 +641,7 @@ class BotDispatcher:
             _log.warn("{command} {mistake}", command=command.name, mistake=text)
 
 
-def _settle(result: "Deferred[object]", outcome: object) -> None:
+def _settle(result: "Deferred[object]", command: Command, outcome: object) -> None:
     if not result.called:
         result.errback(outcome) if isinstance(outcome, Failure) else result.callback(outcome)
 

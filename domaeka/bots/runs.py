@@ -79,6 +79,15 @@ class Run(Context, eq=False, kw_only=True):
     unsent: "tuple[Sent | Pending[None], ...]" = ()
     error_text: str | None = None
 
+    def __str__(self) -> str:
+        """The function's name and its bot, for the log."""
+        return str(self.served.command)
+
+    @property
+    def place(self) -> str:
+        """The place of the function in the author's code."""
+        return self.served.command.place
+
     @property
     def log_fields(self) -> dict[str, str | None]:
         """Fields for the log: never the text."""
