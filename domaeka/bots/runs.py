@@ -23,6 +23,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
 
     @ivar observe: takes its times, in seconds.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
+    @ivar is_wrapped: True if there are any.
     """
 
     command: Command
@@ -31,11 +32,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     before: tuple[Command, ...] = ()
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
-
-    @property
-    def is_wrapped(self) -> bool:
-        """True if other functions are called around it."""
-        return bool(self.before or self.after or self.on_error)
+    is_wrapped: bool = False
 
 
 class Sent(Deferred[None]):
@@ -67,8 +64,7 @@ class Run(Context, eq=False, kw_only=True):
 
     served: Served
     arguments: tuple[object, ...] = ()
-    named: Mapping[str, object] = {}
-    loop: Coroutines
+    named: Mapping[str, object] | None = None
     permit: int
     began: float
     deadline: float = 0.0
@@ -78,6 +74,11 @@ class Run(Context, eq=False, kw_only=True):
     is_done: bool = False
     unsent: "tuple[Sent | Pending[None], ...]" = ()
     error_text: str | None = None
+
+    @property
+    def loop(self) -> Coroutines:
+        """The bots' loop."""
+        return cast(Coroutines, self._runtime.loop)
 
     def __str__(self) -> str:
         """The function's name and its bot, for the log."""
