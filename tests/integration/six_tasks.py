@@ -7,7 +7,7 @@ from typing import Literal
 import httpx
 from PIL import Image
 
-from domaeka import Bot, Context
+from domaeka import Bot, Context, ScheduleContext
 
 WEATHER_URL = os.environ.get("WEATHER_URL", "http://127.0.0.1:8088/")
 GREETED = "18338494926958305"
@@ -47,6 +47,6 @@ async def introduce(ctx: Context) -> str:
     return f"{answer.text}님, 반가워요!"
 
 
-@bot.schedule("0 8 * * *", timezone="Asia/Seoul", rooms=(GREETED,))
-async def greet() -> str:
+@bot.schedule("0 8 * * *", timezone="Asia/Seoul", rooms=[GREETED])
+async def greet(ctx: ScheduleContext) -> str:
     return "좋은 아침이에요!"
