@@ -44,6 +44,7 @@ GATEWAY: tuple[str, ...] = (
     "views authentication",
     "events journal",
     "context",
+    "pacing",
     "device",
     "joints",
     "flow",

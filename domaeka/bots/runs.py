@@ -22,6 +22,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     A function that takes messages, its breaker and its metric.
 
     @ivar observe: takes its times, in seconds.
+    @ivar is_gated: True if not everybody may use it, or not at all times.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
     """
 
@@ -31,6 +32,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     before: tuple[Command, ...] = ()
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
+    is_gated: bool = False
 
     @property
     def is_wrapped(self) -> bool:
