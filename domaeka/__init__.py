@@ -7,13 +7,27 @@ Bot authors import from here all that they need.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from domaeka.bots.access import cooldown, operators, people, role, room
     from domaeka.bots.api import Bot, Context
     from domaeka.bots.arguments import BadArguments
     from domaeka.bots.services import breaker
     from domaeka.errors import AskTimeout
     from domaeka.policies.retry import BreakerOpen
 
-__all__ = ["AskTimeout", "BadArguments", "Bot", "BreakerOpen", "Context", "__version__", "breaker"]
+__all__ = [
+    "AskTimeout",
+    "BadArguments",
+    "Bot",
+    "BreakerOpen",
+    "Context",
+    "__version__",
+    "breaker",
+    "cooldown",
+    "operators",
+    "people",
+    "role",
+    "room",
+]
 
 __version__ = "0.1.0"
 
@@ -26,6 +40,11 @@ _HOMES = {
     "BreakerOpen": "domaeka.policies.retry",
     "Context": "domaeka.bots.api",
     "breaker": "domaeka.bots.services",
+    "cooldown": "domaeka.bots.access",
+    "operators": "domaeka.bots.access",
+    "people": "domaeka.bots.access",
+    "role": "domaeka.bots.access",
+    "room": "domaeka.bots.access",
 }
 
 
