@@ -46,8 +46,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self, *args: Any, **named: Any
     ) -> asyncio.Handle:
         """
-        As of any loop.  Called in the loop's thread, what is due is done before this returns, unless
-        the loop runs; called in another one, it is done by the next L{run_due}.
+        As of any loop.  Called in the loop's thread, what is due is done before this returns,
+        unless the loop runs; called in another one, it is done by the next L{run_due}.
         """
         self._has_more = True
         handle = super().call_soon_threadsafe(*args, **named)

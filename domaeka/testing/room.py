@@ -406,7 +406,7 @@ class _Server:
         with self._watching() as watching:
             end = clock.seconds() + seconds
             while calls := clock.getDelayedCalls():
-                due = min(call.getTime() for call in calls)
+                due = min(call.getTime() for call in calls)  # type: ignore[misc]
                 if due > end:
                     break
                 clock.advance(max(0.0, due - clock.seconds()))
@@ -433,7 +433,7 @@ class _Server:
         self._closed = True
         self._loop.close()
         for call in list(self._reactor.getDelayedCalls()):
-            call.cancel()
+            call.cancel()  # type: ignore[misc]
 
     def left(self) -> None:
         """A room was forgotten: close with the last one."""
@@ -461,7 +461,9 @@ class _Server:
             reactor.make_calls()
             loop.run_due()
             if loop.is_restless:
-                raise RuntimeError("a function on the bots' loop waits for nothing, again and again")
+                raise RuntimeError(
+                    "a function on the bots' loop waits for nothing, again and again"
+                )
             if reactor.inbox:
                 continue
             patience = deadline - monotonic()
