@@ -124,7 +124,7 @@ class RoomTests(SynchronousTestCase):
             self.assertEqual(other.say("# many"), [str(3 * MAX_THREADS)])
 
     def test_errors(self) -> None:
-        """What a function raises is raised in the test, with the author's lines, wherever it ran."""
+        """The error of a function is raised in the test, with the author's lines, from anywhere."""
         for text, function in (
             ("# fail value", "in fail"),
             ("# fail plain", "in fail_plain"),
@@ -178,7 +178,7 @@ class RoomTests(SynchronousTestCase):
             self.assertEqual(other.beside("밖").say("# where"), [])
 
     def test_start_and_stop(self) -> None:
-        """Functions for start and stop are called, and wait as long as they may; errors are seen."""
+        """Functions for start and stop are called, and may wait; their errors are raised."""
         done: list[str] = []
         bot = Bot("hooks")
 

@@ -288,10 +288,9 @@ class LocalTalk:
     def _count_fault(self, command: str) -> None:
         self.faults += 1
 
-    def _take(self, line: str) -> Chat | None:
-        """@return: the message that was said, if the line is one."""
+    def _take(self, line: str) -> None:
         if self._finished:
-            return None
+            return
         word, _, rest = line.partition(" ")
         asked: dict[str, Callable[[], object]] = {
             "/room": partial(self._move, CHAT_ROOMS, word, rest),
@@ -302,8 +301,8 @@ class LocalTalk:
         }
         if word in asked:
             asked[word]()
-            return None
-        return self._say(line[1:] if line.startswith("//") else line)
+        else:
+            self._say(line[1:] if line.startswith("//") else line)
 
     def _move(self, names: tuple[str, ...], word: str, rest: str) -> None:
         number = rest.strip()
@@ -336,11 +335,11 @@ class LocalTalk:
         anew, left = (", ".join(places) or "none" for places in found)
         self._note(f"imported anew: {anew}; left as they were: {left}")
 
-    def _say(self, text: str) -> Chat | None:
+    def _say(self, text: str) -> None:
         if len(text) > MAX_TEXT_CHARS:
             self._note(f"not said: more than {MAX_TEXT_CHARS} characters")
             self._count_fault("")
-            return None
+            return
         chat = Chat(
             dialect=Dialect.V33,
             room=self._room,
@@ -355,8 +354,11 @@ class LocalTalk:
             client_id=None,
             auth=None,
         )
+        self._said(chat)
         self._dispatcher.submit(chat, self)
-        return chat
+
+    def _said(self, chat: Chat) -> None:
+        """A message is about to be worked on."""
 
     # Origin
 
@@ -401,6 +403,8 @@ class PipedLocalTalk(LocalTalk):
         self._is_ready = False
         self._no_more = False
         self._until: float | None = None  # the work on a line is waited for
+        self._undone: Chat | None = None  # the message of that line, until it is done
+        self._late = 0  # the number of messages that were waited for long enough
         self.on_accepting: Callable[[], None] = lambda: None
 
     @property
@@ -446,6 +450,14 @@ class PipedLocalTalk(LocalTalk):
         self._look()
         self.on_accepting()
 
+    def _said(self, chat: Chat) -> None:
+        self._undone = chat
+
+    def message_done(self, chat: Chat) -> None:
+        """The work on a message is done, or waits for an answer."""
+        if chat is self._undone:
+            self._undone = None
+
     def _look(self) -> None:
         # What was given to the loop before is under way, or done, when this comes back from it.
         self._loop.call_soon(self._loop.hand_over, self._came_round)
@@ -453,10 +465,15 @@ class PipedLocalTalk(LocalTalk):
     def _came_round(self) -> None:
         if self._finished or self._until is None:
             return
-        if self._dispatcher.pending():
+        pending = self._dispatcher.pending()
+        self._late = min(self._late, pending)
+        # Behind an answer to a question, which is done at once, its function goes on.
+        if self._undone is not None or pending > self._late:
             if self._reactor.seconds() < self._until:
                 self._reactor.callLater(_LOOK_SECONDS, self._look)
                 return
+            self._late = pending
+            self._undone = None
             self._count_fault("")
             self._note(f"the work on it is not over after {self._wait:g} s")
         self._until = None
