@@ -21,6 +21,7 @@ from domaeka.texts_ko import CHAT_PEOPLE, CHAT_ROOMS, FAILED_TEXT
 from domaeka.wire import Media, Reply
 from tests.bots_fakes import FakeReactor, FakeThreads
 from tests.test_cli import CommandCase
+from tests.test_docs import ROOT, fenced
 
 PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 320, 200)
 GIF = b"GIF89a" + struct.pack("<HH", 7, 5)
@@ -262,6 +263,19 @@ class NewTests(CommandCase):
         )
         self.assertEqual(ran.returncode, 0, ran.stderr)
         self.assertIn("Ran 3 tests", ran.stderr)
+
+    def test_document(self) -> None:
+        """The test that docs/bots.md shows passes with the bot that is written."""
+        self.run_command("new", "mybot")
+        (snippet,) = (
+            code for code in fenced(ROOT / "docs/bots.md", "python") if "with Room(" in code
+        )
+        sys.path.insert(0, str(self.directory))
+        self.addCleanup(sys.path.remove, str(self.directory))
+        self.addCleanup(sys.modules.pop, "mybot", None)
+        names: dict[str, Any] = {}
+        exec(snippet, names)
+        names["test_roll"]()
 
     def test_overwrites_nothing(self) -> None:
         """A file that is there stays as it is, and no other is written."""

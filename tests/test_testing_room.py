@@ -13,7 +13,7 @@ from domaeka import Bot, Context
 from domaeka.bots.threads import MAX_THREADS
 from domaeka.testing import File, Room, room
 from domaeka.testing.loop import VirtualLoop
-from domaeka.texts_ko import FAILED_TEXT, NO_ANSWER_TEXT, OPERATORS_TEXT
+from domaeka.texts_ko import FAILED_TEXT, NO_ANSWER_TEXT, OPERATORS_TEXT, TIMEOUT_TEXT
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -103,6 +103,10 @@ class RoomTests(SynchronousTestCase):
         self.assertEqual(self.room.wait(89.5), ["09:00 90"])
         self.room.say("# later 60")
         self.assertEqual(self.room.wait(60), ["09:01 60"])
+        self.assertEqual(self.room.wait(86_400), [])
+        self.room.say("# later 400")
+        self.assertEqual(self.room.wait(299), [])
+        self.assertEqual(self.room.wait(2), [TIMEOUT_TEXT])
         for wrong in (-1.0, float("nan"), float("inf"), 1e12):
             self.assertRaises(ValueError, self.room.wait, wrong)
 
@@ -208,6 +212,7 @@ class RoomTests(SynchronousTestCase):
 
     def test_nothing_is_left(self) -> None:
         """Loops, threads and timers end with a room, also with one that is forgotten."""
+        gc.collect()  # what others have left
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             forgotten = Room(self.bot)

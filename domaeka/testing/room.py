@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from hashlib import sha256
 from itertools import count
-from math import isfinite
+from math import inf, isfinite
 from threading import Event, Thread, active_count, get_ident
 from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar
@@ -405,13 +405,16 @@ class _Server:
         clock = self._reactor
         with self._watching() as watching:
             end = clock.seconds() + seconds
-            while calls := clock.getDelayedCalls():
-                due = min(call.getTime() for call in calls)  # type: ignore[misc]
-                if due > end:
-                    break
+            while (due := self._next()) <= end:
                 clock.advance(max(0.0, due - clock.seconds()))
                 watching.settle()
             clock.advance(max(0.0, end - clock.seconds()))
+
+    def _next(self) -> float:
+        """The time of the next call of the clock that has something to do."""
+        idle = self._dispatcher.idle_sweep
+        calls = (call for call in self._reactor.getDelayedCalls() if call is not idle)
+        return min((call.getTime() for call in calls), default=inf)  # type: ignore[misc]
 
     def close(self) -> None:
         if self._closed:
