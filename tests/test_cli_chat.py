@@ -216,6 +216,19 @@ class PipedLocalTalkTests(TalkCase):
         self.assertEqual(len(self.texts), 1)
         self.assertIn("not over after 10 s", self.notes[0])
 
+    def test_blocked_loop(self) -> None:
+        """Where a function blocks the bots' loop, lines go on after the time for each, and end."""
+        talk: PipedLocalTalk = self.talk(PipedLocalTalk, wait=10.0)
+        self.patch(talk._loop, "call_soon", lambda *call: None)
+        for line in ("# who", "# who"):
+            talk.line_written(line)
+        talk.input_ended()
+        self.reactor.pump([1.0] * 19)
+        self.assertNoResult(talk.done)
+        self.reactor.pump([1.0] * 2)
+        self.assertEqual(self.successResultOf(talk.done), output.UNANSWERED)
+        self.assertEqual(list(self.reactor.getDelayedCalls()), [])
+
     def test_other_room(self) -> None:
         """An answer says its room where that is not the one of now; /quit ends the lines."""
         self.piped("# later 15", "/room 2", "# later 8", "/quit", "# who")

@@ -402,7 +402,7 @@ class PipedLocalTalk(LocalTalk):
         self._lines: deque[str] = deque()
         self._is_ready = False
         self._no_more = False
-        self._until: float | None = None  # the work on a line is waited for
+        self._wait_ends: Any = None  # a call: the work on a line is waited for until then
         self._undone: Chat | None = None  # the message of that line, until it is done
         self._late = 0  # the number of messages that were waited for long enough
         self.on_accepting: Callable[[], None] = lambda: None
@@ -439,15 +439,15 @@ class PipedLocalTalk(LocalTalk):
 
     def _go_on(self) -> None:
         """Take the next line, if it is time for it."""
-        if not self._is_ready or self._finished or self._until is not None:
+        if not self._is_ready or self._finished or self._wait_ends is not None:
             return
         if not self._lines:
             if self._no_more:
                 self._end()
             return
-        self._until = self._reactor.seconds() + self._wait
+        self._wait_ends = wait_ends = self._reactor.callLater(self._wait, self._give_up)
         self._take(self._lines.popleft())
-        self._look()
+        self._look(wait_ends)
         self.on_accepting()
 
     def _said(self, chat: Chat) -> None:
@@ -458,26 +458,37 @@ class PipedLocalTalk(LocalTalk):
         if chat is self._undone:
             self._undone = None
 
-    def _look(self) -> None:
+    def _look(self, wait_ends: object) -> None:
         # What was given to the loop before is under way, or done, when this comes back from it.
-        self._loop.call_soon(self._loop.hand_over, self._came_round)
+        self._loop.call_soon(self._loop.hand_over, self._came_round, wait_ends)
 
-    def _came_round(self) -> None:
-        if self._finished or self._until is None:
-            return
+    def _came_round(self, wait_ends: Any) -> None:
+        if wait_ends is not self._wait_ends:
+            return  # it was given up
         pending = self._dispatcher.pending()
         self._late = min(self._late, pending)
         # Behind an answer to a question, which is done at once, its function goes on.
         if self._undone is not None or pending > self._late:
-            if self._reactor.seconds() < self._until:
-                self._reactor.callLater(_LOOK_SECONDS, self._look)
-                return
-            self._late = pending
-            self._undone = None
-            self._count_fault("")
-            self._note(f"the work on it is not over after {self._wait:g} s")
-        self._until = None
+            self._reactor.callLater(_LOOK_SECONDS, self._look, wait_ends)
+        else:
+            wait_ends.cancel()
+            self._wait_ends = None
+            self._go_on()
+
+    def _give_up(self) -> None:
+        self._wait_ends = None
+        self._undone = None
+        self._late = self._dispatcher.pending()
+        self._count_fault("")
+        self._note(f"the work on it is not over after {self._wait:g} s")
         self._go_on()
+
+    def finish(self, status: int) -> None:
+        """Stop the bots, and end with C{status}."""
+        if self._wait_ends is not None:
+            self._wait_ends.cancel()
+            self._wait_ends = None
+        super().finish(status)
 
 
 def _room_ids(bots: Sequence[Bot]) -> dict[str, str]:
