@@ -139,8 +139,9 @@ class RoomTests(SynchronousTestCase):
             self.assertIn(function, said)
             self.assertIn("test_testing_room.py", said)
         self.assertRaises(RuntimeError, self.room.say, "# fail exit")
-        # The room goes on, and has heard of it.
-        self.assertEqual(self.room.say("")[:1], [FAILED_TEXT])
+        # The room has heard of it, and goes on.
+        self.assertEqual(self.room.answers, [FAILED_TEXT] * 4)
+        self.assertEqual(self.room.say("# roll")[1:], ["김하늘 6"])
 
     def test_errors_as_in_a_room(self) -> None:
         """With errors=False the room gets the answer that people get."""

@@ -153,8 +153,11 @@ class Room:
         """
         if not isinstance(text, str):
             raise TypeError(f"people say texts, not {type(text).__name__}")
-        self._server.say(self.name, self.id, self._is_group, text, sender, hash, mention)
-        return self._taken()
+        try:
+            self._server.say(self.name, self.id, self._is_group, text, sender, hash, mention)
+        finally:
+            answers = self._taken()  # what came beside an error belongs to no later message
+        return answers
 
     def wait(self, seconds: float) -> list[Answer]:
         """
@@ -163,8 +166,11 @@ class Room:
         @return: as of L{say}.
         @raise Exception: as of L{say}.
         """
-        self._server.wait(seconds)
-        return self._taken()
+        try:
+            self._server.wait(seconds)
+        finally:
+            answers = self._taken()
+        return answers
 
     def user_hash(self, sender: str) -> str:
         """The hash of a person whom L{say} is given without one."""
