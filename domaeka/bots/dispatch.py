@@ -29,6 +29,7 @@ from domaeka.bots.runs import Run, Served, ids
 from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
 from domaeka.bots.threads import Reactor, Threads
+from domaeka.bots.unasked import BotHost
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import AskTimeout
 from domaeka.interfaces import Origin
@@ -113,6 +114,7 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
         self.apply(bots, settings, breaker)
@@ -170,7 +172,9 @@ class BotDispatcher:
         if self._started:
             gone = [bot for bot in before if bot not in served]
             new = [bot for bot in served if bot not in before]
+            self._link(new)
             stopped = self._call_hooks(Event.STOP, gone)
+            stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
 
     def _serve(
@@ -188,7 +192,9 @@ class BotDispatcher:
         for command in (*own(Event.COMMAND), *own(Event.MESSAGE)):
             name = command.name
             breaker, observe = self._breakers[name], self._observe(name)
-            self._served[command] = Served(command, breaker, observe, before, after, on_error)
+            self._served[command] = Served(
+                command, breaker, observe, before, after, on_error, bot.store
+            )
         for included in bot.included:
             self._serve(included, before, after, on_error)
 
@@ -223,6 +229,19 @@ class BotDispatcher:
         self._loop.call(call_all, (), lambda *_: done.callback(None))
         return done
 
+    def attach(self, host: BotHost) -> None:
+        """Have bots send, store and keep schedules by C{host}.  To be called before L{start}."""
+        self._host = host
+
+    def _link(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.link(bots)
+            self._host.schedules.serve(self._bots)
+
+    def _unlink(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.unlink(bots, () if self._closed else self._bots)
+
     def start(self) -> "Deferred[None]":
         """
         Begin to end runs that take too long; have the bots start.  To be called in the reactor's
@@ -236,6 +255,9 @@ class BotDispatcher:
         self._sweeper.start(SWEEP_SECONDS, now=False).addErrback(
             lambda failure: _log.failure("the sweep of commands has ended", failure)
         )
+        if self._host is not None:
+            self._host.start()
+        self._link(self._bots)
         return self._call_hooks(Event.START, self._bots)
 
     def breakers(self) -> Mapping[str, Breaker | Service]:
@@ -273,6 +295,8 @@ class BotDispatcher:
         @return: fires, in bounded time, when the threads are done.
         """
         self._closed = True
+        if self._host is not None:
+            self._host.close()
         if self._sweeper.running:
             self._sweeper.stop()
         for _, _, chat, origin in self._queue.clear():
@@ -291,6 +315,7 @@ class BotDispatcher:
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
             stopped.addErrback(_hooks_late)
         stopped.addCallback(lambda _: self._loop.close())
+        stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
 
     # Dispatcher

@@ -12,6 +12,7 @@ from domaeka.bots.api import Context, OnFate
 from domaeka.bots.commands import Command, Runs
 from domaeka.bots.coroutines import Coroutines, Pending
 from domaeka.bots.failures import report
+from domaeka.bots.storage import BotStore
 from domaeka.interfaces import Origin
 from domaeka.policies.retry import Breaker
 from domaeka.wire import Chat, Media
@@ -22,6 +23,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     A function that takes messages, its breaker and its metric.
 
     @ivar observe: takes its times, in seconds.
+    @ivar store: what its bot keeps.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
     """
 
@@ -31,6 +33,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     before: tuple[Command, ...] = ()
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
+    store: BotStore | None = None
 
     @property
     def is_wrapped(self) -> bool:
@@ -87,6 +90,10 @@ class Run(Context, eq=False, kw_only=True):
     def place(self) -> str:
         """The place of the function in the author's code."""
         return self.served.command.place
+
+    @property
+    def _store(self) -> BotStore | None:
+        return self.served.store
 
     @property
     def log_fields(self) -> dict[str, str | None]:

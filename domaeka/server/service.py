@@ -253,7 +253,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         wall=context.wall,
     )
     api = AdminApi(
-        parts.connections.for_api(stores.rooms),
+        parts.directory,
         stores.devices,
         stores.rooms,
         stores.bans,

@@ -181,6 +181,10 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         found = (room for room in self._rooms_of(bot_name) if room.name == name)
         return sorted(found, key=lambda room: -(room.last_heard or 0.0))
 
+    def bot_names(self) -> list[str]:
+        """The bot names of all phones that have heard rooms."""
+        return list(self._of_bot)
+
     def _rooms_of(self, bot_name: str) -> Iterator[RoomRecord]:
         rooms = self._since(RoomKey(bot_name, ""))
         return takewhile(lambda room: room.key.bot_name == bot_name, rooms)
