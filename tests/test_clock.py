@@ -17,7 +17,7 @@ from domaeka.policies.auth import Signer
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.texts_ko import OPEN_TEXT, TIMEOUT_TEXT
 from domaeka.wire import Reply
-from tests.bots_fakes import FakeThreads
+from tests.bots_fakes import FakeReactor, FakeThreads
 from tests.gateway_case import KEY, NOW, SALT, SECRET, GatewayCase
 
 #: By how much the wall clock is set, in seconds: on and back an hour, as where the machine keeps
@@ -180,7 +180,7 @@ class StepTests(GatewayCase):
                 FakeThreads(),
                 BotsSettings(timeout=5.0),
                 BreakerSettings(failure_threshold=1, recovery_timeout=20.0),
-                loop=VirtualBotLoop(self.clock, FakeThreads()),
+                loop=VirtualBotLoop(FakeReactor(), FakeThreads()),
                 observe=lambda command: lambda took: None,
                 failed=lambda command: None,
                 busy=lambda: None,

@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -323,7 +323,9 @@ class DirectTests(StoreTestCase):
         self.clock.advance(PROBE_SECONDS)
         self.assertIsNone(self.file.health())
         (look,) = self.clock.getDelayedCalls()
-        self.assertEqual(look.getTime() - self.clock.seconds(), LOOK_SECONDS - PROBE_SECONDS)
+        self.assertEqual(
+            cast(Any, look).getTime() - self.clock.seconds(), LOOK_SECONDS - PROBE_SECONDS
+        )
 
 
 class FileTests(StoreTestCase):

@@ -271,17 +271,6 @@ class WriteTests(DevicesTestCase):
         self.assertEqual(len(self.rows(DEVICES)), 1)
         self.stopped()
 
-    def test_another_server_knows_better(self) -> None:
-        """Where another server on the store refused a device meanwhile, that holds here too."""
-        other = self.again()
-        self.decide(PHONE, Approval.BLOCKED)
-        self.told.clear()
-        other.add_listener(lambda key, approval: self.told.append((key, approval)))
-        self.assertIs(other.enter(PHONE, FACTS), Approval.APPROVED)
-        self.clock.advance(WRITE_SECONDS)
-        self.assertIs(other.approval(PHONE), Approval.BLOCKED)
-        self.assertEqual(self.told, [(PHONE, Approval.BLOCKED)])
-
 
 class DecisionTests(DevicesTestCase):
     """Tests for L{StoredDevices.set_approval} and what operators see."""

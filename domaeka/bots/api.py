@@ -38,7 +38,13 @@ _T = TypeVar("_T")
 
 
 class Runtime(Protocol):
-    """The part of the server that a context needs."""
+    """
+    The part of the server that a context needs.
+
+    @ivar loop: the bots' loop.
+    """
+
+    loop: Any
 
     def send(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
         """Send a reply.  To be called in the reactor's thread."""

@@ -258,6 +258,12 @@ class CommandTable:
                         f"bots.load: the command {name!r} is both in the bot {_owner(other)} "
                         f"and in the bot {_owner(command)}"
                     )
+        # Those with a name that another one goes on from: "a" where there is "a b".
+        self._extended = {
+            command
+            for name, command in self._commands.items()
+            if any(other.startswith(name + " ") for other in self._commands)
+        }
         self._most_spaces = max((name.count(" ") for name in self._commands), default=0)
         # First character of a name to the lengths of all that begin with it, longest first.
         self._lengths: dict[str, list[int]] = {}
@@ -273,6 +279,31 @@ class CommandTable:
         @return: the command with the longest name that C{text} is, or begins with before a white
             space; and where its arguments, behind that space, begin.
         """
+        lengths = self._lengths.get(text[:1])
+        if lengths is not None:
+            found = self._look_up(text, lengths)
+            if found is not None and found[0] not in self._extended:
+                return found
+        elif "가" <= text[:1] <= "힣" or text.isascii():
+            return None  # no name begins so, whatever follows: most chat
+        return self._find_normal(text)
+
+    def _look_up(self, text: str, lengths: list[int]) -> tuple[Command, int] | None:
+        """The command whose name stands in C{text} as it is."""
+        size = len(text)
+        for length in lengths:
+            if length < size:
+                if not text[length].isspace():
+                    continue
+            elif length > size:
+                continue
+            command = self._commands.get(text[:length])
+            if command is not None:
+                return command, length + 1
+        return None
+
+    def _find_normal(self, text: str) -> tuple[Command, int] | None:
+        """The command whose name stands in C{text} after NFKC."""
         head = text[:_HEAD_CHARS]
         if head.isascii() or is_normalized("NFKC", head):
             lengths = self._lengths.get(text[:1])
@@ -285,19 +316,6 @@ class CommandTable:
             command = self._commands.get(normalize("NFKC", text[:end]))
             if command is not None:
                 return command, end + 1
-        return None
-
-    def _look_up(self, text: str, lengths: list[int]) -> tuple[Command, int] | None:
-        size = len(text)
-        for length in lengths:
-            if length < size:
-                if not text[length].isspace():
-                    continue
-            elif length > size:
-                continue
-            command = self._commands.get(text[:length])
-            if command is not None:
-                return command, length + 1
         return None
 
     def __iter__(self) -> Iterator[Command]:

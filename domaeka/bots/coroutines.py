@@ -36,10 +36,11 @@ _log = Logger()
 
 
 class Handover:
-    """Calls of any thread, made in the reactor's thread in their order, many in one turn."""
+    """Calls of any thread, made in another one in their order, many in one turn."""
 
-    def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
+    def __init__(self, schedule: Callable[[Callable[[], None]], object]) -> None:
+        """@param schedule: has a function called in the other thread soon."""
+        self._schedule = schedule
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_due = False
 
@@ -49,7 +50,7 @@ class Handover:
         # Set back before the calls are taken: one that comes meanwhile is taken, or is due again.
         if not self._is_due:
             self._is_due = True
-            self._reactor.callFromThread(self._make)
+            self._schedule(self._make)
 
     def _make(self) -> None:
         self._is_due = False
@@ -59,7 +60,7 @@ class Handover:
             try:
                 function(*args)
             except Exception:
-                _log.failure("a call from a thread: our own mistake")
+                _log.failure("a call from another thread: our own mistake")
 
 
 class Pending(Future[_T]):
@@ -253,11 +254,10 @@ class BotLoop:
         """@param threads: for C{asyncio.to_thread}."""
         self._reactor = reactor
         self._threads = threads
-        self._handover = Handover(reactor)
+        self._handover = Handover(reactor.callFromThread)
         self.hand_over: Callable[..., None] = self._handover.call
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._is_due = False
+        self._inbox = Handover(self._wake)
         self._closed = False
         self._ended: Deferred[None] | None = None
         # Tasks of calls, by which a hold-up is named.
@@ -281,18 +281,14 @@ class BotLoop:
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """See L{Coroutines}."""
-        if self._closed:
-            return
-        self._inbox.append((function, args))
-        if not self._is_due:
-            self._is_due = True
-            self._wake()
+        if not self._closed:
+            self._inbox.call(function, *args)
 
-    def _wake(self) -> None:
+    def _wake(self, make: Callable[[], None]) -> None:
         if self._loop is None:
             self._loop = self._make_loop()
             self._run(self._loop)
-        self._loop.call_soon_threadsafe(self._take)
+        self._loop.call_soon_threadsafe(make)
 
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         loop = self._new_loop()
@@ -322,19 +318,6 @@ class BotLoop:
         finally:
             loop.close()
             self._reactor.callFromThread(self._has_ended)
-
-    def _take(self) -> None:
-        self._is_due = False
-        inbox = self._inbox
-        for _ in range(len(inbox)):
-            function, args = inbox.popleft()
-            try:
-                function(*args)
-            except Exception:
-                _log.failure("the bots' loop: our own mistake")
-        if inbox and not self._is_due:
-            self._is_due = True
-            cast(asyncio.AbstractEventLoop, self._loop).call_soon(self._take)
 
     def create_task(self, coroutine: Any, call: Call) -> "asyncio.Task[object]":
         """Begin the coroutine of a call."""

@@ -99,7 +99,7 @@ class BotDispatcher:
         self._reactor = reactor
         self._seconds = seconds or reactor.seconds
         self._threads = threads
-        self._loop = loop
+        self.loop = loop
         self._observe = observe
         self._served: dict[Command, Served] = {}
         self._count_failed = failed
@@ -138,6 +138,7 @@ class BotDispatcher:
         before = self._bots
         self._bots = served
         self._router = router
+        self._look_up = router.look_up
         self._timeout = settings.timeout
         self._operators = frozenset(
             (channel, user)
@@ -192,8 +193,9 @@ class BotDispatcher:
         for command in (*own(Event.COMMAND), *own(Event.MESSAGE)):
             name = command.name
             breaker, observe = self._breakers[name], self._observe(name)
+            wrapped = bool(before or after or on_error)
             self._served[command] = Served(
-                command, breaker, observe, before, after, on_error, bot.store
+                command, breaker, observe, before, after, on_error, wrapped, bot.store
             )
         for included in bot.included:
             self._serve(included, before, after, on_error)
@@ -213,7 +215,7 @@ class BotDispatcher:
         async def call_all() -> None:
             for hook in found:
                 try:
-                    await asyncio.wait_for(hooks.called(self._loop, hook), HOOK_SECONDS)
+                    await asyncio.wait_for(hooks.called(self.loop, hook), HOOK_SECONDS)
                 except TimeoutError:
                     _log.error(
                         "{what} of the bot {owner} was given up after {held_seconds:.0f} s "
@@ -226,7 +228,7 @@ class BotDispatcher:
                 except Exception as error:
                     report(f"{event.value} failed", error, {"command": hook.name}, hook.function)
 
-        self._loop.call(call_all, (), lambda *_: done.callback(None))
+        self.loop.call(call_all, (), lambda *_: done.callback(None))
         return done
 
     def attach(self, host: BotHost) -> None:
@@ -278,7 +280,7 @@ class BotDispatcher:
 
     def health(self) -> str | None:
         """A L{HealthCheck<domaeka.interfaces.HealthCheck>}: what holds up the bots' loop."""
-        hold_up = self._loop.hold_up
+        hold_up = self.loop.hold_up
         if hold_up is None:
             return None
         held = self._reactor.seconds() - hold_up.since
@@ -314,7 +316,7 @@ class BotDispatcher:
             stopped = self._call_hooks(Event.STOP, self._bots)
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
             stopped.addErrback(_hooks_late)
-        stopped.addCallback(lambda _: self._loop.close())
+        stopped.addCallback(lambda _: self.loop.close())
         stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
 
@@ -322,7 +324,11 @@ class BotDispatcher:
 
     def submit(self, chat: Chat, origin: Origin) -> None:
         """See L{domaeka.interfaces.Dispatcher}."""
-        found = self._router.find(chat, origin.key.bot_name)
+        look_up = self._look_up
+        if look_up is not None:
+            found = look_up(chat.text)
+        else:
+            found = self._router.find(chat, origin.key.bot_name)
         if (
             self._dialogs.waiting
             and (found is None or found[0].event is not Event.COMMAND)
@@ -352,7 +358,7 @@ class BotDispatcher:
 
     def hand_over(self, function: Callable[..., object], *args: Any) -> None:
         """Call C{function} in the reactor's thread, from whatever thread."""
-        self._loop.hand_over(function, *args)
+        self.loop.hand_over(function, *args)
 
     def in_reactor_thread(self) -> bool:
         """True if the caller is in the reactor's thread, and may not block."""
@@ -413,24 +419,20 @@ class BotDispatcher:
             self._notify_open(refusal, chat, origin)
             self._done(chat, origin)
             return False
-        run = Run(
-            chat,
-            origin,
-            start,
-            self,
-            served=served,
-            arguments=arguments,
-            named=named,
-            loop=self._loop,
-            permit=permit,
-            began=self._seconds(),
-        )
+        began = self._seconds()
+        run = Run(chat, origin, start, self, served=served, permit=permit, began=began)
+        if command.arguments is not None:
+            run.arguments, run.named = arguments, named
         runs = command.runs
         if runs is Runs.ON_LOOP or served.is_wrapped:
             return self._begin_on_loop(run)
         try:
             if runs is Runs.ON_REACTOR:
-                outcome = command.function(run, *arguments, **named)
+                # With nothing to unpack: 0.3 µs less.
+                if command.arguments is None:
+                    outcome = command.function(run)
+                else:
+                    outcome = command.function(run, *arguments, **named)
             else:
                 outcome = self._threads.call(command.function, run, *arguments, **named)
                 outcome.addCallback(self._from_thread, command)
@@ -463,7 +465,7 @@ class BotDispatcher:
             function = hooks.wrapped
         elif run.named:
             function = partial(function, **run.named)
-        call = self._loop.call(
+        call = self.loop.call(
             cast(Callable[..., Awaitable[object]], function),
             (run,) if run.served.is_wrapped else (run, *run.arguments),
             self._back,
@@ -498,7 +500,7 @@ class BotDispatcher:
         elif asyncio.iscoroutine(value):
             self._warn_once(command, "gives a coroutine: make it async def")
             result: Deferred[object] = Deferred(lambda _: call.cancel())
-            call = self._loop.call(lambda: value, (), partial(_settle, result), command)
+            call = self.loop.call(lambda: value, (), partial(_settle, result), command)
             return result
         return value
 
@@ -542,7 +544,8 @@ class BotDispatcher:
                 self._say(chat, origin, value)
         elif value is not None:
             self._warn_once(served.command, f"returned {type(value).__name__}, which is no text")
-        self._run_done(run)
+        if not run.is_done:
+            self._done(chat, origin)
 
     def _failed(self, run: Run, failed: BaseException | Failure) -> None:
         error = failed.value if isinstance(failed, Failure) else failed
@@ -597,7 +600,7 @@ class BotDispatcher:
         if passed > 2 * SWEEP_SECONDS:  # held up
             passed = SWEEP_SECONDS
         else:
-            self._loop.check()
+            self.loop.check()
         self._elapsed += passed
         due = self._elapsed
         self._dialogs.sweep()

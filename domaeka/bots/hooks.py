@@ -40,7 +40,7 @@ async def wrapped(run: Run) -> object:
                 return None
             if isinstance(verdict, str):
                 return verdict
-        return await called(loop, served.command, run, *run.arguments, **run.named)
+        return await called(loop, served.command, run, *run.arguments, **(run.named or {}))
     except Exception as failed:
         error = failed
         for hook in served.on_error:

@@ -33,6 +33,13 @@ class Router:
         self._names = frozenset(chain.from_iterable(bot.names for bot in bots))
         self._rooms = frozenset(chain.from_iterable(bot.rooms for bot in bots))
         self._tables: dict[tuple[str | None, str | None], _Table] = {}
+        # Where no bot names phones or rooms.
+        self._only = None if self._names or self._rooms else self._make_table(None, None)
+        #: Finds the command for a text, where no bot listens or names phones or rooms: as L{find},
+        #: a microsecond sooner.
+        self.look_up = (
+            None if self._only is None or self._only.listeners else self._only.commands.find
+        )
 
     def find(self, chat: Chat, bot_name: str) -> tuple[Command, int] | None:
         """
@@ -41,12 +48,7 @@ class Router:
         @param bot_name: of the phone.
         @return: it, and where its arguments begin in the text.
         """
-        name = bot_name if bot_name in self._names else None
-        room = chat.channel_id if chat.channel_id in self._rooms else None
-        table = self._tables.get((name, room))
-        if table is None:
-            # No more of them than there are names and rooms in bots.
-            table = self._tables[name, room] = self._make_table(name, room)
+        table = self._only or self._table(chat, bot_name)
         found = table.commands.find(chat.text)
         if found is None and table.listeners:
             for listener in table.listeners:
@@ -61,6 +63,15 @@ class Router:
     def handlers(self) -> Iterator[Command]:
         """Each command and each listener once."""
         return chain.from_iterable((*bot.commands, *bot.listeners) for bot in self._bots)
+
+    def _table(self, chat: Chat, bot_name: str) -> _Table:
+        name = bot_name if bot_name in self._names else None
+        room = chat.channel_id if chat.channel_id in self._rooms else None
+        table = self._tables.get((name, room))
+        if table is None:
+            # No more of them than there are names and rooms in bots.
+            table = self._tables[name, room] = self._make_table(name, room)
+        return table
 
     def _make_table(self, name: str | None, room: str | None) -> _Table:
         serving = [

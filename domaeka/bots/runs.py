@@ -25,6 +25,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     @ivar observe: takes its times, in seconds.
     @ivar store: what its bot keeps.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
+    @ivar is_wrapped: True if there are any.
     """
 
     command: Command
@@ -33,12 +34,8 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     before: tuple[Command, ...] = ()
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
+    is_wrapped: bool = False
     store: BotStore | None = None
-
-    @property
-    def is_wrapped(self) -> bool:
-        """True if other functions are called around it."""
-        return bool(self.before or self.after or self.on_error)
 
 
 class Sent(Deferred[None]):
@@ -70,8 +67,7 @@ class Run(Context, eq=False, kw_only=True):
 
     served: Served
     arguments: tuple[object, ...] = ()
-    named: Mapping[str, object] = {}
-    loop: Coroutines
+    named: Mapping[str, object] | None = None
     permit: int
     began: float
     deadline: float = 0.0
@@ -81,6 +77,11 @@ class Run(Context, eq=False, kw_only=True):
     is_done: bool = False
     unsent: "tuple[Sent | Pending[None], ...]" = ()
     error_text: str | None = None
+
+    @property
+    def loop(self) -> Coroutines:
+        """The bots' loop."""
+        return cast(Coroutines, self._runtime.loop)
 
     def __str__(self) -> str:
         """The function's name and its bot, for the log."""

@@ -13,6 +13,7 @@ from domaeka.gateway.peer import Peer
 from domaeka.interfaces import (
     Approval,
     ChatLine,
+    ChatLog,
     DeviceKey,
     Origin,
     Priority,
@@ -225,8 +226,9 @@ class Device:
 
     def _hold(self, chat: Chat) -> None:
         """Keep a message until the store has said whether it may be answered."""
-        self._log_heard(chat)
         context, key = self._context, self.key
+        if context.chat_log is not None:
+            self._log_heard(chat, chat.room_id, context.chat_log)
         origin: Origin = self
         if self.records is not None and chat.client_id is not None:
             origin = Answering(self, self.records, self.records.took(chat))
@@ -246,19 +248,18 @@ class Device:
 
     def _enter(self, chat: Chat) -> bool:
         """Note a message in its room, and in the chat log.  @return: whether it is answered."""
-        context, key = self._context, self.key
-        room = RoomKey(key.bot_name, chat.room_id)
-        heard = context.rooms.enter(room, key, chat.room, chat.is_group)
-        self._log_heard(chat)
+        context, key, room_id = self._context, self.key, chat.room_id
+        heard = context.rooms.enter(RoomKey(key.bot_name, room_id), key, chat.room, chat.is_group)
+        if context.chat_log is not None:
+            self._log_heard(chat, room_id, context.chat_log)
         return heard and self.approved
 
-    def _log_heard(self, chat: Chat) -> None:
+    def _log_heard(self, chat: Chat, room_id: str, chat_log: ChatLog) -> None:
         """Note a message in the chat log."""
-        context, key, room_id = self._context, self.key, chat.room_id
-        if context.chat_log is not None:
-            contents = chat.sender, chat.user_hash, chat.log_id, chat.text
-            place = key.bot_name, key.device_id, room_id, chat.room
-            context.chat_log.append(ChatLine(context.wall(), "in", *place, *contents))
+        key = self.key
+        contents = chat.sender, chat.user_hash, chat.log_id, chat.text
+        place = key.bot_name, key.device_id, room_id, chat.room
+        chat_log.append(ChatLine(self._context.wall(), "in", *place, *contents))
 
     def _serve(self, chat: Chat, origin: Origin) -> None:
         self.pending += 1

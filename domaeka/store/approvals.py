@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
-from sqlalchemy import Column, Connection, Row, Table, case, select
+from sqlalchemy import Column, Connection, Row, Table, case
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -44,16 +44,6 @@ _R = TypeVar("_R", bound=_Record)
 class _Change(NamedTuple, Generic[_R]):
     record: _R
     promoted: bool  # from pending to approved, by what was heard and not by an operator
-
-
-class _Stored(NamedTuple):
-    """
-    @ivar approvals: the state of each record of a batch, as it is in the store now.
-    @ivar refused: how many the store refused.
-    """
-
-    approvals: list[Approval | None]
-    refused: int
 
 
 class ApprovalTable(Generic[_K, _R]):
@@ -208,43 +198,32 @@ class ApprovalTable(Generic[_K, _R]):
             if record.key in self._records:  # else it was forgotten meanwhile
                 self._changed[record.key] = promoted or self._changed.get(record.key, False)
 
-    def _write(self, connection: Connection, batch: list[_Change[_R]]) -> _Stored:
-        """Store news, not decisions."""
+    def _write(self, connection: Connection, batch: list[_Change[_R]]) -> int:
+        """Store news, not decisions.  @return: how many rows the database refused."""
         rows = [self._to_row(change.record) for change in batch]
         fixed = self._fixed | {"approval"}
         refused = write_each(
             connection, rows, lambda some: upsert(connection, self._table, some, fixed)
         )
-        keys = [row[self._key_column.name] for row in rows]
-        promoted = [key for key, change in zip(keys, batch, strict=True) if change.promoted]
-        column = self._table.c.approval
+        promoted = [
+            row[self._key_column.name]
+            for row, change in zip(rows, batch, strict=True)
+            if change.promoted
+        ]
         if promoted:
+            is_pending = self._table.c.approval == Approval.PENDING.value
             connection.execute(
                 self._table.update()
-                .where(self._key_column.in_(promoted), column == Approval.PENDING.value)
+                .where(self._key_column.in_(promoted), is_pending)
                 .values(approval=Approval.APPROVED.value)
             )
-        found = connection.execute(
-            select(self._key_column, column).where(self._key_column.in_(keys))
-        )
-        stored = {key: Approval(approval) for key, approval in found}
-        return _Stored([stored.get(key) for key in keys], len(refused))
+        return len(refused)
 
-    def _written(self, batch: list[_Change[_R]], stored: _Stored) -> None:
-        if stored.refused:
+    def _written(self, batch: list[_Change[_R]], refused: int) -> None:
+        if refused:
             self._log.warn(
-                "{what}: the store refused {refused} of them",
-                what=self._things,
-                refused=stored.refused,
+                "{what}: the store refused {refused} of them", what=self._things, refused=refused
             )
-        for (record, _), approval in zip(batch, stored.approvals, strict=True):
-            now = self._records.get(record.key, record)
-            # Unless an operator has decided here since, or it was forgotten.
-            if now is record:
-                continue
-            if approval not in (None, record.approval) and now.approval is record.approval:
-                self._force(now, approval)
-                self._notify(record.key, approval)
 
     # Written first
 
