@@ -1,6 +1,7 @@
 """Tests for L{domaeka.bots.schedules}."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -265,6 +266,22 @@ class SchedulesTests(SynchronousTestCase):
         self.assertEqual(self.called, ["begun", "cancelled"])
         served.wait(60)
         self.assertEqual(self.called, ["begun", "cancelled"] * 2)
+
+    def test_too_long_on_the_reactor(self) -> None:
+        """There, too: what it waits for is cancelled."""
+        waiting: list[Deferred[None]] = []
+
+        @self.bot.schedule("* * * * *", timezone="UTC", reactor=True)
+        async def slow(ctx: ScheduleContext) -> None:
+            waiting.append(Deferred(lambda _: self.called.append("cancelled")))
+            await waiting[-1]
+
+        served = self.serve(settings=BotsSettings(timeout=10))
+        served.wait(50)
+        self.assertEqual((len(waiting), self.called), (1, ["cancelled"]))
+        waiting.clear()
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_stuck_in_a_thread(self) -> None:
         """A thread that does not come back is one thread, not one more with each run."""

@@ -1,24 +1,29 @@
 """Tests for L{domaeka.bots.unasked}, C{link} and C{sending}: what bots send unasked."""
 
+import asyncio
 import gc
 from collections.abc import Callable
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from domaeka import AmbiguousRoom, Bot, NoRoom, NoServer, Receipt, SendRefused
 from domaeka.bots.api import Context
+from domaeka.bots.coroutines import BotLoop
+from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.link import MAX_WAITING, Answer
+from domaeka.bots.threads import CommandThreads
 from domaeka.bots.unasked import READY_SECONDS, BotHost
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import Approval, DeviceKey, NotSent, RoomKey
-from domaeka.testing.host import MemoryRoom
+from domaeka.testing.host import MemoryHost, MemoryRoom
 from domaeka.wire import Media
 from tests import forget_after
-from tests.bots_fakes import Served
+from tests.bots_fakes import FakeOrigin, Served, make_chat
+from tests.integration.support import reactor, sleep
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 
@@ -342,3 +347,70 @@ class LinkTests(UnaskedCase):
         deferred.callback(None)
         self.assertTrue(late.cancelled())
         self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class ThreadsTests(TestCase):
+    """With a real loop and real threads beside the reactor."""
+
+    def setUp(self) -> None:
+        forget_after(self)
+        self.bot = Bot("news")
+        self.threads = CommandThreads(reactor)
+        self.loop = BotLoop(reactor, self.threads)
+        self.origin = FakeOrigin()
+
+    def serve(self) -> None:
+        """Serve the bot."""
+        self.dispatcher = BotDispatcher(
+            [self.bot],
+            reactor,
+            self.threads,
+            BotsSettings(),
+            BreakerSettings(),
+            loop=self.loop,
+            observe=lambda command: lambda took: None,
+            failed=lambda command: None,
+            busy=lambda: None,
+        )
+        self.host = MemoryHost(self.dispatcher, reactor, self.loop, lambda: 0.0)
+        self.host.rooms.hear("1001", "방")
+        self.dispatcher.start()
+
+    async def test_from_everywhere_at_once(self) -> None:
+        """Many threads and tasks send, and count, at once; then the server stops beneath them."""
+        told: list[Exception] = []
+        over = Event()
+
+        @self.bot.command("# loop")
+        async def on_loop(ctx: Context) -> None:
+            await asyncio.gather(*(self.bot.store.incr("n") for _ in range(100)))
+            await self.bot.send("1001", "loop")
+
+        @self.bot.command("# thread")
+        def in_thread(ctx: Context) -> None:
+            for _ in range(100):
+                self.bot.store.incr("n").result(60)
+            self.bot.send("1001", "thread").result(60)
+
+        def outlive() -> None:
+            try:
+                while True:
+                    self.bot.store.incr("more").result(60)
+            except NoServer as error:
+                told.append(error)
+            over.set()
+
+        self.serve()
+        Thread(target=outlive, daemon=True).start()
+        chats = [make_chat(text) for text in ("# loop", "# thread") * 3]
+        for chat in chats:
+            self.dispatcher.submit(chat, self.origin)
+        while len(self.origin.done) < len(chats):
+            await sleep(0.01)
+        self.assertEqual(await self.host.values.get("news", "", "n"), b"600")
+        texts = sorted(str(text) for _, text in self.host.rooms.texts)
+        self.assertEqual(texts, ["loop"] * 3 + ["thread"] * 3)
+        await self.dispatcher.close()
+        while not over.is_set():
+            await sleep(0.01)
+        self.assertEqual(len(told), 1)

@@ -1,11 +1,10 @@
 """Claims on the runs of schedules: of the servers on the store one has each run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import uuid4
 
 from sqlalchemy import Column, Connection, func, select
-from sqlalchemy.exc import IntegrityError
 from twisted.internet.defer import Deferred
 
 from domaeka.store.columns import (
@@ -17,6 +16,7 @@ from domaeka.store.columns import (
     milliseconds,
     storable,
     table,
+    write_each,
 )
 from domaeka.store.database import Database
 from domaeka.store.revisions import touch
@@ -72,13 +72,13 @@ class StoredClaims:
         owner = connection.scalar(select(SCHEDULES.c.owner).where(*mine))
         if owner is not None:
             return bool(owner == self._owner)
-        row = {"schedule_key": key, "due": due, "owner": self._owner}
-        row["schedule"] = storable(schedule, TITLE_CHARS)
-        try:
-            with connection.begin_nested():
-                connection.execute(SCHEDULES.insert(), row)
-        except IntegrityError:  # another server was faster
-            return False
+        row: dict[str, object] = {"schedule_key": key, "due": due, "owner": self._owner}
+        # The name is for people: a database that cannot hold its characters does without it.
+        for name in (storable(schedule, TITLE_CHARS), ""):
+            if not write_each(connection, [row | {"schedule": name}], _inserter(connection)):
+                break
+        else:
+            return False  # another server was faster
         old = (SCHEDULES.c.schedule_key == key, SCHEDULES.c.due < due - milliseconds(KEPT_SECONDS))
         connection.execute(SCHEDULES.delete().where(*old))
         return True
@@ -87,6 +87,10 @@ class StoredClaims:
         """Remove what is left of schedules that are served no more."""
         oldest = milliseconds(self._wall() - FORGOTTEN_SECONDS)
         connection.execute(SCHEDULES.delete().where(SCHEDULES.c.due < oldest))
+
+
+def _inserter(connection: Connection) -> Callable[[Sequence[dict[str, object]]], object]:
+    return lambda rows: connection.execute(SCHEDULES.insert(), rows)
 
 
 def _last(connection: Connection, key: str, until: int) -> float | None:
