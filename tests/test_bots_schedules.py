@@ -338,7 +338,22 @@ class SchedulesTests(SynchronousTestCase):
         self.assertEqual(served.host.rooms.texts, [("1001", "안녕")])
         self.assertIn("NoRoom", logged())
 
-    # Reload and stop
+    # Start, reload and stop
+
+    def test_after_the_start(self) -> None:
+        """A run that is due while functions of C{on_start} still work begins behind them."""
+
+        @self.bot.on_start
+        async def start() -> None:
+            await asyncio.sleep(8)
+            self.called.append("started")
+
+        self.note()
+        served = self.serve(NIGHT + 85)
+        served.wait(7)
+        self.assertEqual(self.called, [])
+        served.wait(1)
+        self.assertEqual(self.called, ["started", "2026-12-01T08:00:00+01:00"])
 
     def test_reload(self) -> None:
         """Schedules that are gone are called no more; those that are left go on."""

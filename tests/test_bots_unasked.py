@@ -280,18 +280,11 @@ class LinkTests(UnaskedCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.opened: Deferred[None] = Deferred()
         host = self.served.host
         schedules: Any = None
         rooms: Any = self.rooms
         self.host = BotHost(
-            self.served.dispatcher,
-            self.served.reactor,
-            rooms,
-            rooms,
-            host.values,
-            schedules,
-            lambda: self.opened,
+            self.served.dispatcher, self.served.reactor, rooms, rooms, host.values, schedules
         )
         self.bot.link.attach(self.host)
 
@@ -302,7 +295,7 @@ class LinkTests(UnaskedCase):
         value = self.bot.store.incr("n")
         self.rooms.hear("1001", "방")
         self.assertFalse(answer.done() or value.done())
-        self.opened.callback(None)
+        self.host.store_read()
         self.assertEqual((answer.result().id, value.result()), ("1", 1))
         self.assertEqual(len(self.served.reactor.getDelayedCalls()), 1)  # the dispatcher's sweep
 
@@ -313,7 +306,7 @@ class LinkTests(UnaskedCase):
         self.served.reactor.advance(READY_SECONDS)
         error = self.assertRaises(SendRefused, answer.result)
         self.assertEqual(error.why, "NOT_READY")
-        self.opened.callback(None)
+        self.host.store_read()
         self.assertRaises(NoRoom, self.bot.send("1001", "안녕").result)
 
     def test_flood(self) -> None:
@@ -323,7 +316,7 @@ class LinkTests(UnaskedCase):
         answers = [self.bot.send("1001", "안녕") for _ in range(MAX_WAITING)]
         error = self.assertRaises(SendRefused, self.bot.send, "1001", "안녕")
         self.assertEqual(error.why, "QUEUE_FULL")
-        self.opened.callback(None)
+        self.host.store_read()
         self.assertEqual(len({answer.result().id for answer in answers}), MAX_WAITING)
         self.assertTrue(self.bot.send("1001", "안녕").done())
 
@@ -338,7 +331,7 @@ class LinkTests(UnaskedCase):
         self.host.start()
         self.rooms.hear("1001", "방")
         self.assertTrue(self.bot.send("1001", "안녕").cancel())
-        self.opened.callback(None)
+        self.host.store_read()
         self.assertEqual(self.rooms.sent, [])
         late: Answer[None] = Answer("x", lambda: False)
         deferred: Deferred[None] = Deferred()

@@ -177,6 +177,7 @@ class BotDispatcher:
             stopped = self._call_hooks(Event.STOP, gone)
             stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
+            stopped.addCallback(self._bots_started)
 
     def _serve(
         self,
@@ -238,7 +239,17 @@ class BotDispatcher:
     def _link(self, bots: Iterable[Bot]) -> None:
         if self._host is not None:
             self._host.link(bots)
+            self._host.schedules.hold()
             self._host.schedules.serve(self._bots)
+
+    def _bots_started(self, _: None) -> None:
+        if self._host is not None:
+            self._host.schedules.go_on()
+
+    def store_read(self) -> None:
+        """The store has been read: what bots have asked for meanwhile is done."""
+        if self._host is not None:
+            self._host.store_read()
 
     def _unlink(self, bots: Iterable[Bot]) -> None:
         if self._host is not None:
@@ -260,7 +271,7 @@ class BotDispatcher:
         if self._host is not None:
             self._host.start()
         self._link(self._bots)
-        return self._call_hooks(Event.START, self._bots)
+        return self._call_hooks(Event.START, self._bots).addCallback(self._bots_started)
 
     def breakers(self) -> Mapping[str, Breaker | Service]:
         """Each command and each outside service by name; their C{state} is for metrics."""

@@ -148,6 +148,17 @@ class Schedules:
         self._entries: dict[str, _Entry] = {}
         self._timer: Any = None
         self._retries: set[Any] = set()
+        self._holds = 0
+
+    def hold(self) -> None:
+        """Begin no run until L{go_on} was called as often: bots are being started."""
+        self._holds += 1
+
+    def go_on(self) -> None:
+        """See L{hold}.  Begin the runs that were due meanwhile."""
+        self._holds -= 1
+        for entry in list(self._entries.values()):
+            self._claim_soon(entry)
 
     def serve(self, bots: Iterable[Bot]) -> None:
         """
@@ -172,8 +183,7 @@ class Schedules:
                     entry = before.pop(entry.key)
                 else:  # loaded anew: it goes on where the one before was
                     entry.seen, entry.next, entry.waits = known.seen, known.next, known.waits
-                    if entry.waits is not None:
-                        self._claim(entry)
+                    self._claim_soon(entry)
             elif entry.schedule.once:
                 self._catch_up(entry)
             self._entries[entry.key] = entry
@@ -214,7 +224,10 @@ class Schedules:
             self._say_missed(entry, due, "the clock was set, or the server held up")
             return
         entry.waits = due
-        if not entry.is_claiming:
+        self._claim_soon(entry)
+
+    def _claim_soon(self, entry: _Entry) -> None:
+        if entry.waits is not None and not entry.is_claiming and not self._holds:
             self._claim(entry)
 
     def _say_missed(self, entry: _Entry, due: float, why: str) -> None:
@@ -242,7 +255,7 @@ class Schedules:
                         entry.waits = None
                         self._say_missed(entry, due, str(error))
                     else:
-                        self._again(self._claim, entry)
+                        self._again(self._claim_soon, entry)
                         return
                 else:
                     if entry.waits == due:

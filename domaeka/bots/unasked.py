@@ -40,9 +40,9 @@ class BotHost:
         rooms: RoomBook,
         values: KeptValues,
         schedules: Schedules,
-        opened: "Callable[[], Deferred[None]]" = lambda: succeed(None),
+        is_read: bool = False,
     ) -> None:
-        """@param opened: fires once the store has been read; fails where it never will be."""
+        """@param is_read: the store has been read; else L{store_read} is called once it has."""
         self.hand_over = runtime.hand_over
         self.in_reactor_thread = runtime.in_reactor_thread
         self._call_in_thread = runtime.call_in_thread
@@ -51,17 +51,21 @@ class BotHost:
         self._rooms = rooms
         self.values = values
         self.schedules = schedules
-        self._opened = opened
-        self._is_read = False
-        self._waiting: list[Deferred[None]] | None = []  # None: nobody has to wait
+        self._is_read = is_read
+        self._waiting: list[Deferred[None]] | None = None if is_read else []
         self._deadline: Any = None
 
     # For the dispatcher
 
     def start(self) -> None:
         """Begin to wait for the store."""
-        self._deadline = self._reactor.callLater(READY_SECONDS, self._go_on)
-        self._opened().addCallbacks(self._read, lambda _: self._go_on())
+        if self._waiting is not None:
+            self._deadline = self._reactor.callLater(READY_SECONDS, self._go_on)
+
+    def store_read(self) -> None:
+        """The store has been read: the rooms are known."""
+        self._is_read = True
+        self._go_on()
 
     def link(self, bots: Iterable[Bot]) -> None:
         """Serve bots, and those that they include."""
@@ -82,11 +86,8 @@ class BotHost:
         self.schedules.serve(())
         self._go_on()
 
-    def _read(self, _: None) -> None:
-        self._is_read = True
-        self._go_on()
-
     def _go_on(self) -> None:
+        """Nobody has to wait any more."""
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         waiting, self._waiting = self._waiting, None

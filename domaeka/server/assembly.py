@@ -221,15 +221,7 @@ def assemble(
         platform.loop, reactor, stores.claims, wall, lambda: context.settings.bots.timeout
     )
     dispatcher.attach(
-        BotHost(
-            dispatcher,
-            reactor,
-            directory,
-            stores.rooms,
-            stores.bot_values,
-            schedules,
-            stores.database.when_open,
-        )
+        BotHost(dispatcher, reactor, directory, stores.rooms, stores.bot_values, schedules)
     )
     stores.devices.add_listener(connections.decisions.approval_changed)
     converse = partial(Conversation, context, connections.manager)

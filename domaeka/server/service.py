@@ -105,6 +105,7 @@ class GatewayService(LoggedService):
     def _store_read(self) -> None:
         """Answer what was said meanwhile, and let phones in."""
         self._parts.connections.decisions.store_read()
+        self._parts.dispatcher.store_read()
         self._let_in()
 
     def _let_in(self) -> None:

@@ -254,4 +254,4 @@ class MemoryHost:
         self.claims = claims or MemoryClaims()
         schedules = Schedules(loop, reactor, self.claims, wall, lambda: timeout)
         rooms: Any = self.rooms  # a directory, as far as bots need one
-        dispatcher.attach(BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules))
+        dispatcher.attach(BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules, True))
