@@ -77,12 +77,13 @@ class Room(msgspec.Struct, frozen=True):
     id: str
     name: str
     is_group: bool
+    _place: str = ""
     _store: BotStore | None = None
 
     @property
     def store(self) -> BotStore:
         """What the bot keeps for this room."""
-        return _there(self._store)
+        return _there(self._store).scoped(f"room:{self._place}")
 
 
 class Sender(msgspec.Struct, frozen=True):
@@ -196,12 +197,9 @@ class Context(msgspec.Struct, eq=False):
     def room(self) -> Room:
         """The room of the message."""
         chat = self._chat
-        store = self._store
-        if store is not None:
-            # Where no phone knows the id, rooms of one title are one for each bot name.
-            place = chat.channel_id or f":{self._origin.key.bot_name}/{chat.room}"
-            store = store.scoped(f"room:{place}")
-        return Room(chat.room_id, chat.room, chat.is_group, store)
+        # Where no phone knows the id, rooms of one title are one for each bot name.
+        place = chat.channel_id or f":{self._origin.key.bot_name}/{chat.room}"
+        return Room(chat.room_id, chat.room, chat.is_group, place, self._store)
 
     @property
     def sender(self) -> Sender:
