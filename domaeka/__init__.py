@@ -7,6 +7,7 @@ Bot authors import from here all that they need.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from domaeka.bots.access import cooldown, operators, people, role, room
     from domaeka.bots.api import Bot, Context
     from domaeka.bots.arguments import BadArguments
     from domaeka.bots.schedules import ScheduleContext
@@ -39,6 +40,11 @@ __all__ = [
     "StoreError",
     "__version__",
     "breaker",
+    "cooldown",
+    "operators",
+    "people",
+    "role",
+    "room",
 ]
 
 __version__ = "0.1.0"
@@ -60,6 +66,11 @@ _HOMES = {
     "StorageFull": "domaeka.errors",
     "StoreError": "domaeka.errors",
     "breaker": "domaeka.bots.services",
+    "cooldown": "domaeka.bots.access",
+    "operators": "domaeka.bots.access",
+    "people": "domaeka.bots.access",
+    "role": "domaeka.bots.access",
+    "room": "domaeka.bots.access",
 }
 
 

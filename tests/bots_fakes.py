@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from domaeka.bots.access import Holds
 from domaeka.bots.api import Bot
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
@@ -114,6 +115,7 @@ class Served:
         bots: Iterable[Bot] = (),
         settings: BotsSettings | None = None,
         breaker: BreakerSettings | None = None,
+        holds: Holds | None = None,
         *,
         now: float | None = None,
         values: MemoryValues | None = None,
@@ -144,6 +146,7 @@ class Served:
             observe=lambda command: lambda took: self.observed.append((command, took)),
             failed=self.failures.append,
             busy=self._count_busy,
+            holds=holds,
         )
         self.host = MemoryHost(
             self.dispatcher,

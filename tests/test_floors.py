@@ -45,6 +45,7 @@ GATEWAY: tuple[str, ...] = (
     "views authentication",
     "events held journal",
     "context",
+    "pacing",
     "device",
     "joints",
     "flow",

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, overload
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
+from domaeka.bots.access import Allow, Cooldown, check_allow, check_cooldown
 from domaeka.bots.arguments import Arguments
 from domaeka.bots.commands import (
     BadHandler,
@@ -60,6 +61,12 @@ class Runtime(Protocol):
 
     def is_operator(self, chat: Chat) -> bool:
         """True if the sender of C{chat} may use operators' commands."""
+
+    def has_role(self, chat: Chat, role: str) -> bool:
+        """True if the sender of C{chat} holds a role."""
+
+    def allows(self, allow: Allow | None, chat: Chat) -> bool:
+        """True if the sender of C{chat} is among those who may."""
 
     def ask(
         self, context: Any, text: str, timeout: float, check: "Check", anyone: bool
@@ -216,6 +223,10 @@ class Context(msgspec.Struct, eq=False):
     def is_operator(self) -> bool:
         """True if the sender is in C{bots.operators}, by channel id and user hash together."""
         return self._runtime.is_operator(self._chat)
+
+    def has_role(self, role: str) -> bool:
+        """True if the sender holds C{role}, by channel id and user hash together."""
+        return self._runtime.has_role(self._chat, role)
 
     def describe_device(self) -> Mapping[str, str]:
         """Facts about the phone that an operator may see: names to values, both for people."""
@@ -463,6 +474,8 @@ class Bot(Speaker):
         aliases: Iterable[str] = (),
         *,
         help: str = "",
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Callable[[_F], _F]:
@@ -474,19 +487,23 @@ class Bot(Speaker):
 
         @param aliases: other names of the same command.
         @param help: one line for C{# help}; by default the first line of the docstring.
-        @param operators_only: refuse it to all who are not in C{bots.operators}.
+        @param allow: who may use it: C{operators}, C{room(…)}, C{people(…)}, C{role(…)}, or several
+            of them joined by C{|}.  By default everybody may.
+        @param cooldown: how often: C{cooldown(rate, per)}.
+        @param operators_only: short for C{allow=operators}.
         @param reactor: an C{async def} runs on the reactor: it awaits Deferreds, and must not
             block.
         @raise ValueError: a name is not usable, or used already.
         @raise TypeError: not a function, or a generator, or its arguments cannot be read from a
-            text.
+            text; or C{allow} or C{cooldown} is something else.
         """
         check_name(name)
         names = [self._prefix + one for one in (name, *_texts(aliases, "aliases"))]
         for one in names:
             check_name(one)
         self._check_names(names)
-        return self._registering(Event.COMMAND, names, help, operators_only, reactor)
+        gate = check_allow(allow, operators_only), check_cooldown(cooldown)
+        return self._registering(Event.COMMAND, names, help, reactor, *gate)
 
     @overload
     def on_message(self, function: _F, /) -> _F: ...
@@ -500,6 +517,8 @@ class Bot(Speaker):
         pattern: str | re.Pattern[str] | None = None,
         prefix: str = "",
         mention: bool | None = None,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Callable[[_F], _F]: ...
@@ -513,6 +532,8 @@ class Bot(Speaker):
         pattern: str | re.Pattern[str] | None = None,
         prefix: str = "",
         mention: bool | None = None,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Any:
@@ -524,6 +545,8 @@ class Bot(Speaker):
         @param pattern: a regular expression that is found in the message.
         @param prefix: the beginning of the message.
         @param mention: True: the bot is mentioned; False: it is not.
+        @param allow: as of L{command}; messages of others go on to the next function.
+        @param cooldown: as of L{command}; what is too much is not answered.
         """
         takes = Filter(
             (contains,) if isinstance(contains, str) and contains else tuple(contains),
@@ -531,7 +554,8 @@ class Bot(Speaker):
             prefix,
             mention,
         )
-        register = self._registering(Event.MESSAGE, (), "", operators_only, reactor, takes=takes)
+        gate = check_allow(allow, operators_only), check_cooldown(cooldown)
+        register = self._registering(Event.MESSAGE, (), "", reactor, *gate, takes=takes)
         return register if function is None else register(function)
 
     def schedule(
@@ -559,7 +583,7 @@ class Bot(Speaker):
         schedule = Schedule.of(expression, timezone, _texts(rooms, "rooms"), missed)
         if len(self.own(Event.SCHEDULE)) >= MAX_SCHEDULES:
             raise ValueError(f"the bot {self.name!r} has {MAX_SCHEDULES} schedules already")
-        return self._registering(Event.SCHEDULE, (), "", False, reactor, schedule=schedule)
+        return self._registering(Event.SCHEDULE, (), "", reactor, schedule=schedule)
 
     def on_start(self, function: _F) -> _F:
         """Register a function without arguments for the start, and the reload that brings it."""
@@ -592,7 +616,7 @@ class Bot(Speaker):
         return self._hook(Event.AFTER, function)
 
     def _hook(self, event: Event, function: _F) -> _F:
-        return self._registering(event, (), "", False, False)(function)
+        return self._registering(event, (), "", False)(function)
 
     def _check_names(self, names: Iterable[str], included: "Bot | None" = None) -> None:
         """@raise ValueError: a name is there twice, or is taken."""
@@ -616,8 +640,9 @@ class Bot(Speaker):
         event: Event,
         names: Sequence[str],
         help: str,
-        operators_only: bool,
         reactor: bool,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         takes: Filter | None = None,
         schedule: Schedule | None = None,
     ) -> Callable[[_F], _F]:
@@ -647,12 +672,13 @@ class Bot(Speaker):
                     function,
                     self.name,
                     line,
-                    operators_only,
+                    allow,
                     runs,
                     module,
                     event,
                     takes,
                     arguments,
+                    cooldown,
                     schedule,
                 )
             )

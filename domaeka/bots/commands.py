@@ -13,6 +13,7 @@ from unicodedata import is_normalized, normalize
 import msgspec
 from twisted.internet.defer import Deferred
 
+from domaeka.bots.access import Allow, Cooldown
 from domaeka.bots.arguments import Arguments
 from domaeka.bots.cron import Schedule
 from domaeka.errors import ConfigError
@@ -75,6 +76,7 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     A function of a bot: a command, or whatever else L{Event} says.
 
     @ivar function: given a context, answers.
+    @ivar allow: who may use it; L{None}: everybody.
     @ivar runs: where it is called.
     @ivar help: one line for people in the chat.
     @ivar module: the name of the module that registered it.
@@ -88,13 +90,19 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     function: Callable[[Any], object]
     bot_name: str
     help: str
-    operators_only: bool
+    allow: Allow | None
     runs: Runs
     module: str = ""
     event: Event = Event.COMMAND
     takes: Filter | None = None
     arguments: Arguments | None = None
+    cooldown: Cooldown | None = None
     schedule: Schedule | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """True if not everybody may use it, or not at all times."""
+        return self.allow is not None or self.cooldown is not None
 
     @property
     def usage(self) -> str:

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.bots import hooks
+from domaeka.bots.access import Allow, Holds
 from domaeka.bots.api import Bot, Check, Message, OnFate
 from domaeka.bots.arguments import BadArguments
 from domaeka.bots.builtin import builtin_bot
@@ -24,6 +25,7 @@ from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dialogs import Dialogs
 from domaeka.bots.failures import report
 from domaeka.bots.fair_queue import FairQueue
+from domaeka.bots.gate import Gate
 from domaeka.bots.routing import Router
 from domaeka.bots.runs import Run, Served, ids
 from domaeka.bots.services import Service, attach_services, services
@@ -39,7 +41,6 @@ from domaeka.texts_ko import (
     FAILED_TEXT,
     NO_ANSWER_TEXT,
     OPEN_TEXT,
-    OPERATORS_TEXT,
     TIMEOUT_TEXT,
     USAGE_TEXT,
 )
@@ -85,6 +86,7 @@ class BotDispatcher:
         failed: Callable[[str], None],
         busy: Callable[[], None],
         seconds: Callable[[], float] | None = None,
+        holds: Holds | None = None,
     ) -> None:
         """
         @param bots: the bots beside the built-in one.
@@ -94,6 +96,7 @@ class BotDispatcher:
         @param failed: called with the name of a command that failed or took too long.
         @param busy: called for each message that is refused, for too many wait.
         @param seconds: the time now, in seconds, which never steps; by default the reactor's.
+        @param holds: says if somebody holds a role; by default nobody does.
         @raise ConfigError: two commands have the same name.
         """
         self._reactor = reactor
@@ -117,6 +120,7 @@ class BotDispatcher:
         self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
+        self._gate = Gate(self._say, self._seconds, holds)
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
@@ -133,17 +137,14 @@ class BotDispatcher:
         @raise ConfigError: two commands have the same name; nothing has changed.
         """
         loaded = tuple(bots)
-        served = builtin_bot(loaded), *loaded
-        router = Router(served)
+        served = builtin_bot(loaded, settings.builtin), *loaded
+        router = Router(served, self._gate.allows)
         before = self._bots
         self._bots = served
         self._router = router
         self._look_up = router.look_up
         self._timeout = settings.timeout
-        self._operators = frozenset(
-            (channel, user)
-            for channel, _, user in (text.partition("/") for text in settings.operators)
-        )
+        self._gate.apply(settings.operators, router.handlers())
         terms = breaker, settings.timeout
         if terms != self._breaker_terms:
             attach_services(self._seconds, breaker)
@@ -195,8 +196,9 @@ class BotDispatcher:
             name = command.name
             breaker, observe = self._breakers[name], self._observe(name)
             wrapped = bool(before or after or on_error)
+            around = before, after, on_error
             self._served[command] = Served(
-                command, breaker, observe, before, after, on_error, wrapped, bot.store
+                command, breaker, observe, *around, wrapped, command.is_gated, bot.store
             )
         for included in bot.included:
             self._serve(included, before, after, on_error)
@@ -352,6 +354,9 @@ class BotDispatcher:
             return
         command, start = found
         served = self._served[command]
+        if served.is_gated and not self._gate.admits(command, chat, origin):
+            self._done(chat, origin)
+            return
         queue = self._queue
         if not queue.bots or queue.is_free(origin.key.bot_name, chat.room_id):
             if self._begin(served, start, chat, origin):
@@ -381,7 +386,15 @@ class BotDispatcher:
 
     def is_operator(self, chat: Chat) -> bool:
         """True if channel id and user hash, together, are those of an operator."""
-        return (chat.channel_id, chat.user_hash) in self._operators
+        return self._gate.is_operator(chat)
+
+    def has_role(self, chat: Chat, role: str) -> bool:
+        """True if the sender of a message holds a role."""
+        return self._gate.has_role(chat, role)
+
+    def allows(self, allow: Allow | None, chat: Chat) -> bool:
+        """True if the sender of a message is among those who may."""
+        return self._gate.allows(allow, chat)
 
     def ask(
         self, context: Any, text: str, timeout: float, check: Check, anyone: bool
@@ -411,10 +424,6 @@ class BotDispatcher:
     def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> bool:
         """Let a command run.  @return: True if it holds its place, for it waits."""
         command = served.command
-        if command.operators_only and not self.is_operator(chat):
-            self._say(chat, origin, OPERATORS_TEXT)
-            self._done(chat, origin)
-            return False
         arguments: tuple[object, ...] = ()
         named: Mapping[str, object] = _NOTHING
         if command.arguments is not None:

@@ -23,6 +23,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     A function that takes messages, its breaker and its metric.
 
     @ivar observe: takes its times, in seconds.
+    @ivar is_gated: True if not everybody may use it, or not at all times.
     @ivar store: what its bot keeps.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
     @ivar is_wrapped: True if there are any.
@@ -35,6 +36,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
     is_wrapped: bool = False
+    is_gated: bool = False
     store: BotStore | None = None
 
 

@@ -170,6 +170,7 @@ def assemble(
     keys = Keys(state.secrets, wall)
     signer = keys.signer(settings.auth.clock_skew)
     authentication = Authentication(settings.auth, signer, platform.seconds, wall, metrics)
+    stores = _make_stores(platform, settings, state, authentication, metrics)
     dispatcher = BotDispatcher(
         bots,
         reactor,
@@ -181,8 +182,8 @@ def assemble(
         failed=lambda command: metrics.handler_failures.labels(command).inc(),
         busy=metrics.refused_messages.inc,
         seconds=platform.seconds,
+        holds=stores.roles.holds,
     )
-    stores = _make_stores(platform, settings, state, authentication, metrics)
     http = Listener(platform.sockets, "http.port", settings.http.interface, settings.http.port)
     http.open(settings.socket)
     lift = operator_command(
@@ -346,6 +347,9 @@ def _watch(metrics: Metrics, parts: Parts) -> None:
     metrics.outbox_bytes.watch(lambda: budget.used)
     metrics.outbox_messages.watch(
         lambda: sum(device.outbox.messages for device in registry.devices())
+    )
+    metrics.pacing_held.watch(
+        lambda: sum(device.outbox.held_by_pace for device in registry.devices())
     )
     metrics.store_queue.watch(lambda: stores.database.waiting + stores.chat_log.waiting)
 
