@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 
 from domaeka.bots.access import Allow, Cooldown
 from domaeka.bots.arguments import Arguments
+from domaeka.bots.cron import Schedule
 from domaeka.errors import ConfigError
 
 #: Longest name of a command, in characters.  Source: docs/bots.md, "Limits".
@@ -49,6 +50,7 @@ class Event(Enum):
     ERROR = "on_error"
     START = "on_start"
     STOP = "on_stop"
+    SCHEDULE = "schedule"
 
 
 class Filter(msgspec.Struct, frozen=True, eq=False):
@@ -80,6 +82,7 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     @ivar module: the name of the module that registered it.
     @ivar takes: which messages a listener takes.
     @ivar arguments: those that it takes behind its context, if it takes any.
+    @ivar schedule: when it is called by itself.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     takes: Filter | None = None
     arguments: Arguments | None = None
     cooldown: Cooldown | None = None
+    schedule: Schedule | None = None
 
     @property
     def is_gated(self) -> bool:

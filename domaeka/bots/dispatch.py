@@ -31,6 +31,7 @@ from domaeka.bots.runs import Run, Served, ids
 from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
 from domaeka.bots.threads import Reactor, Threads
+from domaeka.bots.unasked import BotHost
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import AskTimeout
 from domaeka.interfaces import Origin
@@ -116,6 +117,7 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
         self._gate = Gate(self._say, self._seconds, holds)
@@ -172,8 +174,11 @@ class BotDispatcher:
         if self._started:
             gone = [bot for bot in before if bot not in served]
             new = [bot for bot in served if bot not in before]
+            self._link(new)
             stopped = self._call_hooks(Event.STOP, gone)
+            stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
+            stopped.addCallback(self._bots_started)
 
     def _serve(
         self,
@@ -193,7 +198,7 @@ class BotDispatcher:
             wrapped = bool(before or after or on_error)
             around = before, after, on_error
             self._served[command] = Served(
-                command, breaker, observe, *around, wrapped, command.is_gated
+                command, breaker, observe, *around, wrapped, command.is_gated, bot.store
             )
         for included in bot.included:
             self._serve(included, before, after, on_error)
@@ -229,6 +234,29 @@ class BotDispatcher:
         self.loop.call(call_all, (), lambda *_: done.callback(None))
         return done
 
+    def attach(self, host: BotHost) -> None:
+        """Have bots send, store and keep schedules by C{host}.  To be called before L{start}."""
+        self._host = host
+
+    def _link(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.link(bots)
+            self._host.schedules.hold()
+            self._host.schedules.serve(self._bots)
+
+    def _bots_started(self, _: None) -> None:
+        if self._host is not None:
+            self._host.schedules.go_on()
+
+    def store_read(self) -> None:
+        """The store has been read: what bots have asked for meanwhile is done."""
+        if self._host is not None:
+            self._host.store_read()
+
+    def _unlink(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.unlink(bots, () if self._closed else self._bots)
+
     def start(self) -> "Deferred[None]":
         """
         Begin to end runs that take too long; have the bots start.  To be called in the reactor's
@@ -242,7 +270,10 @@ class BotDispatcher:
         self._sweeper.start(SWEEP_SECONDS, now=False).addErrback(
             lambda failure: _log.failure("the sweep of commands has ended", failure)
         )
-        return self._call_hooks(Event.START, self._bots)
+        if self._host is not None:
+            self._host.start()
+        self._link(self._bots)
+        return self._call_hooks(Event.START, self._bots).addCallback(self._bots_started)
 
     def breakers(self) -> Mapping[str, Breaker | Service]:
         """Each command and each outside service by name; their C{state} is for metrics."""
@@ -284,6 +315,8 @@ class BotDispatcher:
         @return: fires, in bounded time, when the threads are done.
         """
         self._closed = True
+        if self._host is not None:
+            self._host.close()
         if self._sweeper.running:
             self._sweeper.stop()
         for _, _, chat, origin in self._queue.clear():
@@ -302,6 +335,7 @@ class BotDispatcher:
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
             stopped.addErrback(_hooks_late)
         stopped.addCallback(lambda _: self.loop.close())
+        stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
 
     # Dispatcher

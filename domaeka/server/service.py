@@ -118,6 +118,7 @@ class GatewayService(LoggedService):
     def _store_read(self) -> None:
         """Answer what was said meanwhile, and let phones in."""
         self._parts.connections.decisions.store_read()
+        self._parts.dispatcher.store_read()
         self._let_in()
 
     def _let_in(self) -> None:
@@ -268,7 +269,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
         wall=context.wall,
     )
     api = AdminApi(
-        parts.connections.for_api(stores.rooms),
+        parts.directory,
         stores.devices,
         stores.rooms,
         stores.bans,
