@@ -154,10 +154,14 @@ class MemoryRooms:
     @ivar refuse: the reason to refuse all that is sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, show: Callable[[Destination, str | Media], object] = lambda destination, content: None
+    ) -> None:
+        """@param show: called with each text, and each frame of files, that is sent."""
         self.rooms: list[MemoryRoom] = []
         self.sent: list[SentUnasked] = []
         self.refuse: NotSent | None = None
+        self._show = show
 
     def hear(
         self, channel_id: str, name: str, bot_name: str = "봇", device_id: str = "d1", **more: Any
@@ -196,6 +200,8 @@ class MemoryRooms:
         if self.refuse is not None:
             raise MessageRefused(self.refuse, "it is refused")
         self.sent.append(SentUnasked(destination, tuple(contents), ttl))
+        for content in contents:
+            self._show(destination, content)
         return str(len(self.sent))
 
     def message(self, message_id: str) -> Message | None:
@@ -240,6 +246,7 @@ class MemoryHost:
         wall: Callable[[], float],
         *,
         timeout: float = 60.0,
+        rooms: MemoryRooms | None = None,
         values: MemoryValues | None = None,
         claims: MemoryClaims | None = None,
     ) -> None:
@@ -249,9 +256,10 @@ class MemoryHost:
         @param wall: the wall clock, in seconds since 1970.
         @param values: of a dispatcher before; likewise C{claims}: as over a restart.
         """
-        self.rooms = MemoryRooms()
+        self.rooms = rooms or MemoryRooms()
         self.values = values or MemoryValues()
         self.claims = claims or MemoryClaims()
         schedules = Schedules(loop, reactor, self.claims, wall, lambda: timeout)
-        rooms: Any = self.rooms  # a directory, as far as bots need one
-        dispatcher.attach(BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules, True))
+        directory: Any = self.rooms  # as far as bots need one
+        host = BotHost(dispatcher, reactor, directory, self.rooms, self.values, schedules, True)
+        dispatcher.attach(host)

@@ -35,6 +35,7 @@ from domaeka.clock import monotonic
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey, StatusListener
 from domaeka.policies.outbox import DeliveryStatus
+from domaeka.testing.host import MemoryHost, MemoryRooms
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.tracebacks import traceback_text, whole_text
 from domaeka.wire import Chat, Dialect, Media, MediaType, Reply
@@ -82,8 +83,9 @@ class Room:
     A room, and the people in it: they talk, and bots answer as they do at a server, but no time
     passes except in L{wait}.
 
-    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, and real
-    sockets, for which L{say} waits for 5 s of real time at most.  Only the reactor is another one.
+    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, real sockets,
+    for which L{say} waits for 5 s of real time at most; values are in memory, schedules come in
+    L{wait}, from 09:00 on 2026-01-01 in Seoul on.  Only the reactor is another one.
     Use it in the thread that made it.  L{close} it, or use it in C{with}; a room that is forgotten
     is closed, too.
     """
@@ -128,7 +130,7 @@ class Room:
         self._is_group = is_group
         #: All answers so far, oldest first.
         self.answers: list[Answer] = []
-        server.rooms.setdefault(self.id, [])
+        server.enter(self.id, name)
         server.users += 1
         finalize(self, server.left)
 
@@ -298,12 +300,7 @@ class _Phone:
     def send(
         self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
     ) -> None:
-        content = reply.content
-        answers = self._rooms.setdefault(reply.channel_id or "", [])
-        if isinstance(content, Media):
-            answers += (File(content.kind, content.format, piece) for piece in content.pieces)
-        else:
-            answers.append(content)
+        self._rooms.setdefault(reply.channel_id or "", []).extend(_answers(reply.content))
         if on_status is not None:
             for status in _FATE:
                 on_status(status, "")
@@ -313,6 +310,12 @@ class _Phone:
 
     def describe(self) -> Mapping[str, str]:
         return {}
+
+
+def _answers(content: str | Media) -> Iterable[Answer]:
+    if isinstance(content, str):
+        return (content,)
+    return [File(content.kind, content.format, piece) for piece in content.pieces]
 
 
 class _Server:
@@ -360,6 +363,24 @@ class _Server:
             failed=lambda command: None,
             busy=lambda: None,
         )
+        self._sendings = MemoryRooms(
+            lambda to, content: self.rooms.setdefault(to.channel_id or "", []).extend(
+                _answers(content)
+            )
+        )
+        MemoryHost(
+            self._dispatcher,
+            reactor,
+            self._loop,
+            lambda: _BEGIN.timestamp() + reactor.seconds(),
+            timeout=settings.timeout,
+            rooms=self._sendings,
+        )
+
+    def enter(self, channel_id: str, name: str) -> None:
+        """There is a room of this name."""
+        self.rooms.setdefault(channel_id, [])
+        self._sendings.hear(channel_id, name, *self._phone.key)
 
     def start(self) -> None:
         with self._watching():
