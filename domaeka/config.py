@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, reduce
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -28,6 +28,8 @@ CONFIG_NAME: Final = "domaeka.toml"
 MIN_SECRET_KEY_BYTES: Final = 16
 #: Smallest C{socket.max_segment}, in bytes.  Source: RFC 9293, 3.7.1: what all must take on IPv4.
 MIN_SEGMENT_BYTES: Final = 536
+#: Slowest pace, in messages a second: one in 1,000 s.
+LEAST_PACE: Final = 0.001
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
 _SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=31_536_000)]
@@ -261,6 +263,18 @@ class RoomsSettings(_Section, frozen=True):
     ] = "auto"
 
 
+class BuiltinSettings(_Section, frozen=True):
+    """The commands that every server has."""
+
+    help: Annotated[
+        str, _doc("the name of the command that lists those a person may use; empty: there is none")
+    ] = "# help"
+    echo: Annotated[str, _doc("likewise of the one that answers with what follows it")] = "# echo"
+    client_info: Annotated[
+        str, _doc("likewise of the one that shows operators the phone of a room")
+    ] = "# client_info"
+
+
 class BotsSettings(_Section, frozen=True):
     """The bots that answer."""
 
@@ -271,6 +285,21 @@ class BotsSettings(_Section, frozen=True):
     operators: Annotated[
         tuple[str, ...], _doc("people who may use operators' commands, as `CHANNEL_ID/USER_HASH`")
     ] = ()
+    builtin: BuiltinSettings = BuiltinSettings()
+
+
+class PacingSettings(_Section, frozen=True):
+    """How fast chat leaves for phones: an account that writes faster than people do stands out."""
+
+    phone_per_second: Annotated[
+        float,
+        _doc(
+            "most messages to one phone in a second, with a random pause on top; 0: no limit",
+            ge=0,
+            le=1000,
+        ),
+    ] = 0.0
+    room_per_second: Annotated[float, _doc("likewise to one room of a phone", ge=0, le=1000)] = 0.0
 
 
 class ShutdownSettings(_Section, frozen=True):
@@ -368,6 +397,7 @@ class Settings(_Section, frozen=True):
     devices: DevicesSettings = DevicesSettings()
     rooms: RoomsSettings = RoomsSettings()
     bots: BotsSettings = BotsSettings()
+    pacing: PacingSettings = PacingSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     migration: MigrationSettings = MigrationSettings()
     tls: TlsSettings = TlsSettings()
@@ -381,13 +411,39 @@ SECRET_KEYS: Final = frozenset({"auth.secret_key", "auth.salt", "auth.previous_s
 
 
 @cache
+def sections() -> Mapping[str, type[msgspec.Struct]]:
+    """Each section with its type, in order; C{section.name} is a section within another."""
+    found: dict[str, type[msgspec.Struct]] = {}
+
+    def add(prefix: str, section: type[msgspec.Struct]) -> None:
+        for field in msgspec.structs.fields(section):
+            if is_section(field.type):
+                found[prefix + field.name] = field.type
+                add(f"{prefix}{field.name}.", field.type)
+
+    add("", Settings)
+    return found
+
+
+def is_section(kind: Any) -> bool:
+    """True if what has this type is a section, and not a setting."""
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+@cache
 def setting_types() -> Mapping[str, Any]:
     """Each C{section.key} with its msgspec type, in order."""
     return {
-        f"{section.name}.{field.name}": field.type
-        for section in msgspec.structs.fields(Settings)
-        for field in msgspec.structs.fields(section.type)
+        f"{name}.{field.name}": field.type
+        for name, section in sections().items()
+        for field in msgspec.structs.fields(section)
+        if not is_section(field.type)
     }
+
+
+def setting(settings: Settings, key: str) -> Any:
+    """The value of C{section.key}."""
+    return reduce(getattr, key.split("."), settings)
 
 
 class SettingsSource:
@@ -466,8 +522,7 @@ class SettingsSource:
         key = error.partition(":")[0]
         if key not in self._sources or key not in setting_types():
             return error
-        section, _, name = key.partition(".")
-        value = getattr(getattr(self._settings, section), name)
+        value = setting(self._settings, key)
         if isinstance(value, tuple) and not any(f": {each}: " in error for each in value):
             return error  # about something else
         return f"{self._sources[key]}: {error}"
@@ -515,7 +570,7 @@ def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, so
     """Put the value that C{text} stands for into C{tree}."""
     if key not in types:
         raise ConfigError(f"{source}: there is no setting {key!r:.100}")
-    section, name = key.split(".")
+    *path, name = key.split(".")
     value: Any = text
     try:
         raw = text.encode()
@@ -531,7 +586,9 @@ def _put(tree: dict[str, Any], types: Mapping[str, Any], key: str, text: str, so
         numeric = isinstance(_info(types[key]), msgspec.inspect.IntType | msgspec.inspect.FloatType)
         what = "a number" if numeric else "JSON"
         raise ConfigError(f"{source}: {key}: {text!r:.100} is not {what}") from None
-    tree.setdefault(section, {})[name] = value
+    for section in path:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
 
 
 def _is_text(kind: Any) -> bool:
@@ -588,6 +645,9 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "socket.max_segment", f"must be 0, or {MIN_SEGMENT_BYTES} or more"
     if settings.queue.max_bytes > settings.queue.total_bytes:
         yield "queue.max_bytes", "must not be above queue.total_bytes"
+    for key in ("pacing.phone_per_second", "pacing.room_per_second"):
+        if 0 < setting(settings, key) < LEAST_PACE:
+            yield key, f"must be 0, or {LEAST_PACE} or more"
     for key, networks in (
         ("limits.allow", settings.limits.allow),
         ("limits.deny", settings.limits.deny),

@@ -100,6 +100,39 @@ class AskTimeout(BotError):
         self.is_replaced = is_replaced
 
 
+class NoServer(BotError):
+    """No server serves the bot: it has not been started, or has ended, or reloaded the bot."""
+
+
+class NoRoom(BotError):
+    """No room has this channel id or title, among those that the bot's phones have heard."""
+
+
+class AmbiguousRoom(BotError):
+    """
+    Several approved rooms have the title that a bot gave.
+
+    @ivar candidates: the channel id of each, or its title where no phone knows that.
+    """
+
+    def __init__(self, candidates: tuple[str, ...]) -> None:
+        super().__init__(f"{len(candidates)} approved rooms have this title: give a channel id")
+        self.candidates = candidates
+
+
+class SendRefused(BotError):
+    """
+    A message that a bot sends unasked is not taken.
+
+    @ivar why: the code: C{NO_PHONE}, C{NOT_APPROVED}, C{QUEUE_FULL}, C{SHUTTING_DOWN}, as over the
+        API; or C{NOT_READY}: the store has not been read yet.
+    """
+
+    def __init__(self, why: str, text: str) -> None:
+        super().__init__(text)
+        self.why = why
+
+
 class BotTypeError(BotError, TypeError):
     """A bot handed in something of a wrong type."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -249,6 +249,70 @@ class RoomIndex(Protocol):
 
     def forget_device(self, device: DeviceKey) -> None:
         """Forget that C{device} heard any room."""
+
+
+class HeardRoom(KnownRoom, Protocol):
+    """A record of a room that says when it was heard."""
+
+    @property
+    def last_heard(self) -> float | None:
+        """When it was last heard, in seconds since 1970."""
+
+
+class RoomBook(Protocol):
+    """The rooms that bots can send to."""
+
+    def bot_names(self) -> Sequence[str]:
+        """The bot names of all phones that have heard rooms."""
+
+    def record(self, key: RoomKey) -> HeardRoom | None:
+        """The record of C{key}; L{None}: nothing is known of it."""
+
+    def named(self, bot_name: str, name: str) -> Sequence[HeardRoom]:
+        """The rooms of a bot that bear C{name}, the one heard last first."""
+
+
+#: Longest value of a bot, in bytes of its JSON.  Source: docs/design.md, "Bounds".
+MAX_VALUE_BYTES: Final = 65_536
+
+
+class KeptValues(Protocol):
+    """
+    Values of bots, in JSON.  A scope is a text that keeps values of a bot apart.
+
+    All fail with L{StoreError}, a key or a value that is too much with L{StorageFull}, a wrong key
+    with L{BotTypeError<domaeka.errors.BotTypeError>} or C{BotValueError}.
+    """
+
+    def get(self, bot: str, scope: str, key: str) -> "Deferred[bytes | None]":
+        """The value of a key; L{None}: it has none."""
+
+    def set(self, bot: str, scope: str, key: str, value: bytes) -> "Deferred[None]":
+        """Store a value."""
+
+    def delete(self, bot: str, scope: str, key: str) -> "Deferred[bool]":
+        """Remove a key.  @return: True if it had a value."""
+
+    def incr(self, bot: str, scope: str, key: str, by: int | float = 1) -> "Deferred[int | float]":
+        """Add to a number.  @return: the new one."""
+
+    def keys(
+        self, bot: str, scope: str, prefix: str = "", after: str | None = None, limit: int = 100
+    ) -> "Deferred[list[str]]":
+        """The keys of a scope behind C{after}, in the order of their code points."""
+
+
+class Claims(Protocol):
+    """
+    Claims on the runs of schedules: of all that claim a run, on the same store, one has it.  All
+    fail with L{StoreError}; then they may be asked again.
+    """
+
+    def claim(self, schedule: str, due: float) -> "Deferred[bool]":
+        """Claim the run of a schedule that is due then, in seconds since 1970."""
+
+    def last(self, schedule: str, until: float) -> "Deferred[float | None]":
+        """The time of the last run that was claimed, up to C{until}; L{None}: none is known."""
 
 
 class Presence(NamedTuple):

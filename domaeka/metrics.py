@@ -89,6 +89,7 @@ _RTT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 _HANDLER_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WRITE_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 _BATCH_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+_PACING_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
@@ -301,6 +302,14 @@ class Metrics(Collector):
         # What waits for phones.
         self.outbox_messages = self._gauge("outbox_messages", "Messages that wait for phones")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes that wait for phones")
+        self.pacing_held = self._gauge(
+            "pacing_held_messages", "Messages that wait because `pacing` holds them back"
+        )
+        self.pacing_wait = self._histogram(
+            "pacing_wait_seconds",
+            "How long messages waited, on a connection, where `pacing` is on",
+            _PACING_BOUNDS,
+        )
         self.expired_messages = self._counter(
             "expired_messages", "Messages that waited longer than their time to live"
         )

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from domaeka.config import Settings, setting_types
+from domaeka.config import Settings, setting, setting_types
 from domaeka.schema import Reloaded
 
 #: Settings that cannot change while the server runs: whole sections, and single keys.
@@ -32,20 +32,15 @@ def compare(old: Settings, wanted: Settings) -> tuple[Settings, Reloaded]:
 
     @return: C{wanted}, without what cannot change while the server runs; and what differs.
     """
-    changed = {key for key in setting_types() if _setting(wanted, key) != _setting(old, key)}
+    changed = {key for key in setting_types() if setting(wanted, key) != setting(old, key)}
     fixed = {key for key in changed if key in _FIXED_KEYS or key.partition(".")[0] in _FIXED}
     return _kept(wanted, old, fixed), Reloaded(sorted(changed - fixed), sorted(fixed))
-
-
-def _setting(settings: Settings, key: str) -> object:
-    section, _, name = key.partition(".")
-    return getattr(getattr(settings, section), name)
 
 
 def _kept(wanted: Settings, old: Settings, keys: Iterable[str]) -> Settings:
     """C{wanted}, but with the values that C{keys} have in C{old}."""
     for key in keys:
         section, _, name = key.partition(".")
-        part = msgspec.structs.replace(getattr(wanted, section), **{name: _setting(old, key)})
+        part = msgspec.structs.replace(getattr(wanted, section), **{name: setting(old, key)})
         wanted = msgspec.structs.replace(wanted, **{section: part})
     return wanted

@@ -613,6 +613,9 @@ class BotCommand(msgspec.Struct):
     calls: int
     failures: Annotated[int, Meta(description="calls that failed or took too long")]
     breaker: _State
+    allow: Annotated[
+        str, Meta(description="who may use it, as its `allow=` says; empty: everybody")
+    ] = ""
 
 
 class LoadedBot(msgspec.Struct):

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from domaeka.config import SECRET_KEYS, Seconds, Settings
+from domaeka.config import SECRET_KEYS, Seconds, is_section, sections
 
 #: Longest line of the commented file, in characters.
 _WIDTH: Final = 98
@@ -68,10 +68,12 @@ def settings_page() -> str:
 def settings_table() -> str:
     """All settings, in Markdown: for each section a heading, its purpose, and a table."""
     parts = []
-    for section in msgspec.structs.fields(Settings):
+    for name, section in sections().items():
         rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
-        for field in msgspec.structs.fields(section.type):
-            key = f"{section.name}.{field.name}"
+        for field in msgspec.structs.fields(section):
+            if is_section(field.type):
+                continue
+            key = f"{name}.{field.name}"
             mark = " *" if key in SECRET_KEYS else ""
             cells = (
                 f"`{key}`{mark}",
@@ -80,8 +82,8 @@ def settings_table() -> str:
                 _meaning(field.type),
             )
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        doc = " ".join((section.type.__doc__ or "").split())
-        parts.append(f"## {section.name}\n\n{doc}\n\n" + "\n".join(rows) + "\n")
+        doc = " ".join((section.__doc__ or "").split())
+        parts.append(f"## {name}\n\n{doc}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
@@ -92,12 +94,14 @@ def commented_config(given: Mapping[str, object] = MappingProxyType({})) -> str:
     @param given: values by C{section.key}.
     """
     lines = _comment(_HEAD)
-    for section in msgspec.structs.fields(Settings):
-        doc = " ".join((section.type.__doc__ or "").split())
-        lines += ["", *_comment(doc), f"[{section.name}]"]
-        for field in msgspec.structs.fields(section.type):
+    for name, section in sections().items():
+        doc = " ".join((section.__doc__ or "").split())
+        lines += ["", *_comment(doc), f"[{name}]"]
+        for field in msgspec.structs.fields(section):
+            if is_section(field.type):
+                continue
             about = f"{_meaning(field.type)} ({_allowed(field.type)})".replace("`", "")
-            value = given.get(f"{section.name}.{field.name}", field.default)
+            value = given.get(f"{name}.{field.name}", field.default)
             mark = "" if value != field.default else "#"
             lines += ["", *_comment(about), f"{mark}{field.name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"

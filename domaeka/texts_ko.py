@@ -10,6 +10,11 @@ OPEN_TEXT: Final = "지금은 이 명령을 쓸 수 없습니다. 잠시 뒤에 
 NO_ANSWER_TEXT: Final = "대답이 없어 그만두었습니다."
 USAGE_TEXT: Final = "사용법: {usage}"
 OPERATORS_TEXT: Final = "운영자만 쓸 수 있는 명령입니다."
+NOT_ALLOWED_TEXT: Final = "이 명령을 쓸 권한이 없습니다."
+COOLDOWN_TEXT: Final = "잠시 뒤에 다시 보내 주세요. ({left} 남음)"
+LEFT_SECONDS: Final = "{}초"
+LEFT_MINUTES: Final = "{}분"
+LEFT_HOURS: Final = "{}시간"
 
 # Arguments that do not fit; the usage of the command follows
 ARGUMENT_UNFIT: Final = "{name}에 쓸 수 없는 값입니다: {given}\n쓸 수 있는 값: {wanted}"
@@ -26,7 +31,7 @@ ARGUMENT_FALSE: Final = "아니오"
 
 # Commands that are built in
 ECHO_HELP: Final = "보낸 말을 그대로 돌려줍니다."
-ECHO_USAGE: Final = "사용법: # echo <보낼 말>"
+ECHO_USAGE: Final = "사용법: {name} <보낼 말>"
 HELP_HELP: Final = "쓸 수 있는 명령을 보여 줍니다."
 HELP_TITLE: Final = "쓸 수 있는 명령"
 CLIENT_INFO_HELP: Final = "이 방의 봇이 도는 기기를 보여 줍니다."
@@ -47,3 +52,7 @@ DEVICE_SENT: Final = "보낸 메시지"
 # The answer to a handshake
 APPROVED_TEXT: Final = "연결되었습니다."
 NOT_APPROVED_TEXT: Final = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
+
+# The rooms and the people of C{domaeka chat}
+CHAT_ROOMS: Final = ("첫째방", "둘째방")
+CHAT_PEOPLE: Final = ("김하늘", "이바다")

@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from domaeka.bots.access import Holds
 from domaeka.bots.api import Bot
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey
 from domaeka.policies.outbox import StatusListener
+from domaeka.testing.host import MemoryClaims, MemoryHost, MemoryValues
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.wire import Chat, Dialect, Reply
+from tests.clocks import WallClock
 
 _T = TypeVar("_T")
 
@@ -112,7 +115,16 @@ class Served:
         bots: Iterable[Bot] = (),
         settings: BotsSettings | None = None,
         breaker: BreakerSettings | None = None,
+        holds: Holds | None = None,
+        *,
+        now: float | None = None,
+        values: MemoryValues | None = None,
+        claims: MemoryClaims | None = None,
     ) -> None:
+        """
+        @param now: by the wall clock.
+        @param values: of a server before; so are C{claims}.
+        """
         self.reactor = FakeReactor()
         self.threads = FakeThreads()
         self.origin = FakeOrigin()
@@ -122,17 +134,31 @@ class Served:
         self.busy = 0
         self.settings = settings or BotsSettings()
         self.breaker = breaker or BreakerSettings()
+        self.wall = WallClock(self.reactor, 1_790_000_000.0)
+        loop = VirtualBotLoop(self.reactor, self.threads)
         self.dispatcher = BotDispatcher(
             bots,
             self.reactor,
             self.threads,
             self.settings,
             self.breaker,
-            loop=VirtualBotLoop(self.reactor, self.threads),
+            loop=loop,
             observe=lambda command: lambda took: self.observed.append((command, took)),
             failed=self.failures.append,
             busy=self._count_busy,
+            holds=holds,
         )
+        self.host = MemoryHost(
+            self.dispatcher,
+            self.reactor,
+            loop,
+            self.wall,
+            timeout=self.settings.timeout,
+            values=values,
+            claims=claims,
+        )
+        if now is not None:
+            self.wall.step(now - self.wall())
         self.dispatcher.start()
 
     def _count_busy(self) -> None:

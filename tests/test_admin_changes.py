@@ -1,5 +1,7 @@
 """Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
 
+from domaeka import Bot, operators, role
+from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.gateway.lifecycle.migration import MigrationPlan
 from tests.api_case import ApiCase
 
@@ -91,6 +93,7 @@ class BotsTests(ApiCase):
                     "calls": 1,
                     "failures": 1,
                     "breaker": "closed",
+                    "allow": "",
                 }
             ],
         )
@@ -103,3 +106,18 @@ class BotsTests(ApiCase):
             breaker.failed(breaker.begin())  # type: ignore[union-attr, arg-type]
         (command,) = self.get("/bots")["bots"][1]["commands"]
         self.assertEqual(command["breaker"], "open")
+
+    def test_same_name(self) -> None:
+        """Bots for different phones may have a command of one name; listeners are no services."""
+        bots = [Bot(name, names=(name,)) for name in ("집", "가게")]
+        for bot in bots:
+            bot.command("# 같은", allow=role("직원") | operators)(print)
+            bot.on_message(print)
+        self.dispatcher.apply(bots, BotsSettings(), BreakerSettings())
+        body = self.get("/bots")
+        shown = [(one["name"], one["commands"][0]["allow"]) for one in body["bots"][1:]]
+        self.assertEqual(
+            shown, [("집", "operators | role(직원)"), ("가게", "operators | role(직원)")]
+        )
+        listeners = {listener.name for bot in bots for listener in bot.listeners}
+        self.assertEqual(listeners & {one["name"] for one in body["services"]}, set())

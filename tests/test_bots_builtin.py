@@ -3,7 +3,8 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot
-from domaeka.config import BotsSettings
+from domaeka.config import BotsSettings, BuiltinSettings
+from domaeka.errors import ConfigError
 from domaeka.texts_ko import ECHO_USAGE, OPERATORS_TEXT
 from tests.bots_fakes import Served
 
@@ -27,7 +28,7 @@ class BuiltinTests(SynchronousTestCase):
         self.assertEqual(self.answers("# echo  안녕 😀\n}{ \n"), [" 안녕 😀\n}{ \n"])
         self.assertEqual(self.answers("# echo\n줄"), ["줄"])
         for text in ("# echo", "# echo "):
-            self.assertEqual(self.answers(text), [ECHO_USAGE])
+            self.assertEqual(self.answers(text), [ECHO_USAGE.format(name="# echo")])
 
     def test_help_lists_all_bots(self) -> None:
         """Everybody sees what everybody may use, operators see all."""
@@ -57,3 +58,44 @@ class BuiltinTests(SynchronousTestCase):
         """A room that is called like an operator's channel is not that channel."""
         answers = self.answers("# client_info", channel_id=None, user_hash="a/b", room="1001")
         self.assertEqual(answers, [OPERATORS_TEXT])
+
+    def test_other_names(self) -> None:
+        """They may be renamed, and switched off, at a reload as well."""
+        served = self.served
+        settings = BotsSettings(
+            builtin=BuiltinSettings(help="# 도움말", echo="", client_info="!폰")
+        )
+        served.dispatcher.apply([], settings, served.breaker)
+        self.assertEqual(self.answers("# echo hi") + self.answers("# help"), [])
+        (text,) = self.answers("# 도움말")
+        self.assertIn("# 도움말 - ", str(text))
+        self.assertNotIn("# echo", str(text))
+        self.assertEqual(self.answers("!폰"), [OPERATORS_TEXT])
+        settings = BotsSettings(builtin=BuiltinSettings(echo="# 말"))
+        served.dispatcher.apply([], settings, served.breaker)
+        self.assertEqual(self.answers("# 말"), ["사용법: # 말 <보낼 말>"])
+
+    def test_names_that_cannot_be(self) -> None:
+        """The error says which setting, whose the name is already, and what to do."""
+        shop = Bot("shop")
+        shop.command("# 가격", aliases=("＃ echo",))(lambda ctx: None)
+        for builtin, said in (
+            (
+                BuiltinSettings(help=" x", echo=""),
+                "bots.builtin.help: ' x' cannot be the name of a command",
+            ),
+            (BuiltinSettings(echo="# help"), "'# help' is bots.builtin.help, too"),
+            (BuiltinSettings(echo="# 가격"), "'# 가격' is that of the bot 'shop' ("),
+            (
+                BuiltinSettings(),
+                "bots.builtin.echo: the command '# echo' is that of the bot 'shop'",
+            ),
+        ):
+            settings = BotsSettings(builtin=builtin)
+            error = self.assertRaises(ConfigError, Served, [shop], settings)
+            self.assertIn(said, str(error))
+        self.assertIn(f"({__file__}:", str(error))
+        self.assertTrue(str(error).endswith('another name here, or "" to switch it off'))
+        self.assertEqual(
+            Served([shop], BotsSettings(builtin=BuiltinSettings(echo=""))).failures, []
+        )

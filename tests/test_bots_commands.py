@@ -24,7 +24,7 @@ from domaeka.errors import ConfigError
 
 
 def make_command(name: str, *aliases: str, bot_name: str = "bot") -> Command:
-    return Command(name, aliases, print, bot_name, "", False, Runs.IN_THREAD)
+    return Command(name, aliases, print, bot_name, "", None, Runs.IN_THREAD)
 
 
 def found(table: CommandTable, text: str) -> tuple[str, str] | None:
@@ -95,7 +95,7 @@ class CommandTableTests(SynchronousTestCase):
     def test_says_where_names_clash(self) -> None:
         """Where their author wrote them is named."""
         commands = [
-            Command("# a", (), plain, name, "", False, Runs.IN_THREAD) for name in ("one", "two")
+            Command("# a", (), plain, name, "", None, Runs.IN_THREAD) for name in ("one", "two")
         ]
         error = str(self.assertRaises(ConfigError, CommandTable, commands))
         place = f"test_bots_commands.py:{plain.__code__.co_firstlineno}, in plain)"

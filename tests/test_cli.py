@@ -27,6 +27,10 @@ from domaeka.tap import Options as ServerOptions
 #: Its command has the name of one that is built in.
 TAKEN = Bot("taken")
 TAKEN.command("# echo")(lambda ctx: None)
+#: Two bots with the same command, for different phones.
+HOME, SHOP = Bot("home", names=("집",)), Bot("shop", names=("가게",))
+for _bot in (HOME, SHOP):
+    _bot.command("# 같은")(lambda ctx: None)
 
 
 class CommandCase(SynchronousTestCase):
@@ -144,6 +148,11 @@ class CheckConfigTests(CommandCase):
         """A file that the server would start with is good."""
         self.assertEqual(self.check("[server]\nport = 9001\n")[0], 0)
         self.assertEqual(self.check("")[0], 0)
+        self.assertEqual(
+            self.check("[bots]\nload = ['tests.test_cli:HOME', 'tests.test_cli:SHOP']\n")[0], 0
+        )
+        taken = "[bots]\nload = ['tests.test_cli:TAKEN']\nbuiltin.echo = ''\n"
+        self.assertEqual(self.check(taken)[0], 0)
 
     def test_wrong(self) -> None:
         """What is wrong with a file is said in one line that names the setting."""

@@ -16,6 +16,7 @@ from domaeka.config import (
     Settings,
     SettingsSource,
     load_settings,
+    setting,
     setting_types,
     settings_here,
 )
@@ -96,6 +97,8 @@ PROMISED: dict[str, dict[str, Any]] = {
         "timeout": 300,
         "operators": (),
     },
+    "bots.builtin": {"help": "# help", "echo": "# echo", "client_info": "# client_info"},
+    "pacing": {"phone_per_second": 0, "room_per_second": 0},
     "shutdown": {"drain_timeout": 30, "reconnect_after": 60},
     "migration": {"migrate_after": 30, "spread": 30},
     "http": {"port": 8080, "interface": "127.0.0.1"},
@@ -141,7 +144,7 @@ class DefaultsTests(SynchronousTestCase):
         found = load_settings(None, (), {})
         for section, names in PROMISED.items():
             for name, default in names.items():
-                self.assertEqual(getattr(getattr(found, section), name), default)
+                self.assertEqual(setting(found, f"{section}.{name}"), default)
 
     def test_described(self) -> None:
         """Every key says what it means."""
@@ -173,13 +176,13 @@ class PrecedenceTests(ConfigTestCase):
     def test_every_key(self) -> None:
         """Every key can be set in all three ways."""
         for key in KEYS:
-            section, name = key.split(".")
-            default = getattr(getattr(Settings(), section), name)
+            section, _, name = key.rpartition(".")
+            default = setting(Settings(), key)
             text = default if isinstance(default, str) else msgspec.json.encode(default).decode()
             written = f'"{default}"' if isinstance(default, str) else text
             self.assertEqual(self.load(f"[{section}]\n{name} = {written}"), Settings())
             self.assertEqual(self.load("", {key: text}), Settings())
-            variable = f"DOMAEKA_{section}_{name}".upper()
+            variable = f"DOMAEKA_{key.replace('.', '_')}".upper()
             self.assertEqual(self.load("", {}, {variable: text}), Settings())
 
     def test_text_as_it_stands(self) -> None:
@@ -317,6 +320,7 @@ class RefusalTests(ConfigTestCase):
             ("limits", "deny = ['::1', 'x']", "'x' is no network in CIDR form"),
             ("bots", "load = ['a:b', ':c']", "':c' is not MODULE:ATTRIBUTE"),
             ("bots", "operators = ['1/2', '12']", "'12' is not CHANNEL_ID/USER_HASH"),
+            ("pacing", "room_per_second = 0.0001", "must be 0, or 0.001 or more"),
             ("tls", "require_client = true", "needs tls.client_authority"),
             ("auth", "secret_key = 'sesame'", "must have 16 bytes or more"),
             ("auth", "previous_secret_key = 'sesame'", "must have 16 bytes or more"),

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.bots.builtin import builtin_bot
 from domaeka.cli import COMMANDS
+from domaeka.config import BuiltinSettings
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.gateway.conversation.states import NEXT
 from domaeka.gateway.serving import ServerState
@@ -41,7 +42,7 @@ DOTTED_NAME = re.compile(
 #: Files beside the documents that name modules.
 CONFIGURATION = ("Makefile", "setup.cfg", "pyproject.toml", "ruff.toml", "MANIFEST.in")
 #: Names of modules in examples, which do not exist here.
-EXAMPLES = ("mybot.py",)
+EXAMPLES = ("mybot.py", "test_mybot.py", "NAME.py", "test_NAME.py", "discord.py")
 #: Classes that the design names, of Python and of Twisted.
 OTHERS_CLASSES = ("LoopingCall", "StringTransport")
 
@@ -168,7 +169,7 @@ class WordsTests(SynchronousTestCase):
 
     def test_builtin_commands(self) -> None:
         """The authors' guide names each command that is built in, and no other."""
-        names = {command.name for command in builtin_bot(()).commands}
+        names = {command.name for command in builtin_bot((), BuiltinSettings()).commands}
         named = re.findall(r"`(# \w+)", chapter("docs/bots.md", "Built in"))
         self.assertEqual(set(named), names)
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class ReloadTests(ServerCase):
         self.write()
         self.server = Server(self, 9000, config=self.config)
 
-    def write(self, **sections: dict[str, object]) -> None:
+    def write(self, **sections: Mapping[str, object]) -> None:
         """The settings of before, and others."""
         for section, values in sections.items():
             self.sections.setdefault(section, {}).update(values)
@@ -79,6 +80,26 @@ class ReloadTests(ServerCase):
         self.assertEqual(self.logged("changed devices.approval, logging.level; only at"), 1)
         phone = self.server.phone()
         self.assertFalse(phone.record.greetings[0]["approved"])
+
+    def test_names_and_pace(self) -> None:
+        """Built-in commands have their new names at once, and what waits its new pace."""
+        self.write(pacing={"room_per_second": 0.01})
+        self.server.start()
+        phone = self.server.phone()
+        for text in ("# echo 하나", "# echo 둘"):
+            phone.say(text)
+        self.run_for(1.0)
+        self.assertEqual(phone.texts(), ["하나"])
+        self.write(pacing={"room_per_second": 0}, **{"bots.builtin": {"echo": "# 말", "help": ""}})
+        changed = ["bots.builtin.echo", "bots.builtin.help", "pacing.room_per_second"]
+        self.assertEqual(self.reload(), {"changed": changed, "needs_restart": []})
+        for text in ("# echo 셋", "# help", "# 말 넷"):
+            phone.say(text)
+        self.run_for(1.0)
+        self.assertEqual(phone.texts(), ["하나", "둘", "넷"])
+        self.write(**{"bots.builtin": {"echo": "# client_info"}})
+        said = self.reload()["error"]["message"]
+        self.assertTrue(said.startswith(f"{self.config}:4: bots.builtin.echo: the command"), said)
 
     def test_nothing(self) -> None:
         """Where nothing is other than it was, that is said."""

@@ -21,6 +21,7 @@ from domaeka.store import (
     revisions,
     roles,
     rooms,
+    schedules,
     sessions,
 )
 from domaeka.store.columns import METADATA, PREFIX
@@ -41,9 +42,10 @@ PARTS = (
     outboxes,
     roles,
     rooms,
+    schedules,
     sessions,
 )
-HEAD = "0012"
+HEAD = "0013"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.

@@ -148,6 +148,22 @@ class StoredRoomsTests(StoreTestCase):
         found = [room.key.room_id for room in self.rooms.named("bot", "방")]
         self.assertEqual(found, ["2", "1"])
 
+    def test_is_found_by_its_present_name(self) -> None:
+        """One that was renamed, decided on or forgotten is found by what it is called now."""
+        for number in (1, 2, 3):
+            self.hear(RoomKey("bot", str(number)))
+        self.hear(RoomKey("bot", "1"), name="new")
+        self.successResultOf(self.rooms.set_approval(RoomKey("bot", "2"), Approval.DENIED))
+        self.successResultOf(self.rooms.forget(RoomKey("bot", "3")))
+
+        def found(name: str) -> list[tuple[str, Approval]]:
+            return [(room.key.room_id, room.approval) for room in self.rooms.named("bot", name)]
+
+        self.assertEqual(found("방"), [("2", Approval.DENIED)])
+        self.assertEqual(found("new"), [("1", Approval.APPROVED)])
+        self.successResultOf(self.rooms.forget(RoomKey("bot", "2")))
+        self.assertEqual((found("방"), list(self.rooms._titled)), ([], ["new"]))
+
     def test_busy_room_is_written_once_a_minute(self) -> None:
         """Chat in a known room, on whatever phone, costs the store next to nothing."""
         self.hear()

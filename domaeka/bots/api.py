@@ -5,11 +5,12 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
+from domaeka.bots.access import Allow, Cooldown, check_allow, check_cooldown
 from domaeka.bots.arguments import Arguments
 from domaeka.bots.commands import (
     BadHandler,
@@ -22,13 +23,13 @@ from domaeka.bots.commands import (
     runs_where,
 )
 from domaeka.bots.coroutines import Pending, is_on_loop
+from domaeka.bots.cron import MAX_SCHEDULES, Schedule
 from domaeka.bots.media import MediaItem, blocks, listed, prepare
-from domaeka.errors import BotTypeError, BotValueError
+from domaeka.bots.sending import Speaker, check_ttl
+from domaeka.bots.storage import BotStore
+from domaeka.errors import BotTypeError, BotValueError, NoServer
 from domaeka.interfaces import Origin
 from domaeka.wire import Chat, Media, MediaType, Reply
-
-#: Longest time that a reply may wait for a phone, in seconds: as over the API.
-MAX_TTL_SECONDS: Final = 31_536_000
 
 #: Called with each delivery status of a reply.
 OnFate: TypeAlias = Callable[[str], object] | None
@@ -61,6 +62,12 @@ class Runtime(Protocol):
     def is_operator(self, chat: Chat) -> bool:
         """True if the sender of C{chat} may use operators' commands."""
 
+    def has_role(self, chat: Chat, role: str) -> bool:
+        """True if the sender of C{chat} holds a role."""
+
+    def allows(self, allow: Allow | None, chat: Chat) -> bool:
+        """True if the sender of C{chat} is among those who may."""
+
     def ask(
         self, context: Any, text: str, timeout: float, check: "Check", anyone: bool
     ) -> "Awaitable[Message]":
@@ -77,6 +84,13 @@ class Room(msgspec.Struct, frozen=True):
     id: str
     name: str
     is_group: bool
+    _place: str = ""
+    _store: BotStore | None = None
+
+    @property
+    def store(self) -> BotStore:
+        """What the bot keeps for this room."""
+        return _there(self._store).scoped(f"room:{self._place}")
 
 
 class Sender(msgspec.Struct, frozen=True):
@@ -89,6 +103,19 @@ class Sender(msgspec.Struct, frozen=True):
 
     name: str
     hash: str | None
+    _channel_id: str | None = None
+    _store: BotStore | None = None
+
+    @property
+    def store(self) -> BotStore:
+        """
+        What the bot keeps for this person, who is known by channel id and user hash together.
+
+        @raise ValueError: the phone does not know them: who this is, nobody can say.
+        """
+        if not self.hash or not self._channel_id:
+            raise BotValueError("the phone does not know who this is: no user hash or channel id")
+        return _there(self._store).scoped(f"person:{self._channel_id}/{self.hash}")
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -103,6 +130,7 @@ class Message(msgspec.Struct, frozen=True, eq=False):
 
     _chat: Chat
     _start: int
+    _store: BotStore | None = None
 
     def __repr__(self) -> str:
         """Without the text: it may be logged."""
@@ -121,7 +149,8 @@ class Message(msgspec.Struct, frozen=True, eq=False):
     @property
     def sender(self) -> Sender:
         """The person who wrote it."""
-        return Sender(self._chat.sender, self._chat.user_hash)
+        chat = self._chat
+        return Sender(chat.sender, chat.user_hash, chat.channel_id, self._store)
 
     @property
     def id(self) -> str | None:
@@ -164,18 +193,26 @@ class Context(msgspec.Struct, eq=False):
     @property
     def message(self) -> Message:
         """The message."""
-        return Message(self._chat, self._start)
+        return Message(self._chat, self._start, self._store)
+
+    @property
+    def _store(self) -> BotStore | None:
+        """What the bot keeps."""
+        return None
 
     @property
     def room(self) -> Room:
         """The room of the message."""
         chat = self._chat
-        return Room(chat.room_id, chat.room, chat.is_group)
+        # Where no phone knows the id, rooms of one title are one for each bot name.
+        place = chat.channel_id or f":{self._origin.key.bot_name}/{chat.room}"
+        return Room(chat.room_id, chat.room, chat.is_group, place, self._store)
 
     @property
     def sender(self) -> Sender:
         """The sender of the message."""
-        return Sender(self._chat.sender, self._chat.user_hash)
+        chat = self._chat
+        return Sender(chat.sender, chat.user_hash, chat.channel_id, self._store)
 
     @property
     def device(self) -> Device:
@@ -186,6 +223,10 @@ class Context(msgspec.Struct, eq=False):
     def is_operator(self) -> bool:
         """True if the sender is in C{bots.operators}, by channel id and user hash together."""
         return self._runtime.is_operator(self._chat)
+
+    def has_role(self, role: str) -> bool:
+        """True if the sender holds C{role}, by channel id and user hash together."""
+        return self._runtime.has_role(self._chat, role)
 
     def describe_device(self) -> Mapping[str, str]:
         """Facts about the phone that an operator may see: names to values, both for people."""
@@ -206,7 +247,7 @@ class Context(msgspec.Struct, eq=False):
         """
         if not isinstance(text, str):
             raise BotTypeError(f"a reply is a text, not {type(text).__name__}")
-        _check_ttl(ttl)
+        check_ttl(ttl)
         if text:
             self._send((text,), ttl, on_fate)
 
@@ -239,7 +280,7 @@ class Context(msgspec.Struct, eq=False):
         @raise ValueError: too much, or of no format that is known.
         @raise OSError: a file cannot be read.
         """
-        _check_ttl(ttl)
+        check_ttl(ttl)
         found = listed(items)
         if any(map(blocks, found)):
             if is_on_loop():
@@ -331,22 +372,18 @@ class Context(msgspec.Struct, eq=False):
             self._runtime.send(origin, reply, ttl, on_fate)
 
 
-def _check_ttl(ttl: object) -> None:
-    if ttl is None:
-        return
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-        raise BotTypeError(f"ttl: a number of seconds, not {type(ttl).__name__}")
-    if not 0 < ttl <= MAX_TTL_SECONDS:
-        raise BotValueError(f"ttl: above 0 and at most {MAX_TTL_SECONDS} s")
+def _there(store: BotStore | None) -> BotStore:
+    if store is None:
+        raise NoServer("no server serves the bot")
+    return store
 
 
-class Bot:
+class Bot(Speaker):
     """
     Functions that answer to chat.  Those that are C{async def} run on the bots' asyncio loop,
     beside the gateway; those registered with C{reactor=True}, wrapped by C{inlineCallbacks} or
     annotated to return a Deferred on the reactor, where they must not block; all others in threads.
 
-    @ivar names: the bot names of the phones that it serves; empty: all.
     @ivar rooms: the channel ids of the rooms that it serves; empty: all.
     """
 
@@ -365,8 +402,7 @@ class Bot:
         @param prefix: stands before the name of each command.
         """
         check_name(name, "a bot")
-        self.name = name
-        self.names = frozenset(_texts(names, "names"))
+        super().__init__(name, frozenset(_texts(names, "names")))
         self.rooms = frozenset(_texts(rooms, "rooms"))
         self._prefix = prefix
         self._registered: list[Command] = []
@@ -438,6 +474,8 @@ class Bot:
         aliases: Iterable[str] = (),
         *,
         help: str = "",
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Callable[[_F], _F]:
@@ -449,19 +487,23 @@ class Bot:
 
         @param aliases: other names of the same command.
         @param help: one line for C{# help}; by default the first line of the docstring.
-        @param operators_only: refuse it to all who are not in C{bots.operators}.
+        @param allow: who may use it: C{operators}, C{room(…)}, C{people(…)}, C{role(…)}, or several
+            of them joined by C{|}.  By default everybody may.
+        @param cooldown: how often: C{cooldown(rate, per)}.
+        @param operators_only: short for C{allow=operators}.
         @param reactor: an C{async def} runs on the reactor: it awaits Deferreds, and must not
             block.
         @raise ValueError: a name is not usable, or used already.
         @raise TypeError: not a function, or a generator, or its arguments cannot be read from a
-            text.
+            text; or C{allow} or C{cooldown} is something else.
         """
         check_name(name)
         names = [self._prefix + one for one in (name, *_texts(aliases, "aliases"))]
         for one in names:
             check_name(one)
         self._check_names(names)
-        return self._registering(Event.COMMAND, names, help, operators_only, reactor)
+        gate = check_allow(allow, operators_only), check_cooldown(cooldown)
+        return self._registering(Event.COMMAND, names, help, reactor, *gate)
 
     @overload
     def on_message(self, function: _F, /) -> _F: ...
@@ -475,6 +517,8 @@ class Bot:
         pattern: str | re.Pattern[str] | None = None,
         prefix: str = "",
         mention: bool | None = None,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Callable[[_F], _F]: ...
@@ -488,6 +532,8 @@ class Bot:
         pattern: str | re.Pattern[str] | None = None,
         prefix: str = "",
         mention: bool | None = None,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         operators_only: bool = False,
         reactor: bool = False,
     ) -> Any:
@@ -499,6 +545,8 @@ class Bot:
         @param pattern: a regular expression that is found in the message.
         @param prefix: the beginning of the message.
         @param mention: True: the bot is mentioned; False: it is not.
+        @param allow: as of L{command}; messages of others go on to the next function.
+        @param cooldown: as of L{command}; what is too much is not answered.
         """
         takes = Filter(
             (contains,) if isinstance(contains, str) and contains else tuple(contains),
@@ -506,8 +554,36 @@ class Bot:
             prefix,
             mention,
         )
-        register = self._registering(Event.MESSAGE, (), "", operators_only, reactor, takes=takes)
+        gate = check_allow(allow, operators_only), check_cooldown(cooldown)
+        register = self._registering(Event.MESSAGE, (), "", reactor, *gate, takes=takes)
         return register if function is None else register(function)
+
+    def schedule(
+        self,
+        expression: str,
+        *,
+        timezone: str,
+        rooms: Iterable[str] = (),
+        missed: Literal["skip", "once"] = "skip",
+        reactor: bool = False,
+    ) -> Callable[[_F], _F]:
+        """
+        Register the decorated function to be called at the times of a cron expression: minute,
+        hour, day of month, month, day of week.  It is given a L{ScheduleContext
+        <domaeka.bots.schedules.ScheduleContext>}; a text that it returns is sent to C{rooms}.  Of
+        all servers on a store one calls it.
+
+        @param timezone: the zone whose clock counts, as C{"Asia/Seoul"}.
+        @param rooms: channel ids, or titles as of L{send}.
+        @param missed: of the times at which no server ran: C{"skip"}, nothing is done; C{"once"}:
+            one run makes up for them, soon after the start.
+        @raise ValueError: the expression or the zone is wrong, or the bot has the same schedule.
+        @raise TypeError: not a function, or one that does not take a context alone.
+        """
+        schedule = Schedule.of(expression, timezone, _texts(rooms, "rooms"), missed)
+        if len(self.own(Event.SCHEDULE)) >= MAX_SCHEDULES:
+            raise ValueError(f"the bot {self.name!r} has {MAX_SCHEDULES} schedules already")
+        return self._registering(Event.SCHEDULE, (), "", reactor, schedule=schedule)
 
     def on_start(self, function: _F) -> _F:
         """Register a function without arguments for the start, and the reload that brings it."""
@@ -540,7 +616,7 @@ class Bot:
         return self._hook(Event.AFTER, function)
 
     def _hook(self, event: Event, function: _F) -> _F:
-        return self._registering(event, (), "", False, False)(function)
+        return self._registering(event, (), "", False)(function)
 
     def _check_names(self, names: Iterable[str], included: "Bot | None" = None) -> None:
         """@raise ValueError: a name is there twice, or is taken."""
@@ -564,9 +640,11 @@ class Bot:
         event: Event,
         names: Sequence[str],
         help: str,
-        operators_only: bool,
         reactor: bool,
+        allow: Allow | None = None,
+        cooldown: Cooldown | None = None,
         takes: Filter | None = None,
+        schedule: Schedule | None = None,
     ) -> Callable[[_F], _F]:
         module = sys._getframe(2).f_globals.get("__name__", "")
 
@@ -584,6 +662,9 @@ class Bot:
             line = help or (doc or "").partition("\n")[0]
             called = getattr(function, "__name__", event.value)
             name = names[0] if names else f"{self.name}.{called}"
+            for other in self.own(Event.SCHEDULE):
+                if other.name == name and schedule is not None and schedule.equals(other.schedule):
+                    raise BadHandler(function, f"has this schedule twice, first at {other.place}")
             self._registered.append(
                 Command(
                     name,
@@ -591,12 +672,14 @@ class Bot:
                     function,
                     self.name,
                     line,
-                    operators_only,
+                    allow,
                     runs,
                     module,
                     event,
                     takes,
                     arguments,
+                    cooldown,
+                    schedule,
                 )
             )
             return function
@@ -613,6 +696,7 @@ _GIVEN: Final = {
     Event.ERROR: 2,
     Event.START: 0,
     Event.STOP: 0,
+    Event.SCHEDULE: 1,
 }
 
 

@@ -13,7 +13,9 @@ from unicodedata import is_normalized, normalize
 import msgspec
 from twisted.internet.defer import Deferred
 
+from domaeka.bots.access import Allow, Cooldown
 from domaeka.bots.arguments import Arguments
+from domaeka.bots.cron import Schedule
 from domaeka.errors import ConfigError
 
 #: Longest name of a command, in characters.  Source: docs/bots.md, "Limits".
@@ -48,6 +50,7 @@ class Event(Enum):
     ERROR = "on_error"
     START = "on_start"
     STOP = "on_stop"
+    SCHEDULE = "schedule"
 
 
 class Filter(msgspec.Struct, frozen=True, eq=False):
@@ -73,11 +76,13 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     A function of a bot: a command, or whatever else L{Event} says.
 
     @ivar function: given a context, answers.
+    @ivar allow: who may use it; L{None}: everybody.
     @ivar runs: where it is called.
     @ivar help: one line for people in the chat.
     @ivar module: the name of the module that registered it.
     @ivar takes: which messages a listener takes.
     @ivar arguments: those that it takes behind its context, if it takes any.
+    @ivar schedule: when it is called by itself.
     """
 
     name: str
@@ -85,12 +90,19 @@ class Command(msgspec.Struct, frozen=True, eq=False):
     function: Callable[[Any], object]
     bot_name: str
     help: str
-    operators_only: bool
+    allow: Allow | None
     runs: Runs
     module: str = ""
     event: Event = Event.COMMAND
     takes: Filter | None = None
     arguments: Arguments | None = None
+    cooldown: Cooldown | None = None
+    schedule: Schedule | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """True if not everybody may use it, or not at all times."""
+        return self.allow is not None or self.cooldown is not None
 
     @property
     def usage(self) -> str:

@@ -78,11 +78,13 @@ class Pending(Future[_T]):
     def __await__(self) -> Generator[Any, None, _T]:
         """Wait on the loop that runs, or on the reactor."""
         self.awaited = True
+        if self.done():
+            return self.result()
         if is_on_loop():
-            return asyncio.wrap_future(self).__await__()
+            return (yield from asyncio.wrap_future(self))
         deferred: Deferred[_T] = Deferred()
         self.add_done_callback(partial(_tell, deferred))
-        return deferred.__await__()
+        return (yield from deferred.__await__())
 
     def result(self, timeout: float | None = None) -> _T:
         """Wait in a thread."""
@@ -91,7 +93,17 @@ class Pending(Future[_T]):
 
     def follow(self, deferred: "Deferred[_T]") -> None:
         """Have the result of C{deferred}.  To be called in the reactor's thread."""
-        deferred.addCallbacks(self.set_result, lambda failure: self.set_exception(failure.value))
+        deferred.addCallbacks(self.finish, lambda failure: self.fail(failure.value))
+
+    def finish(self, result: _T) -> None:
+        """Have this result, unless it is not waited for any more.  Likewise."""
+        if not self.done() and self.set_running_or_notify_cancel():
+            self.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Fail, likewise."""
+        if not self.done() and self.set_running_or_notify_cancel():
+            self.set_exception(error)
 
 
 def _tell(deferred: "Deferred[Any]", future: "Future[Any]") -> None:

@@ -162,7 +162,7 @@ class Dialogs:
         question = room.get(_person(chat)) or room.get(None)
         if question is None:
             return False
-        answer = Message(chat, 0)
+        answer = Message(chat, 0, question.run._store)
         if question.check is None:
             self._end(question, answer, origin)
         elif isinstance(question.future, Deferred):

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.bots import hooks
+from domaeka.bots.access import Allow, Holds
 from domaeka.bots.api import Bot, Check, Message, OnFate
 from domaeka.bots.arguments import BadArguments
 from domaeka.bots.builtin import builtin_bot
@@ -24,11 +25,13 @@ from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dialogs import Dialogs
 from domaeka.bots.failures import report
 from domaeka.bots.fair_queue import FairQueue
+from domaeka.bots.gate import Gate
 from domaeka.bots.routing import Router
 from domaeka.bots.runs import Run, Served, ids
 from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
 from domaeka.bots.threads import Reactor, Threads
+from domaeka.bots.unasked import BotHost
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import AskTimeout
 from domaeka.interfaces import Origin
@@ -38,7 +41,6 @@ from domaeka.texts_ko import (
     FAILED_TEXT,
     NO_ANSWER_TEXT,
     OPEN_TEXT,
-    OPERATORS_TEXT,
     TIMEOUT_TEXT,
     USAGE_TEXT,
 )
@@ -84,6 +86,7 @@ class BotDispatcher:
         failed: Callable[[str], None],
         busy: Callable[[], None],
         seconds: Callable[[], float] | None = None,
+        holds: Holds | None = None,
     ) -> None:
         """
         @param bots: the bots beside the built-in one.
@@ -93,6 +96,7 @@ class BotDispatcher:
         @param failed: called with the name of a command that failed or took too long.
         @param busy: called for each message that is refused, for too many wait.
         @param seconds: the time now, in seconds, which never steps; by default the reactor's.
+        @param holds: says if somebody holds a role; by default nobody does.
         @raise ConfigError: two commands have the same name.
         """
         self._reactor = reactor
@@ -113,8 +117,10 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
+        self._gate = Gate(self._say, self._seconds, holds)
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
@@ -131,17 +137,14 @@ class BotDispatcher:
         @raise ConfigError: two commands have the same name; nothing has changed.
         """
         loaded = tuple(bots)
-        served = builtin_bot(loaded), *loaded
-        router = Router(served)
+        served = builtin_bot(loaded, settings.builtin), *loaded
+        router = Router(served, self._gate.allows)
         before = self._bots
         self._bots = served
         self._router = router
         self._look_up = router.look_up
         self._timeout = settings.timeout
-        self._operators = frozenset(
-            (channel, user)
-            for channel, _, user in (text.partition("/") for text in settings.operators)
-        )
+        self._gate.apply(settings.operators, router.handlers())
         terms = breaker, settings.timeout
         if terms != self._breaker_terms:
             attach_services(self._seconds, breaker)
@@ -171,8 +174,11 @@ class BotDispatcher:
         if self._started:
             gone = [bot for bot in before if bot not in served]
             new = [bot for bot in served if bot not in before]
+            self._link(new)
             stopped = self._call_hooks(Event.STOP, gone)
+            stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
+            stopped.addCallback(self._bots_started)
 
     def _serve(
         self,
@@ -190,8 +196,9 @@ class BotDispatcher:
             name = command.name
             breaker, observe = self._breakers[name], self._observe(name)
             wrapped = bool(before or after or on_error)
+            around = before, after, on_error
             self._served[command] = Served(
-                command, breaker, observe, before, after, on_error, wrapped
+                command, breaker, observe, *around, wrapped, command.is_gated, bot.store
             )
         for included in bot.included:
             self._serve(included, before, after, on_error)
@@ -227,6 +234,29 @@ class BotDispatcher:
         self.loop.call(call_all, (), lambda *_: done.callback(None))
         return done
 
+    def attach(self, host: BotHost) -> None:
+        """Have bots send, store and keep schedules by C{host}.  To be called before L{start}."""
+        self._host = host
+
+    def _link(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.link(bots)
+            self._host.schedules.hold()
+            self._host.schedules.serve(self._bots)
+
+    def _bots_started(self, _: None) -> None:
+        if self._host is not None:
+            self._host.schedules.go_on()
+
+    def store_read(self) -> None:
+        """The store has been read: what bots have asked for meanwhile is done."""
+        if self._host is not None:
+            self._host.store_read()
+
+    def _unlink(self, bots: Iterable[Bot]) -> None:
+        if self._host is not None:
+            self._host.unlink(bots, () if self._closed else self._bots)
+
     def start(self) -> "Deferred[None]":
         """
         Begin to end runs that take too long; have the bots start.  To be called in the reactor's
@@ -240,7 +270,10 @@ class BotDispatcher:
         self._sweeper.start(SWEEP_SECONDS, now=False).addErrback(
             lambda failure: _log.failure("the sweep of commands has ended", failure)
         )
-        return self._call_hooks(Event.START, self._bots)
+        if self._host is not None:
+            self._host.start()
+        self._link(self._bots)
+        return self._call_hooks(Event.START, self._bots).addCallback(self._bots_started)
 
     def breakers(self) -> Mapping[str, Breaker | Service]:
         """Each command and each outside service by name; their C{state} is for metrics."""
@@ -270,6 +303,11 @@ class BotDispatcher:
         """The number of messages that were accepted and are not yet answered."""
         return self._queue.waiting + len(self._running)
 
+    @property
+    def idle_sweep(self) -> object:
+        """The scheduled call of the next sweep, if that has nothing to do: tests pass over it."""
+        return None if self._running or self._dialogs.waiting else self._sweeper.call
+
     def close(self) -> "Deferred[None]":
         """
         Break off the running commands, forget the waiting ones; both stay unanswered.
@@ -277,6 +315,8 @@ class BotDispatcher:
         @return: fires, in bounded time, when the threads are done.
         """
         self._closed = True
+        if self._host is not None:
+            self._host.close()
         if self._sweeper.running:
             self._sweeper.stop()
         for _, _, chat, origin in self._queue.clear():
@@ -295,6 +335,7 @@ class BotDispatcher:
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
             stopped.addErrback(_hooks_late)
         stopped.addCallback(lambda _: self.loop.close())
+        stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
 
     # Dispatcher
@@ -318,6 +359,9 @@ class BotDispatcher:
             return
         command, start = found
         served = self._served[command]
+        if served.is_gated and not self._gate.admits(command, chat, origin):
+            self._done(chat, origin)
+            return
         queue = self._queue
         if not queue.bots or queue.is_free(origin.key.bot_name, chat.room_id):
             if self._begin(served, start, chat, origin):
@@ -347,7 +391,15 @@ class BotDispatcher:
 
     def is_operator(self, chat: Chat) -> bool:
         """True if channel id and user hash, together, are those of an operator."""
-        return (chat.channel_id, chat.user_hash) in self._operators
+        return self._gate.is_operator(chat)
+
+    def has_role(self, chat: Chat, role: str) -> bool:
+        """True if the sender of a message holds a role."""
+        return self._gate.has_role(chat, role)
+
+    def allows(self, allow: Allow | None, chat: Chat) -> bool:
+        """True if the sender of a message is among those who may."""
+        return self._gate.allows(allow, chat)
 
     def ask(
         self, context: Any, text: str, timeout: float, check: Check, anyone: bool
@@ -377,10 +429,6 @@ class BotDispatcher:
     def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> bool:
         """Let a command run.  @return: True if it holds its place, for it waits."""
         command = served.command
-        if command.operators_only and not self.is_operator(chat):
-            self._say(chat, origin, OPERATORS_TEXT)
-            self._done(chat, origin)
-            return False
         arguments: tuple[object, ...] = ()
         named: Mapping[str, object] = _NOTHING
         if command.arguments is not None:

@@ -1,13 +1,12 @@
 """Functions around others: before and after them, at their errors, at start and stop."""
 
 import asyncio
-from concurrent.futures import Future
 from typing import Any, cast
 
 from twisted.internet.defer import maybeDeferred
 
 from domaeka.bots.commands import Command, Runs
-from domaeka.bots.coroutines import Coroutines
+from domaeka.bots.coroutines import Coroutines, Pending
 from domaeka.bots.failures import report
 from domaeka.bots.runs import Run
 
@@ -18,15 +17,15 @@ async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -
         return await cast(Any, command.function)(*args, **named)
     if command.runs is Runs.IN_THREAD:
         return await asyncio.to_thread(command.function, *args, **named)
-    done: Future[Any] = Future()
+    done: Pending[Any] = Pending()
 
     def call() -> None:
         calling = maybeDeferred(command.function, *args, **named)
-        calling.addCallbacks(done.set_result, lambda failure: done.set_exception(failure.value))
+        done.follow(calling)  # whose result nobody waits for, once it was cancelled
         done.add_done_callback(lambda _: loop.hand_over(calling.cancel))
 
     loop.hand_over(call)
-    return await asyncio.wrap_future(done)
+    return await done
 
 
 async def wrapped(run: Run) -> object:

@@ -1,9 +1,10 @@
 """From a message to the function that takes it: by the phone's bot name, the room, and the text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, combinations
 from typing import NamedTuple
 
+from domaeka.bots.access import Allow
 from domaeka.bots.api import Bot
 from domaeka.bots.commands import Command, CommandTable
 from domaeka.wire import Chat
@@ -19,12 +20,20 @@ class _Table(NamedTuple):
 class Router:
     """
     The handlers of all bots.  A message goes to one of them: to the command that it names, or else
-    to the first listener, in the order of registration, that takes it.
+    to the first listener, in the order of registration, that takes it and that its sender may use.
     """
 
-    def __init__(self, bots: Sequence[Bot]) -> None:
-        """@raise ConfigError: two commands for one phone and room have the same name."""
+    def __init__(
+        self,
+        bots: Sequence[Bot],
+        allows: Callable[[Allow | None, Chat], bool] = lambda allow, chat: allow is None,
+    ) -> None:
+        """
+        @param allows: says if the sender of a message is among those who may.
+        @raise ConfigError: two commands for one phone and room have the same name.
+        """
         self._bots = bots
+        self._allows = allows
         for one in bots:
             CommandTable(one.commands)
         for one, other in combinations(bots, 2):
@@ -52,7 +61,11 @@ class Router:
         found = table.commands.find(chat.text)
         if found is None and table.listeners:
             for listener in table.listeners:
-                if listener.takes is not None and listener.takes(chat.text, chat.is_mention):
+                if (
+                    listener.takes is not None
+                    and listener.takes(chat.text, chat.is_mention)
+                    and self._allows(listener.allow, chat)
+                ):
                     return listener, 0
         return found
 

@@ -12,6 +12,7 @@ from domaeka.bots.api import Context, OnFate
 from domaeka.bots.commands import Command, Runs
 from domaeka.bots.coroutines import Coroutines, Pending
 from domaeka.bots.failures import report
+from domaeka.bots.storage import BotStore
 from domaeka.interfaces import Origin
 from domaeka.policies.retry import Breaker
 from domaeka.wire import Chat, Media
@@ -22,6 +23,8 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     A function that takes messages, its breaker and its metric.
 
     @ivar observe: takes its times, in seconds.
+    @ivar is_gated: True if not everybody may use it, or not at all times.
+    @ivar store: what its bot keeps.
     @ivar before: called before it; C{after}: behind it; C{on_error}: where it has failed.
     @ivar is_wrapped: True if there are any.
     """
@@ -33,6 +36,8 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     after: tuple[Command, ...] = ()
     on_error: tuple[Command, ...] = ()
     is_wrapped: bool = False
+    is_gated: bool = False
+    store: BotStore | None = None
 
 
 class Sent(Deferred[None]):
@@ -88,6 +93,10 @@ class Run(Context, eq=False, kw_only=True):
     def place(self) -> str:
         """The place of the function in the author's code."""
         return self.served.command.place
+
+    @property
+    def _store(self) -> BotStore | None:
+        return self.served.store
 
     @property
     def log_fields(self) -> dict[str, str | None]:

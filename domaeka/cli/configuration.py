@@ -247,8 +247,8 @@ def check_all(settings: Settings) -> None:
     @raise ConfigError: which setting is wrong, and why.
     """
     from domaeka.bots.builtin import builtin_bot
-    from domaeka.bots.commands import CommandTable
     from domaeka.bots.loading import load_bots
+    from domaeka.bots.routing import Router
     from domaeka.server import check
 
     check(settings)
@@ -257,4 +257,4 @@ def check_all(settings: Settings) -> None:
         sys.path.insert(0, os.getcwd())
     with redirect_stdout(sys.stderr):  # standard output is for scripts
         bots = tuple(load_bots(settings.bots.load))
-    CommandTable(command for bot in (builtin_bot(bots), *bots) for command in bot.commands)
+    Router((builtin_bot(bots, settings.bots.builtin), *bots))

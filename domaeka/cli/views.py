@@ -351,7 +351,7 @@ def bots_table(bots: Iterable[LoadedBot]) -> Table:
                 bot.name,
                 one.name,
                 ", ".join(one.aliases),
-                "operators" if one.operators_only else "all",
+                one.allow or ("operators" if one.operators_only else "all"),
                 f"{one.calls}",
                 Text(f"{one.failures}", "red" if one.failures else ""),
                 one.breaker,

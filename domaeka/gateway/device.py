@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from domaeka import texts_ko
 from domaeka.gateway.context import Context
 from domaeka.gateway.journal import Journal
+from domaeka.gateway.pacing import Pacer
 from domaeka.gateway.peer import Peer
 from domaeka.interfaces import (
     Approval,
@@ -68,6 +69,7 @@ class Device:
         "_client_ids",
         "_context",
         "_grade",
+        "_pacer",
         "_said_expired",
         "_said_refused",
         "approved",
@@ -94,6 +96,7 @@ class Device:
         self._client_ids: ClientIds | None = None
         self._acknowledges = False
         self.records: Records | None = None
+        self._pacer: Pacer | None = None
         self._said_expired = self._said_refused = -inf
         self._grade = Grade.GOOD  # of its connection, at the last event
         self.responsiveness = Responsiveness()
@@ -298,12 +301,31 @@ class Device:
         """Begin to send.  @return: the outbox, for its connection."""
         self._acknowledges = "ack" in capabilities
         self.outbox.connected(self._acknowledges, "delivery" in capabilities)
+        self.apply_pacing()
+        if self._pacer is not None:
+            self._pacer.connected()
         journal = self._context.journal
         if not self._acknowledges:
             self.forget_records()
         elif self.records is None and journal is not None and journal.enabled:
             self._begin_records(journal)
         return self.outbox
+
+    def apply_pacing(self) -> None:
+        """Have messages leave as fast as the settings say, from now on."""
+        pacing = self._context.settings.pacing
+        if pacing.phone_per_second or pacing.room_per_second:
+            if self._pacer is None:
+                self._pacer = Pacer(self._context, self._wake)
+            self._pacer.apply(self.outbox)
+        elif self._pacer is not None:
+            self._pacer.stop()
+            self._pacer = self.outbox.pace = None
+
+    def _wake(self) -> None:
+        """Have its connection write what may be written."""
+        if self.connection is not None:
+            self.connection.wake()
 
     # Records, from which a server goes on after a crash
 
@@ -408,6 +430,8 @@ class Device:
     def disconnected(self) -> None:
         """Note that its connection is gone."""
         self.connection = None
+        if self._pacer is not None:
+            self._pacer.stop()
         context = self._context
         self.kept_until = context.steady.now + context.settings.session.lifetime
 

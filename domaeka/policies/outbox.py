@@ -9,13 +9,14 @@ and back to waiting, ahead of everything new, where a connection ends in between
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum, IntEnum, StrEnum
 from math import inf
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from domaeka.policies.pacing import Pace
 from domaeka.wire import Reply
 
 #: Bytes that one class may send for each byte of C{LOW}, while both wait.
@@ -103,6 +104,7 @@ class Outgoing(msgspec.Struct):
     @ivar end: its end within the batch that was written, in bytes.
     @ivar record: its number for the L{Recorder}; 0: none.
     @ivar ticket: the batch of the store with its number.
+    @ivar since: since when it waits, where the outbox keeps a pace.
     """
 
     reply: Reply
@@ -116,6 +118,7 @@ class Outgoing(msgspec.Struct):
     end: int = 0
     record: int = 0
     ticket: int = 0
+    since: float = 0.0
 
 
 class Recorder(Protocol):
@@ -167,6 +170,7 @@ class Outbox:
     @ivar hold_low: while set, C{LOW} has an eighth of its share.
     @ivar away_until: earliest return of a phone that was asked to stay away.
     @ivar recorder: notes its messages, if they are to outlive the process.
+    @ivar pace: how fast they leave, if not at once; what waits for it has its whole time.
     """
 
     __slots__ = (
@@ -191,6 +195,7 @@ class Outbox:
         "hold_low",
         "messages",
         "next_number",
+        "pace",
         "recorder",
         "touched",
     )
@@ -221,6 +226,7 @@ class Outbox:
         self.next_number = 1
         self.away_until = -inf
         self.recorder: Recorder | None = None
+        self.pace: Pace | None = None
         self._queues = _NO_QUEUES
         self._handed: _Queue | None = None  # by number, on their way to the socket
         self._unacknowledged: _Queue | None = None  # by number, all lower than those handed
@@ -292,6 +298,9 @@ class Outbox:
             self._earliest = expires_at
         if self.recorder is not None:
             self.recorder.put(item)
+        if self.pace is not None:
+            item.since = now
+            self.pace.came(reply)
         return item
 
     def _make_room(self, priority: Priority, size: int) -> bool:
@@ -351,7 +360,11 @@ class Outbox:
         @return: L{None} if nothing is to be sent.
         """
         while True:
-            if self._again:
+            if self.pace is not None:
+                priority = self._next_paced(self.pace)
+                if priority < 0:
+                    return None
+            elif self._again:
                 priority = self._first_again()
             else:
                 critical, high, normal, low = self._queues
@@ -456,6 +469,9 @@ class Outbox:
 
         @param unsent: messages that were taken and had not left.
         """
+        if self.pace is not None:
+            self._hold(self.pace)
+            self.pace.ended()
         handed = self._handed
         if handed and len(unsent) < len(handed):
             unsent_from = min((item.number for item in unsent), default=self.next_number)
@@ -491,6 +507,8 @@ class Outbox:
             self._earliest = inf
             self.touched = False
             return 0
+        if self.pace is not None:
+            self._hold(self.pace)
         if now < self._earliest:
             return 0
         before = self._total.expired
@@ -521,6 +539,11 @@ class Outbox:
         now = self._seconds()
         for item in self._queues[1] or ():
             item.expires_at = max(item.expires_at, now + item.ttl)
+
+    @property
+    def held_by_pace(self) -> int:
+        """The number of messages that wait for their pace."""
+        return len(self) if self.pace is not None and self.pace.holds(self._seconds()) else 0
 
     def clear(self) -> None:
         """Drop all messages: the device is not served any more."""
@@ -595,6 +618,64 @@ class Outbox:
         cost = self._queues[best][0].size / _WEIGHTS[best]  # type: ignore[index]
         starts[best] = least + (cost * 8.0 if best == 3 and self.hold_low else cost)
         return best
+
+    def _next_paced(self, pace: Pace) -> int:
+        """
+        Likewise, among the classes of which a message may leave by its pace: it is moved to the
+        head of its class, and counts as one that leaves, unless its time is over.
+        """
+        now = self._seconds()
+        if pace.rests(now):
+            return -1
+        again = self._first_again() if self._again else -1
+        places: dict[int, int] = {}  # of what may leave, by class
+        due = inf
+        for priority, queue in enumerate(self._queues):
+            if queue and again in (-1, priority):
+                place, at = pace.next_of((queue[0],) if self._again else queue)
+                due = min(due, at)
+                if at <= now:
+                    places[priority] = place
+        if not places:
+            if due < inf:
+                pace.rest(due, now)
+            else:  # none waits: virtual time starts anew
+                self._starts = None
+                self._served = 0.0
+            return -1
+        priority = min(places) if again >= 0 or 0 in places else self._fairest(places)
+        queue = self._queues[priority]
+        assert queue is not None
+        item = queue[places[priority]]
+        if places[priority]:
+            del queue[places[priority]]
+            queue.appendleft(item)
+        if pace.holds(now):
+            item.expires_at = max(item.expires_at, now + item.ttl)
+        if item.expires_at > now:
+            pace.left(item.reply, item.since, now)
+        return priority
+
+    def _fairest(self, places: Mapping[int, int]) -> int:
+        """
+        The next of some classes, none of them C{CRITICAL}, by their shares: as L{_next_class}.
+
+        @param places: of the message that would leave, by class.
+        """
+        starts = self._starts = self._starts or [0.0, 0.0, 0.0, 0.0]
+        best = min(places, key=lambda priority: max(starts[priority], self._served))
+        self._served = max(starts[best], self._served)
+        cost = self._queues[best][places[best]].size / _WEIGHTS[best]  # type: ignore[index]
+        starts[best] = self._served + (cost * 8.0 if best == 3 and self.hold_low else cost)
+        return best
+
+    def _hold(self, pace: Pace) -> None:
+        """Give all that waits for its pace its whole time from now on."""
+        now = self._seconds()
+        if pace.holds(now):
+            for queue in self._queues:
+                for item in queue or ():
+                    item.expires_at = max(item.expires_at, now + item.ttl)
 
     def _first_again(self) -> int:
         """The class of the waiting message with the lowest number."""

@@ -9,11 +9,13 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 from twisted.logger import Logger
 
-from domaeka import __version__
+from domaeka import __version__, interfaces
 from domaeka.bots.api import Bot
 from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dispatch import BotDispatcher
+from domaeka.bots.schedules import Schedules
 from domaeka.bots.threads import Threads
+from domaeka.bots.unasked import BotHost
 from domaeka.config import Settings, SettingsSource
 from domaeka.gateway.authentication import Authentication
 from domaeka.gateway.context import Context
@@ -42,6 +44,7 @@ from domaeka.store.durable import DurableStore
 from domaeka.store.outboxes import StoredOutboxes
 from domaeka.store.roles import StoredRoles
 from domaeka.store.rooms import StoredRooms
+from domaeka.store.schedules import StoredClaims
 from domaeka.store.sessions import StoredSessions
 from domaeka.store.threads import Worker
 
@@ -115,6 +118,7 @@ class Stores(NamedTuple):
     outboxes: StoredOutboxes
     durable: DurableStore
     bot_values: BotValues
+    claims: StoredClaims
 
 
 class Parts(NamedTuple):
@@ -124,6 +128,7 @@ class Parts(NamedTuple):
     @ivar state_directory: where secrets, database and plan are kept.
     @ivar source: the source of the settings, for a reload.
     @ivar more_bots: bots to load beside those in the settings.
+    @ivar directory: the same connections, for the admin API and for bots.
     @ivar http: the bound socket of the HTTP port.
     """
 
@@ -138,6 +143,7 @@ class Parts(NamedTuple):
     http: Listener
     context: Context
     connections: Directory
+    directory: interfaces.Directory
     fatal: Fatal
     ports: Ports
     drain: Drain
@@ -164,6 +170,7 @@ def assemble(
     keys = Keys(state.secrets, wall)
     signer = keys.signer(settings.auth.clock_skew)
     authentication = Authentication(settings.auth, signer, platform.seconds, wall, metrics)
+    stores = _make_stores(platform, settings, state, authentication, metrics)
     dispatcher = BotDispatcher(
         bots,
         reactor,
@@ -175,8 +182,8 @@ def assemble(
         failed=lambda command: metrics.handler_failures.labels(command).inc(),
         busy=metrics.refused_messages.inc,
         seconds=platform.seconds,
+        holds=stores.roles.holds,
     )
-    stores = _make_stores(platform, settings, state, authentication, metrics)
     http = Listener(platform.sockets, "http.port", settings.http.interface, settings.http.port)
     http.open(settings.socket)
     lift = operator_command(
@@ -210,6 +217,13 @@ def assemble(
         lift_command=lambda network: lift.replace("\0", network),
     )
     connections = Directory(context, reactor)
+    directory = connections.for_api(stores.rooms)
+    schedules = Schedules(
+        platform.loop, reactor, stores.claims, wall, lambda: context.settings.bots.timeout
+    )
+    dispatcher.attach(
+        BotHost(dispatcher, reactor, directory, stores.rooms, stores.bot_values, schedules)
+    )
     stores.devices.add_listener(connections.decisions.approval_changed)
     converse = partial(Conversation, context, connections.manager)
     shared = TransportContext(context, connections.admission, converse)
@@ -230,6 +244,7 @@ def assemble(
         http=http,
         context=context,
         connections=connections,
+        directory=directory,
         fatal=fatal,
         ports=ports,
         drain=Drain(connections, reactor),
@@ -285,6 +300,7 @@ def _make_stores(
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
         bot_values=BotValues(database, reactor),
+        claims=StoredClaims(database, node, wall=wall),
         chat_search=ChatSearch(database, reactor),
     )
 
@@ -331,6 +347,9 @@ def _watch(metrics: Metrics, parts: Parts) -> None:
     metrics.outbox_bytes.watch(lambda: budget.used)
     metrics.outbox_messages.watch(
         lambda: sum(device.outbox.messages for device in registry.devices())
+    )
+    metrics.pacing_held.watch(
+        lambda: sum(device.outbox.held_by_pace for device in registry.devices())
     )
     metrics.store_queue.watch(lambda: stores.database.waiting + stores.chat_log.waiting)
 

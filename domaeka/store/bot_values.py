@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.errors import BotTypeError, BotValueError, StorageFull, StoreError
+from domaeka.interfaces import MAX_VALUE_BYTES as MAX_VALUE_BYTES
 from domaeka.store.columns import (
     KEY,
     LONG_TEXT,
@@ -39,8 +40,6 @@ from domaeka.store.threads import DelayedCall, Scheduler, StoreClosed
 
 #: Longest key, in characters.  Source: docs/design.md, "Bounds"; so are those below.
 MAX_KEY_CHARS: Final = 200
-#: Longest value, in bytes of its JSON.
-MAX_VALUE_BYTES: Final = 65_536
 #: Most values of a bot, and most bytes of them with their keys.
 MAX_VALUES: Final = 100_000
 MAX_BYTES: Final = 67_108_864
@@ -171,8 +170,10 @@ class BotValues:
 
         @param value: JSON in UTF-8.
         """
-        if len(value) > MAX_VALUE_BYTES:
-            return fail(StorageFull(f"a value has {MAX_VALUE_BYTES} bytes of JSON at most"))
+        try:
+            check_value(value)
+        except StorageFull as error:
+            return fail(error)
         return self._with_key(bot, scope, key, partial(_set, bot, scope, value.decode()), True)
 
     def delete(self, bot: str, scope: str, key: str) -> "Deferred[bool]":
@@ -186,8 +187,10 @@ class BotValues:
         @return: the new number.  Fails with L{BotTypeError} where the value, or C{by}, is no
             number; L{BotValueError}: the sum is not finite, or above L{MAX_INT}.
         """
-        if isinstance(by, bool) or not isinstance(by, int | float):
-            return fail(BotTypeError(f"incr: by is a number, not {type(by).__name__}"))
+        try:
+            check_number(by)
+        except BotTypeError as error:
+            return fail(error)
         return self._with_key(bot, scope, key, partial(_incr, bot, scope, by), True)
 
     def keys(
@@ -199,12 +202,10 @@ class BotValues:
         @param after: only those behind this key: the last one of the page before.
         @param limit: 1 to L{MAX_KEYS}.
         """
-        if not 1 <= limit <= MAX_KEYS:
-            return fail(BotValueError(f"keys: limit is 1 to {MAX_KEYS}"))
         try:
-            begin, last = prefix.encode(), (after or "").encode()
-        except UnicodeEncodeError:
-            return fail(_unstorable())
+            begin, last = check_page(prefix, after, limit)
+        except BotValueError as error:
+            return fail(error)
         return self._ask(bot, partial(_keys, key_hash(bot, scope), begin, last, limit), False)
 
     def stop(self) -> "Deferred[None]":
@@ -231,16 +232,10 @@ class BotValues:
     def _with_key(
         self, bot: str, scope: str, key: str, work: Callable[..., object], writes: bool = False
     ) -> "Deferred[Any]":
-        if not isinstance(key, str):
-            return fail(BotTypeError(f"a key is a text, not {type(key).__name__}"))
-        if len(key) > MAX_KEY_CHARS:
-            return fail(StorageFull(f"a key has {MAX_KEY_CHARS} characters at most"))
         try:
-            name = key.encode()
-        except UnicodeEncodeError:
-            return fail(_unstorable())
-        if not name:
-            return fail(BotValueError("a key is not empty"))
+            name = check_key(key)
+        except (BotTypeError, BotValueError, StorageFull) as error:
+            return fail(error)
         place = (key_hash(bot, scope), name)
         return self._ask(bot, partial(work, place=place), writes)
 
@@ -306,8 +301,72 @@ class BotValues:
             emptied.callback(None)
 
 
-def _unstorable() -> BotValueError:
-    return BotValueError("a key has a character that cannot be stored")
+# The bounds, for the stand-in of tests, too
+
+
+def check_key(key: object) -> bytes:
+    """
+    @return: a key, as it is stored.
+    @raise BotTypeError: it is no text.  @raise BotValueError: it is empty, or cannot be stored.
+    @raise StorageFull: it is too long.
+    """
+    if not isinstance(key, str):
+        raise BotTypeError(f"a key is a text, not {type(key).__name__}")
+    if len(key) > MAX_KEY_CHARS:
+        raise StorageFull(f"a key has {MAX_KEY_CHARS} characters at most")
+    if not key:
+        raise BotValueError("a key is not empty")
+    return _stored(key)
+
+
+def check_value(value: bytes) -> None:
+    """@raise StorageFull: a value is too long."""
+    if len(value) > MAX_VALUE_BYTES:
+        raise StorageFull(f"a value has {MAX_VALUE_BYTES} bytes of JSON at most")
+
+
+def check_page(prefix: str, after: str | None, limit: int) -> tuple[bytes, bytes]:
+    """
+    @return: the beginning of keys, and the key before them, as they are stored.
+    @raise BotValueError: one of them cannot be stored, or C{limit} is out of range.
+    """
+    if not 1 <= limit <= MAX_KEYS:
+        raise BotValueError(f"keys: limit is 1 to {MAX_KEYS}")
+    return _stored(prefix), _stored(after or "")
+
+
+def check_number(by: object) -> None:
+    """@raise BotTypeError: what is to be added is no number."""
+    if isinstance(by, bool) or not isinstance(by, int | float):
+        raise BotTypeError(f"incr: by is a number, not {type(by).__name__}")
+
+
+def added(value: str | bytes | None, by: int | float) -> int | float:
+    """
+    Add to a number that is stored, in JSON.
+
+    @raise BotTypeError: that is no number.
+    @raise BotValueError: the sum is not finite, or above L{MAX_INT}.
+    """
+    try:
+        before = 0 if value is None else msgspec.json.decode(value, type=int | float)
+    except msgspec.DecodeError:
+        raise BotTypeError("incr: the value that is stored is no number") from None
+    try:
+        number = before + by
+        fits = abs(number) <= MAX_INT if isinstance(number, int) else math.isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        fits = False
+    if not fits:
+        raise BotValueError(f"incr: the sum is not finite, or above {MAX_INT}")
+    return number
+
+
+def _stored(key: str) -> bytes:
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        raise BotValueError("a key has a character that cannot be stored") from None
 
 
 # In the database's thread
@@ -432,19 +491,12 @@ def _incr(
 ) -> object:
     found = _found(connection, place)
     try:
-        before = 0 if found is None else msgspec.json.decode(found.value, type=int | float)
-    except msgspec.DecodeError:
-        return BotTypeError("incr: the value that is stored is no number")
-    try:
-        number = before + by
-        fits = abs(number) <= MAX_INT if isinstance(number, int) else math.isfinite(number)
-    except OverflowError:  # a whole number that no float holds
-        fits = False
-    if not fits:
-        return BotValueError(f"incr: the sum is not finite, or above {MAX_INT}")
+        number = added(None if found is None else found.value, by)
+    except (BotTypeError, BotValueError) as error:
+        return error
     value = msgspec.json.encode(number).decode()
-    error = _put(connection, bot, scope, place, value, found, sums)
-    return number if error is None else error
+    fault = _put(connection, bot, scope, place, value, found, sums)
+    return number if fault is None else fault
 
 
 def _keys(

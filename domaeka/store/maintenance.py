@@ -29,6 +29,7 @@ from domaeka.store.outboxes import OUTBOXES
 from domaeka.store.revisions import Found, find, is_current, migrate, newest
 from domaeka.store.roles import ROLES
 from domaeka.store.rooms import ROOMS
+from domaeka.store.schedules import SCHEDULES
 from domaeka.store.sessions import SESSIONS
 from domaeka.store.threads import StoreClosed
 
@@ -45,6 +46,7 @@ TABLES: Final = (
     OUTBOXES,
     ROLES,
     ROOMS,
+    SCHEDULES,
     SESSIONS,
     durable.OUTBOXES,
     durable.MESSAGES,

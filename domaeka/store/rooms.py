@@ -99,6 +99,11 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
     _delay = WRITE_SECONDS
     _fixed = frozenset({"bot_name", "room_id"})
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        """See L{ApprovalTable}."""
+        self._titled: dict[str, dict[RoomKey, None]] = {}  # the rooms that bear each title
+        super().__init__(*args, **named)
+
     # domaeka.interfaces.Rooms
 
     def enter(self, key: RoomKey, device: DeviceKey, name: str, is_group: bool) -> bool:
@@ -115,7 +120,10 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
             or room.is_group is not is_group
             or abs(now - room.written) >= HEARD_SECONDS
         ):
-            room.name = name
+            if room.name != name:
+                self._lose_title(room)
+                room.name = name
+                self._titled.setdefault(name, {})[key] = None
             room.is_group = is_group
             room.written = now
             self._heard_of(key)
@@ -170,6 +178,24 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
                 room.device = None
                 self._heard_of(room.key)
 
+    def _put(self, record: RoomRecord) -> None:
+        before = self._records.get(record.key)
+        if before is not None:
+            self._lose_title(before)
+        super()._put(record)
+        self._titled.setdefault(record.name, {})[record.key] = None
+
+    def _remove(self, key: RoomKey) -> RoomRecord:
+        room = super()._remove(key)
+        self._lose_title(room)
+        return room
+
+    def _lose_title(self, room: RoomRecord) -> None:
+        rooms = self._titled[room.name]
+        del rooms[room.key]
+        if not rooms:
+            del self._titled[room.name]
+
     def _has_room(self, key: RoomKey) -> bool:
         of_bot = self._of_bot.get(key.bot_name, 0)
         return len(self._records) < MAX_ROOMS and of_bot < MAX_BOT_ROOMS
@@ -178,8 +204,13 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
 
     def named(self, bot_name: str, name: str) -> list[RoomRecord]:
         """The rooms of a bot with this name, the one heard last first."""
-        found = (room for room in self._rooms_of(bot_name) if room.name == name)
+        keys = (key for key in self._titled.get(name, ()) if key.bot_name == bot_name)
+        found = (self._records[key] for key in keys)
         return sorted(found, key=lambda room: -(room.last_heard or 0.0))
+
+    def bot_names(self) -> list[str]:
+        """The bot names of all phones that have heard rooms."""
+        return list(self._of_bot)
 
     def _rooms_of(self, bot_name: str) -> Iterator[RoomRecord]:
         rooms = self._since(RoomKey(bot_name, ""))

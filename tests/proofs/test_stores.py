@@ -29,6 +29,7 @@ from domaeka.store.durable import MESSAGES, DurableStore
 from domaeka.store.outboxes import StoredOutboxes
 from domaeka.store.revisions import VERSION
 from domaeka.store.rooms import ROOMS, StoredRooms
+from domaeka.store.schedules import SCHEDULES, StoredClaims
 from domaeka.store.sessions import SESSIONS, StoredSessions
 from domaeka.store.threads import StoreClosed
 from tests.integration.support import reactor, sleep
@@ -154,6 +155,9 @@ class EncodingTests(StoreCase):
         for refused in stored[1:]:
             await self.assertFailure(refused, StoreError)
         self.assertEqual(await values.get("봇", "", "k"), '"가"'.encode())
+        claims = StoredClaims(database, wall=wall)
+        for answer in (True, True):
+            self.assertEqual(await claims.claim("봇\U0001f600", 1_790_000_000.0), answer)
         outboxes = StoredOutboxes(database, "node")
         await outboxes.save([(key, b"x") for key in names])
         for part in (log, devices, rooms, sessions):
@@ -191,6 +195,37 @@ class EncodingTests(StoreCase):
         self.assertEqual([one.row for one in kept.values()], [outboxes[0], outboxes[2]])
         self.assertEqual(kept[0].taken, [ids[0], ids[2]])
         self.assertEqual(len(await self.rows(database, MESSAGES)), 2)
+
+
+class ClaimsTests(StoreCase):
+    """Claims on the runs of schedules, of four servers on one database."""
+
+    async def claim_together(self, server: StoreServer) -> None:
+        """Of those that claim a run at once, one has it."""
+        url = server.database()
+        databases = [self.make_database(url) for _ in range(4)]
+        nodes = [StoredClaims(database, wall=wall) for database in databases]
+        for database in databases:
+            await database.start()
+        found = await gatherResults(
+            [
+                node.claim(f"봇\n{name}", 1_790_000_000.0 + 60 * minute)
+                for minute in range(50)
+                for name in ("아침", "저녁")
+                for node in nodes
+            ]
+        )
+        by_run = [found[first : first + 4] for first in range(0, len(found), 4)]
+        self.assertEqual([sum(mine) for mine in by_run], [1] * 100)
+        self.assertEqual(len(await self.rows(databases[0], SCHEDULES)), 100)
+
+    async def test_postgresql(self) -> None:
+        """On PostgreSQL."""
+        await self.claim_together(postgresql())
+
+    async def test_mariadb(self) -> None:
+        """On MariaDB."""
+        await self.claim_together(mariadb())
 
 
 class BotValuesTests(StoreCase):

@@ -26,6 +26,8 @@ class Decisions:
     def apply_settings(self) -> None:
         """Apply changed settings to the open connections."""
         self.end_old_keys()
+        for device in self._registry.devices():
+            device.apply_pacing()
         for member in self._registry:
             with self._registry.guard(member):
                 self._apply_settings(member)
@@ -108,3 +110,4 @@ class Decisions:
             device = self._registry.get_or_create(peer.key)
             if not device.approved:
                 self._manager.ask_approval(device, peer.facts, peer.signed)
+        member.wake()  # what waited for its pace may leave now

@@ -2,6 +2,7 @@
 
 from typing import Any, Final, Literal
 
+from domaeka.bots.access import operators
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.metrics import Metrics
 from domaeka.policies.retry import BreakerState
@@ -25,7 +26,8 @@ class BotPages(EndpointGroup):
     @endpoint("GET", "/bots", "Bots with their commands and breakers")
     def list(self, request: Request[Any, None]) -> Bots:
         """All bots."""
-        breakers = dict(self._dispatcher.breakers())
+        breakers = self._dispatcher.breakers()
+        handlers = {command.name for command in self._dispatcher.handlers()}
         metrics = self._metrics
         bots = [
             LoadedBot(
@@ -35,10 +37,11 @@ class BotPages(EndpointGroup):
                         command.name,
                         list(command.aliases),
                         command.help,
-                        command.operators_only,
+                        command.allow == operators,
                         metrics.handler.labels(command.name).count,
                         int(metrics.handler_failures.labels(command.name).value),
-                        _STATES[breakers.pop(command.name).state],
+                        _STATES[breakers[command.name].state],
+                        str(command.allow or ""),
                     )
                     for command in bot.commands
                 ],
@@ -47,5 +50,9 @@ class BotPages(EndpointGroup):
         ]
         return Bots(
             bots,
-            [ServiceState(name, _STATES[breaker.state]) for name, breaker in breakers.items()],
+            [
+                ServiceState(name, _STATES[breaker.state])
+                for name, breaker in breakers.items()
+                if name not in handlers
+            ],
         )

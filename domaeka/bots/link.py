@@ -1,0 +1,159 @@
+"""
+The link of a bot to the server that serves it: by it a bot asks for something without a message to
+answer, from the bots' loop, the reactor, or any thread.
+"""
+
+import sys
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, Final, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from domaeka.bots.coroutines import Pending, is_on_loop
+from domaeka.bots.failures import report
+from domaeka.errors import BotTypeError, NoServer, SendRefused
+from domaeka.interfaces import KeptValues
+from domaeka.wire import Media
+
+#: Most calls of a bot that wait for the server.  Source: docs/bots.md, "Sending, schedules and
+#: storage".
+MAX_WAITING: Final = 1000
+
+_T = TypeVar("_T")
+
+
+class Host(Protocol):
+    """The part of the server that is asked.  All but the first three are the reactor's."""
+
+    def hand_over(self, function: Callable[..., object], *args: Any) -> None:
+        """Call C{function} in the reactor's thread, from whatever thread."""
+
+    def in_reactor_thread(self) -> bool:
+        """True if the caller is in the reactor's thread."""
+
+    def call_in_thread(self, function: Callable[..., _T], *args: Any) -> "Deferred[_T]":
+        """Call a function that may block."""
+
+    def when_ready(self) -> "Deferred[None]":
+        """Fires when the store has been read, or took too long; never fails."""
+
+    def send(
+        self,
+        bot_names: frozenset[str],
+        room: str,
+        contents: tuple[str | Media, ...],
+        device: str | None,
+        ttl: float | None,
+    ) -> "Deferred[str]":
+        """Send a message to a room.  @return: its id."""
+
+    def status(self, message_id: str) -> "Deferred[str | None]":
+        """@return: the delivery status of a message; L{None}: not known."""
+
+    @property
+    def values(self) -> KeptValues:
+        """The values of bots."""
+
+
+class Answer(Pending[_T]):
+    """
+    What a bot has asked for: C{await} it on the bots' loop or on the reactor; in a thread call
+    C{result()}.  An error that nobody waits for is logged.
+    """
+
+    def __init__(self, what: str, in_reactor_thread: Callable[[], bool]) -> None:
+        super().__init__()
+        self._what = what
+        self._in_reactor_thread = in_reactor_thread
+
+    def result(self, timeout: float | None = None) -> _T:
+        """Wait in a thread.  @raise TypeError: called where it would hold up all else."""
+        if not self.done() and (is_on_loop() or self._in_reactor_thread()):
+            raise BotTypeError("result() is for threads: await it")
+        return super().result(timeout)
+
+    def __del__(self) -> None:
+        """Log an error that nobody has seen."""
+        if self.awaited or not self.done() or self.cancelled() or sys.is_finalizing():
+            return
+        error = self.exception()
+        if error is not None:
+            report(f"{self._what} has failed, and nobody awaited it", error, {})
+
+
+class Link:
+    """The link of one bot."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._host: Host | None = None
+        self._was_served = False
+        self._waiting: set[Answer[Any]] = set()
+
+    def attach(self, host: Host) -> None:
+        """A server serves the bot from now on."""
+        with self._lock:
+            self._host = host
+            self._was_served = True
+
+    def detach(self, host: Host) -> None:
+        """A server serves it no more; what waits fails.  To be called in the reactor's thread."""
+        with self._lock:
+            if self._host is not host:
+                return
+            self._host = None
+            waiting = list(self._waiting)
+        for answer in waiting:
+            answer.fail(self._no_server())
+
+    def ask(self, what: str, begin: Callable[[Host], Any]) -> "Answer[Any]":
+        """
+        Have C{begin} called in the reactor's thread, once the store has been read.
+
+        @param what: what the author calls.
+        @raise NoServer: no server serves the bot.
+        @raise SendRefused: L{MAX_WAITING} calls of the bot wait.
+        """
+        what = f"{what} at {_place()}"
+        with self._lock:
+            host = self._host
+            if host is None:
+                raise self._no_server()
+            if len(self._waiting) >= MAX_WAITING:
+                raise SendRefused("QUEUE_FULL", f"{MAX_WAITING} calls of this bot wait already")
+            answer: Answer[Any] = Answer(what, host.in_reactor_thread)
+            self._waiting.add(answer)
+        # It must not hold itself: an error that nobody has seen is logged when it is gone.
+        answer.add_done_callback(self._over)
+        if host.in_reactor_thread():
+            self._begin(host, begin, answer)
+        else:
+            host.hand_over(self._begin, host, begin, answer)
+        return answer
+
+    def _over(self, answer: Any) -> None:
+        with self._lock:
+            self._waiting.discard(answer)
+
+    def _begin(self, host: Host, begin: Callable[[Host], Any], answer: "Answer[Any]") -> None:
+        if answer.done():  # cancelled, or the server has ended
+            return
+        ready = host.when_ready()
+        ready.addCallback(lambda _: None if answer.done() else maybeDeferred(begin, host))
+        answer.follow(ready)
+
+    def _no_server(self) -> NoServer:
+        if self._was_served:
+            return NoServer("no server serves the bot any more: it has stopped, or loaded it anew")
+        return NoServer("no server serves the bot yet: call it in a function, not at the import")
+
+
+def _place() -> str:
+    """The file and line of the author's code that runs."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and (
+        frame.f_globals.get("__name__", "").partition(".")[0] == "domaeka"
+    ):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
