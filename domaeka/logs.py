@@ -283,7 +283,7 @@ class LogObserver:
         cannot be imported, all that was logged is written at once.
         """
         try:
-            with redirect_stdout(cast(Any, _Printed(Logger("stdout")))):
+            with printed("stdout"):
                 yield
         except BaseException:
             globalLogBeginner.beginLoggingTo([cast(ILogObserver, self)], redirectStandardIO=False)
@@ -320,6 +320,13 @@ class _Printed(LoggingFile):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.__stdout__, name)
+
+
+@contextmanager
+def printed(namespace: str) -> Iterator[None]:
+    """Send what is printed to the log, as lines of C{namespace}."""
+    with redirect_stdout(cast(Any, _Printed(Logger(namespace)))):
+        yield
 
 
 class StandardLogging(logging.Handler):

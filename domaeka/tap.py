@@ -11,7 +11,7 @@ from twisted.python.runtime import seconds as wall
 
 from domaeka import __version__
 from domaeka.bots.coroutines import BotLoop
-from domaeka.bots.loading import load_bots
+from domaeka.bots.loading import Changes, load_bots
 from domaeka.bots.threads import CommandThreads
 from domaeka.clock import keep_going, monotonic
 from domaeka.config import SettingsSource, is_secret, settings_here
@@ -45,6 +45,9 @@ class Options(usage.Options):
         ("http-port", None, None, "The HTTP port: health, metrics, API [default: 8080]"),
         ("config", None, None, "A TOML file of settings [default: ./domaeka.toml, if it is there]"),
         ("state-dir", None, None, "Where the database and the secrets are kept"),
+    )
+    optFlags = (
+        ("reload", None, "Import bots anew when their files change: for developing, not for use"),
     )
 
     def __init__(self) -> None:
@@ -120,4 +123,5 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> Gat
         warnings.insert(
             0, f"{state.directory}: its file system has no locks: see that no other server uses it"
         )
-    return GatewayService(parts, state.lock, warnings)
+    changes = Changes() if options["reload"] else None
+    return GatewayService(parts, state.lock, warnings, changes)

@@ -52,3 +52,7 @@ DEVICE_SENT: Final = "보낸 메시지"
 # The answer to a handshake
 APPROVED_TEXT: Final = "연결되었습니다."
 NOT_APPROVED_TEXT: Final = "승인되지 않은 기기입니다. 운영자의 승인을 기다려 주세요."
+
+# The rooms and the people of C{domaeka chat}
+CHAT_ROOMS: Final = ("첫째방", "둘째방")
+CHAT_PEOPLE: Final = ("김하늘", "이바다")

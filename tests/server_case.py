@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.bots.api import Bot, Context
-from domaeka.bots.loading import load_bots
+from domaeka.bots.loading import Changes, load_bots
 from domaeka.config import SettingsSource, SocketSettings
 from domaeka.gateway.serving import ServerState
 from domaeka.gateway.transport.ports import Sockets
@@ -292,6 +292,7 @@ class Server:
 
     @ivar threads: of its store.
     @ivar bots_threads: of its bots.
+    @ivar changes: of its bots' files, if it watches them.
     @ivar service: of its last start.
     @ivar stopped: fires when the last stop is over.
     """
@@ -320,6 +321,7 @@ class Server:
             *settings,
         ]
         self.warnings: list[str] = []
+        self.changes: Changes | None = None
         self._config = config
         self._case = case
 
@@ -348,7 +350,7 @@ class Server:
             assert state.lock is not None
             state.lock.close()
             raise
-        self.service = GatewayService(self.parts, state.lock, self.warnings)
+        self.service = GatewayService(self.parts, state.lock, self.warnings, self.changes)
 
     def start(self) -> None:
         """Make it, and start it."""

@@ -7,9 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.bots.commands import Runs
 from domaeka.bots.loading import load_bots
-from domaeka.config import BotsSettings
-from domaeka.wire import Media
-from tests.bots_fakes import Served
+from domaeka.testing import File, Room
 
 ETC = str(Path(__file__).parent.parent / "etc")
 
@@ -22,8 +20,8 @@ class ExampleBotTests(SynchronousTestCase):
         self.addCleanup(sys.path.remove, ETC)
         self.addCleanup(sys.modules.pop, "example_bot", None)
         self.bots = load_bots(["example_bot:bot"])
-        self.served = Served(self.bots, BotsSettings(operators=("1001/u1",)))
-        self.addCleanup(self.served.dispatcher.close)
+        self.room = Room(*self.bots, operators=True)
+        self.addCleanup(self.room.close)
 
     def test_runs_each_command_where_it_should(self) -> None:
         """What gives way runs on the loop, Deferreds on the reactor, what blocks in threads."""
@@ -41,20 +39,16 @@ class ExampleBotTests(SynchronousTestCase):
 
     def test_answers(self) -> None:
         """Its answers arrive, those from a thread too."""
-        for text in ("# 안녕", "# timer soon", "# disk"):
-            self.served.say(text)
-        self.served.threads.work()
-        first, second, third = map(str, self.served.origin.texts)
-        self.assertEqual(first, "누구님, 안녕하세요!")
-        self.assertIn("수를 적어 주세요", second)
-        self.assertIn("GiB", third)
+        self.assertEqual(self.room.say("# 안녕"), ["김하늘님, 안녕하세요!"])
+        for text, part in (("# timer soon", "수를 적어 주세요"), ("# disk", "GiB")):
+            (answer,) = self.room.say(text)
+            self.assertIn(part, str(answer))
 
     def test_sends_pictures(self) -> None:
         """Its pictures go out together."""
-        self.served.say("# picture")
-        (media,) = self.served.origin.texts
-        assert isinstance(media, Media)
-        self.assertEqual((len(media.pieces), media.format, media.wait_ms), (3, "png", 5000))
+        pictures = self.room.say("# picture")
+        self.assertEqual([type(picture) for picture in pictures], [File] * 3)
+        self.assertTrue(all(isinstance(one, File) and one.format == "png" for one in pictures))
 
     def test_all_have_help(self) -> None:
         """Every command shows a line in the help."""

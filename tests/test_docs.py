@@ -42,7 +42,7 @@ DOTTED_NAME = re.compile(
 #: Files beside the documents that name modules.
 CONFIGURATION = ("Makefile", "setup.cfg", "pyproject.toml", "ruff.toml", "MANIFEST.in")
 #: Names of modules in examples, which do not exist here.
-EXAMPLES = ("mybot.py",)
+EXAMPLES = ("mybot.py", "test_mybot.py", "NAME.py", "test_NAME.py")
 #: Classes that the design names, of Python and of Twisted.
 OTHERS_CLASSES = ("LoopingCall", "StringTransport")
 

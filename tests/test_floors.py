@@ -63,7 +63,7 @@ FACES: dict[str, set[str]] = {
 }
 
 #: The modules that may ask for the global reactor, or have one run.
-REACTOR_USERS = {"tap", "cli.phone"}
+REACTOR_USERS = {"tap", "cli.chat", "cli.phone"}
 #: Longest module, in lines.
 MAX_LINES = 800
 

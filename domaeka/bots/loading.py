@@ -117,6 +117,38 @@ def reload_bots(places: Iterable[str], use: Callable[[list[Bot]], object]) -> Re
     return Reloaded(tuple(place for place in bots if place not in left), left)
 
 
+class Changes:
+    """Notices that files of bots have changed since they were loaded, or since it last looked."""
+
+    def __init__(self) -> None:
+        """Look for the first time at the next call of L{noticed}."""
+        self._marks: dict[Path, tuple[int, int]] | None = None
+        self._digests: dict[Path, bytes] = {}
+
+    def noticed(self) -> bool:
+        """
+        Look at the files: at their content only where a time or a size is another one.
+
+        @return: True if one has another content, is new, or is gone.
+        """
+        own = _own_modules()
+        marks = {}
+        for path in _files(own):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                marks[path] = found.st_mtime_ns, found.st_size
+        if marks == self._marks:
+            return False
+        # Read behind the times: a file that changes meanwhile is seen the next time.
+        digests = _digests(own)
+        before = self._digests
+        if self._marks is None:
+            before = {path: _file_digests.get(path, digests[path]) for path in digests}
+        self._marks = marks
+        self._digests = digests
+        return digests != before
+
+
 # Changes
 
 
@@ -277,8 +309,8 @@ def _own_modules() -> dict[str, ModuleType]:
     }
 
 
-def _digests(own: dict[str, ModuleType]) -> dict[Path, bytes]:
-    """The content of each file that was imported, or may be later."""
+def _files(own: dict[str, ModuleType]) -> set[Path]:
+    """Each file that was imported, or may be later."""
     roots = _roots()
 
     def files() -> Iterator[Path]:
@@ -289,8 +321,13 @@ def _digests(own: dict[str, ModuleType]) -> dict[Path, bytes]:
                 if home.is_dir():
                     yield from home.rglob("*.py")
 
+    return {*map(_file_of, own.values()), *islice(files(), MAX_FILES)}
+
+
+def _digests(own: dict[str, ModuleType]) -> dict[Path, bytes]:
+    """The content of each of these files."""
     found: dict[Path, bytes] = {}
-    for path in {*map(_file_of, own.values()), *islice(files(), MAX_FILES)}:
+    for path in _files(own):
         with contextlib.suppress(OSError):
             if path.is_file():  # reading from a pipe would wait
                 found[path] = blake2b(path.read_bytes()).digest()

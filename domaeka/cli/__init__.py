@@ -19,6 +19,7 @@ from domaeka.errors import DomaekaError
 COMMANDS: Final = {
     "bans": ("operator", "bans"),
     "bots": ("watching", "bots"),
+    "chat": ("chat", "chat"),
     "chat-log": ("watching", "chat_log"),
     "check-config": ("configuration", "check_config"),
     "connections": ("operator", "connections"),
@@ -29,6 +30,7 @@ COMMANDS: Final = {
     "import": ("importing", "import_command"),
     "init": ("configuration", "init"),
     "migrate": ("changes", "migrate"),
+    "new": ("new", "new"),
     "phone": ("phone", "phone"),
     "phone-script": ("script", "phone_script"),
     "reload": ("changes", "reload"),
@@ -75,6 +77,8 @@ class _Commands(Suggesting):
     epilog="""\b
 Examples:
   domaeka init                     write a config and secrets, show the script's lines
+  domaeka new mybot                write a bot to begin with, and its test
+  domaeka chat --bots mybot:bot    talk with it, without a server
   domaeka check-config             would the server start here?
   domaeka serve                    start it, in the foreground
   domaeka phone                    be a phone: type chat, see what the bots answer

@@ -5,7 +5,7 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -17,7 +17,6 @@ from zope.interface import implementer
 
 from domaeka.cli import output, texts
 from domaeka.cli.prompt import ERASE, LineEditor
-from domaeka.cli.talk import PipedTalk
 from domaeka.client import Reply
 from domaeka.errors import WireError
 from domaeka.wire import MAX_LINE_BYTES, LineDecoder
@@ -112,10 +111,24 @@ class _Files(protocol.Protocol):
             self.closed.callback(None)
 
 
+class Lines(Protocol):
+    """A taker of lines."""
+
+    @property
+    def accepts_lines(self) -> bool:
+        """True while more lines may be written."""
+
+    def line_written(self, line: str) -> None:
+        """Take a line."""
+
+    def input_ended(self) -> None:
+        """There are no more lines."""
+
+
 class Pipe(_Files):
     """Lines in, answers out; no more lines are read than can be sent."""
 
-    def __init__(self, talk: PipedTalk) -> None:
+    def __init__(self, talk: Lines) -> None:
         """@param talk: gets the lines; it calls L{read_on} when it takes more."""
         super().__init__()
         self._talk = talk
@@ -174,11 +187,18 @@ class Terminal(_Files):
         super().__init__()
         self._room = room
         self._sender = sender
-        self._console = Console()
+        # Not the standard output of now: what bots print may be led elsewhere.
+        self._console = Console(file=sys.__stdout__)
         self._editor = LineEditor(f"{output.printable(room)}> ")
         self._open = True
         self.on_line: Callable[[str], None] = lambda line: None
         self.on_end: Callable[[], None] = lambda: None
+
+    def move(self, room: str, sender: str) -> None:
+        """Write as C{sender} in C{room} from now on."""
+        self._room = room
+        self._sender = sender
+        self._editor.prompt = f"{output.printable(f'{room}, {sender}')}> "
 
     def show(self, reply: Reply) -> None:
         """Show what came for a room."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import click
 import msgspec
@@ -325,7 +325,16 @@ async def _run(reactor: Any, options: Options, make_client: Callable[..., Client
         return status
 
 
-def interrupt(reactor: Any, talk: Talk | Load) -> None:
+class Ending(Protocol):
+    """Something that can be ended.  @ivar done: fires with an exit status once it is over."""
+
+    done: "Deferred[int]"
+
+    def finish(self, status: int) -> None:
+        """End with C{status}."""
+
+
+def interrupt(reactor: Any, talk: Ending) -> None:
     """Make a signal end C{talk} in order."""
     over: Deferred[None] = Deferred()
 

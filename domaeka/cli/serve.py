@@ -20,6 +20,7 @@ _PATH: Final = click.Path(readable=False)
 Examples:
   domaeka serve
   domaeka serve --bots mybot:bot
+  domaeka serve --reload --bots mybot:bot
   domaeka serve --config /etc/domaeka/domaeka.toml --set logging.level=debug
 
 \b
@@ -42,13 +43,21 @@ It is what `twistd -n --pidfile= domaeka` starts, with the same options.
     multiple=True,
     help="A setting of docs/settings.md; may be repeated.",
 )
-def serve(**given: str | tuple[str, ...] | None) -> None:
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Import bots anew when their files change: for developing, not for use.",
+)
+def serve(**given: str | tuple[str, ...] | bool | None) -> None:
     """Start the server, in the foreground."""
     from twisted.scripts import twistd
 
     sys.argv[1:] = _IN_FOREGROUND
     for name, values in given.items():
         option = "--" + name.replace("_", "-")
+        if isinstance(values, bool):
+            sys.argv += [option] if values else []
+            continue
         for value in (values,) if isinstance(values, str) else values or ():
             sys.argv.append(f"{option}={value}")
     twistd.run()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka import __version__
+from domaeka.bots.loading import Changes
 from domaeka.errors import DomaekaError, StoreError
 from domaeka.gateway import ServerState, Step
 from domaeka.gateway.context import Context
@@ -18,6 +19,7 @@ from domaeka.server.assembly import Parts
 from domaeka.server.operations import Operations
 from domaeka.server.preflight import give_back_memory
 from domaeka.server.signals import Signals
+from domaeka.server.watching import Watching
 from domaeka.store.outboxes import KEEP_SECONDS
 from domaeka.web.admin import AdminApi
 from domaeka.web.api.chat import ChatPages
@@ -37,13 +39,18 @@ class GatewayService(LoggedService):
     log = Logger()
 
     def __init__(
-        self, parts: Parts, lock: IO[bytes] | None = None, warnings: Iterable[str] = ()
+        self,
+        parts: Parts,
+        lock: IO[bytes] | None = None,
+        warnings: Iterable[str] = (),
+        changes: Changes | None = None,
     ) -> None:
         """
         Start nothing.
 
         @param lock: keeps other servers out of the state directory; closed after the stop.
         @param warnings: logged at the start, for the operator.
+        @param changes: of the bots' files: at each the bots are imported anew.
         """
         super().__init__(parts.observer)
         self._parts = parts
@@ -52,6 +59,10 @@ class GatewayService(LoggedService):
         self._reactor = parts.reactor
         self._serving = parts.context.serving
         self.operations = Operations(parts)
+        self._watching: Watching | None = None
+        if changes is not None:
+            reload = self.operations.reload_signalled
+            self._watching = Watching(parts.reactor, changes.noticed, reload)
         self._site = _make_site(parts, self.operations)
         self._probe = LagProbe(parts.context.metrics, parts.reactor)
         self._http_port: Any = None
@@ -74,6 +85,8 @@ class GatewayService(LoggedService):
         self._bots_started = parts.dispatcher.start()
         parts.connections.sweep.start()
         self._probe.start()
+        if self._watching is not None:
+            self._watching.start()
         parts.ports.start()
         self._http_port = parts.http.listen(self._site)
         self.log.info("HTTP on {place}", place=place_of(self._http_port))
@@ -152,6 +165,8 @@ class GatewayService(LoggedService):
         self._serving.take(Step.STOP)
         if self._opening.active():
             self._opening.cancel()
+        if self._watching is not None:
+            self._watching.stop()
         if not draining:
             self.operations.empty("shutdown")
         yield parts.drain.finished()

@@ -1,6 +1,11 @@
 """
 Test doubles, for this project and for bots: a phone, a server, a network, and the server's parts.
 
+A bot, in virtual time (L{Room})::
+
+    with Room(bot) as room:
+        assert room.say("# echo 안녕") == ["안녕"]
+
 A phone against a server, in virtual time::
 
     clock = Clock()
@@ -27,6 +32,7 @@ from domaeka.testing.fakes import (
 )
 from domaeka.testing.network import VirtualServer, VirtualTransport, run_clock
 from domaeka.testing.phone import STANDARD_IDENTITY, FakePhone, Reconnection
+from domaeka.testing.room import File, Room
 from domaeka.testing.script import (
     SCRIPTS,
     BridgeScript,
@@ -53,9 +59,11 @@ __all__ = [
     "FakeRooms",
     "FakeServer",
     "FakeSessions",
+    "File",
     "JavaLineReader",
     "PhoneRecord",
     "Reconnection",
+    "Room",
     "ScriptVersion",
     "SentFile",
     "SentMessage",

@@ -139,6 +139,21 @@ class ReloadTests(ChangeCase):
         await self.until(lambda: " debug " in server.output(), 5.0)
         self.assertEqual([len(each.record.connects) for each in (phone, late)], [1, 1])
 
+    async def test_watched(self) -> None:
+        """With --reload a file that is saved is imported anew; a mistake is logged by its line."""
+        self.write_config(limits={"allow": ["127.0.0.0/8"]})
+        server = await self.serve("--reload")
+        phone = server.phone(f"{1:016x}", "3.3.3", HURRY)
+        phone.say("# bot")
+        await phone.expect("처음")
+        self.bot.write_text("x = (\n")
+        await self.until(lambda: "reloaded_bot.py:1" in server.output())
+        self.write_bot("다음")
+        await self.until(lambda: "bots imported anew: reloaded_bot:bot;" in server.output())
+        phone.say("# bot")
+        await phone.expect("처음", "다음")
+        self.assertEqual(len(phone.record.connects), 1)
+
     async def test_certificates(self) -> None:
         """A certificate that was replaced is shown to who comes; who is there stays."""
         shown = await deferToThread(make_certificate, self.directory)
