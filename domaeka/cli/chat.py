@@ -45,6 +45,7 @@ from domaeka.errors import ConfigError
 from domaeka.interfaces import DeviceKey, StatusListener
 from domaeka.logs import StandardLogging, printed, text_line
 from domaeka.policies.outbox import DeliveryStatus
+from domaeka.testing.host import MemoryHost
 from domaeka.texts_ko import CHAT_PEOPLE, CHAT_ROOMS
 from domaeka.tracebacks import traceback_text, whole_text
 from domaeka.wire import MAX_TEXT_CHARS, Chat, Dialect, Reply, timestamp_text
@@ -257,6 +258,16 @@ class LocalTalk:
             failed=self._count_fault,
             busy=lambda: None,
         )
+        host = MemoryHost(
+            self._dispatcher,
+            reactor,
+            loop,
+            seconds,
+            timeout=settings.bots.timeout,
+            deliver=self.send,
+        )
+        for name, channel_id in self._ids.items():
+            host.rooms.hear(channel_id, name, *self.key)
 
     def start(self) -> None:
         """Start the bots."""

@@ -1,7 +1,8 @@
 """A server for what bots send, store and schedule, in memory: for tests without a database."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred, execute, succeed
@@ -30,7 +31,10 @@ from domaeka.store.bot_values import (
     check_page,
     check_value,
 )
-from domaeka.wire import Media
+from domaeka.wire import Media, Reply
+
+#: Most messages that are remembered.
+MAX_SENT: Final = 10_000
 
 
 class MemoryValues:
@@ -150,13 +154,16 @@ class MemoryRooms:
     Rooms, and the phones that take all that is sent to them.
 
     @ivar rooms: the rooms that were heard; change it at will.
-    @ivar sent: all that was sent.
+    @ivar sent: the last messages that were sent, L{MAX_SENT} at most.
     @ivar refuse: the reason to refuse all that is sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deliver: Callable[[Reply], object] = lambda reply: None) -> None:
+        """@param deliver: called with each part of what is sent."""
+        self._deliver = deliver
         self.rooms: list[MemoryRoom] = []
-        self.sent: list[SentUnasked] = []
+        self.sent: deque[SentUnasked] = deque(maxlen=MAX_SENT)
+        self._number = 0
         self.refuse: NotSent | None = None
 
     def hear(
@@ -196,13 +203,18 @@ class MemoryRooms:
         if self.refuse is not None:
             raise MessageRefused(self.refuse, "it is refused")
         self.sent.append(SentUnasked(destination, tuple(contents), ttl))
-        return str(len(self.sent))
+        bot_name, _, room, channel_id = destination
+        for content in contents:
+            self._deliver(Reply(room or "", channel_id, bot_name, content))
+        self._number += 1
+        return str(self._number)
 
     def message(self, message_id: str) -> Message | None:
         """A message, which was sent."""
-        if not 0 < int(message_id) <= len(self.sent):
+        behind = self._number - int(message_id)
+        if not 0 <= behind < len(self.sent):
             return None
-        to = self.sent[int(message_id) - 1].destination
+        to = self.sent[-1 - behind].destination
         return Message(
             message_id,
             DeliveryStatus.SENT,
@@ -228,6 +240,7 @@ class MemoryHost:
     """
     What a dispatcher needs for its bots to send, store and keep schedules, in memory.
 
+    @ivar host: what is attached.
     @ivar rooms: the rooms, and what was sent to them.
     @ivar values: what bots have stored; C{claims}: the runs of schedules.
     """
@@ -242,16 +255,19 @@ class MemoryHost:
         timeout: float = 60.0,
         values: MemoryValues | None = None,
         claims: MemoryClaims | None = None,
+        deliver: Callable[[Reply], object] = lambda reply: None,
     ) -> None:
         """
         Attach all that to a dispatcher, which is not started yet.
 
         @param wall: the wall clock, in seconds since 1970.
+        @param deliver: as of L{MemoryRooms}.
         @param values: of a dispatcher before; likewise C{claims}: as over a restart.
         """
-        self.rooms = MemoryRooms()
+        self.rooms = MemoryRooms(deliver)
         self.values = values or MemoryValues()
         self.claims = claims or MemoryClaims()
         schedules = Schedules(loop, reactor, self.claims, wall, lambda: timeout)
         rooms: Any = self.rooms  # a directory, as far as bots need one
-        dispatcher.attach(BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules, True))
+        self.host = BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules, True)
+        dispatcher.attach(self.host)

@@ -35,6 +35,7 @@ from domaeka.clock import monotonic
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey, StatusListener
 from domaeka.policies.outbox import DeliveryStatus
+from domaeka.testing.host import MemoryHost
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.tracebacks import traceback_text, whole_text
 from domaeka.wire import Chat, Dialect, Media, MediaType, Reply
@@ -82,7 +83,8 @@ class Room:
     A room, and the people in it: they talk, and bots answer as they do at a server, but no time
     passes except in L{wait}.
 
-    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, and real
+    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, C{bot.store},
+    C{bot.send} to a room that is there, by its id or name, schedules by the virtual time, and real
     sockets, for which L{say} waits for 5 s of real time at most.  Only the reactor is another one.
     Use it in the thread that made it.  L{close} it, or use it in C{with}; a room that is forgotten
     is closed, too.
@@ -129,6 +131,7 @@ class Room:
         #: All answers so far, oldest first.
         self.answers: list[Answer] = []
         server.rooms.setdefault(self.id, [])
+        server.hear(self.id, name)
         server.users += 1
         finalize(self, server.left)
 
@@ -360,6 +363,19 @@ class _Server:
             failed=lambda command: None,
             busy=lambda: None,
         )
+        self._host = MemoryHost(
+            self._dispatcher,
+            reactor,
+            self._loop,
+            lambda: _BEGIN.timestamp() + reactor.seconds(),
+            timeout=settings.timeout,
+            deliver=self._phone.send,
+        )
+
+    def hear(self, channel_id: str, name: str) -> None:
+        """A room is there: bots can send to it unasked."""
+        key = self._phone.key
+        self._host.rooms.hear(channel_id, name, key.bot_name, key.device_id)
 
     def start(self) -> None:
         with self._watching():
@@ -440,6 +456,7 @@ class _Server:
 
     def _end(self) -> None:
         self._closed = True
+        self._host.host.unlink(self._bots)
         self._loop.close()
         for call in list(self._reactor.getDelayedCalls()):
             call.cancel()  # type: ignore[misc]
