@@ -342,3 +342,13 @@ class UnaskedTests(SynchronousTestCase):
             self.assertEqual(here.wait(3 * 3600), ["12:00 1"])
             self.assertEqual(here.wait(86_400), ["12:00 2"])
         self.assertRaises(NoServer, bot.store.get, "noons")
+
+    def test_forgotten_in_another_thread(self) -> None:
+        """A bot whose room was forgotten where it could not be closed has an error, no hang."""
+        bot = Bot("news")
+        rooms = [Room(bot)]
+        thread = threading.Thread(target=rooms.clear)
+        thread.start()
+        thread.join()
+        gc.collect()
+        self.assertRaises(NoServer, bot.store.get, "key")

@@ -42,13 +42,13 @@ from domaeka.cli.talk import MAX_WAITING_LINES
 from domaeka.clock import keep_going
 from domaeka.config import Settings, settings_here
 from domaeka.errors import ConfigError
-from domaeka.interfaces import DeviceKey, StatusListener
+from domaeka.interfaces import Destination, DeviceKey, StatusListener
 from domaeka.logs import StandardLogging, printed, text_line
 from domaeka.policies.outbox import DeliveryStatus
-from domaeka.testing.host import MemoryHost
+from domaeka.testing.host import MemoryHost, MemoryRooms
 from domaeka.texts_ko import CHAT_PEOPLE, CHAT_ROOMS
 from domaeka.tracebacks import traceback_text, whole_text
-from domaeka.wire import MAX_TEXT_CHARS, Chat, Dialect, Reply, timestamp_text
+from domaeka.wire import MAX_TEXT_CHARS, Chat, Dialect, Media, Reply, timestamp_text
 
 #: Real time between looks whether functions still run, in seconds.
 _LOOK_SECONDS: Final = 0.02
@@ -258,16 +258,11 @@ class LocalTalk:
             failed=self._count_fault,
             busy=lambda: None,
         )
-        host = MemoryHost(
-            self._dispatcher,
-            reactor,
-            loop,
-            seconds,
-            timeout=settings.bots.timeout,
-            deliver=self.send,
-        )
+        rooms = MemoryRooms(self._unasked)
         for name, channel_id in self._ids.items():
-            host.rooms.hear(channel_id, name, *self.key)
+            rooms.hear(channel_id, name, *self.key)
+        timeout = settings.bots.timeout
+        MemoryHost(self._dispatcher, reactor, loop, seconds, timeout=timeout, rooms=rooms)
 
     def start(self) -> None:
         """Start the bots."""
@@ -383,6 +378,12 @@ class LocalTalk:
         if on_status is not None:
             for status in _FATE:
                 on_status(status, "")
+
+    def _unasked(self, to: Destination, content: str | Media) -> None:
+        """Show what a bot sends unasked."""
+        names = {channel_id: name for name, channel_id in self._ids.items()}
+        room = names.get(to.channel_id or "", to.room or "")
+        self.send(Reply(room, to.channel_id, to.bot_name, content))
 
     def _located(self, room: str, text: str) -> str:
         """The text of an answer, as it is shown."""

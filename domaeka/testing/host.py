@@ -31,7 +31,7 @@ from domaeka.store.bot_values import (
     check_page,
     check_value,
 )
-from domaeka.wire import Media, Reply
+from domaeka.wire import Media
 
 #: Most messages that are remembered.
 MAX_SENT: Final = 10_000
@@ -158,13 +158,15 @@ class MemoryRooms:
     @ivar refuse: the reason to refuse all that is sent.
     """
 
-    def __init__(self, deliver: Callable[[Reply], object] = lambda reply: None) -> None:
-        """@param deliver: called with each part of what is sent."""
-        self._deliver = deliver
+    def __init__(
+        self, show: Callable[[Destination, str | Media], object] = lambda destination, content: None
+    ) -> None:
+        """@param show: called with each text, and each frame of files, that is sent."""
         self.rooms: list[MemoryRoom] = []
         self.sent: deque[SentUnasked] = deque(maxlen=MAX_SENT)
         self._number = 0
         self.refuse: NotSent | None = None
+        self._show = show
 
     def hear(
         self, channel_id: str, name: str, bot_name: str = "봇", device_id: str = "d1", **more: Any
@@ -203,9 +205,8 @@ class MemoryRooms:
         if self.refuse is not None:
             raise MessageRefused(self.refuse, "it is refused")
         self.sent.append(SentUnasked(destination, tuple(contents), ttl))
-        bot_name, _, room, channel_id = destination
         for content in contents:
-            self._deliver(Reply(room or "", channel_id, bot_name, content))
+            self._show(destination, content)
         self._number += 1
         return str(self._number)
 
@@ -253,21 +254,22 @@ class MemoryHost:
         wall: Callable[[], float],
         *,
         timeout: float = 60.0,
+        rooms: MemoryRooms | None = None,
         values: MemoryValues | None = None,
         claims: MemoryClaims | None = None,
-        deliver: Callable[[Reply], object] = lambda reply: None,
     ) -> None:
         """
         Attach all that to a dispatcher, which is not started yet.
 
         @param wall: the wall clock, in seconds since 1970.
-        @param deliver: as of L{MemoryRooms}.
         @param values: of a dispatcher before; likewise C{claims}: as over a restart.
         """
-        self.rooms = MemoryRooms(deliver)
+        self.rooms = rooms or MemoryRooms()
         self.values = values or MemoryValues()
         self.claims = claims or MemoryClaims()
         schedules = Schedules(loop, reactor, self.claims, wall, lambda: timeout)
-        rooms: Any = self.rooms  # a directory, as far as bots need one
-        self.host = BotHost(dispatcher, reactor, rooms, rooms, self.values, schedules, True)
+        directory: Any = self.rooms  # as far as bots need one
+        self.host = BotHost(
+            dispatcher, reactor, directory, self.rooms, self.values, schedules, True
+        )
         dispatcher.attach(self.host)

@@ -35,7 +35,7 @@ from domaeka.clock import monotonic
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey, StatusListener
 from domaeka.policies.outbox import DeliveryStatus
-from domaeka.testing.host import MemoryHost
+from domaeka.testing.host import MemoryHost, MemoryRooms
 from domaeka.testing.loop import VirtualBotLoop
 from domaeka.tracebacks import traceback_text, whole_text
 from domaeka.wire import Chat, Dialect, Media, MediaType, Reply
@@ -83,9 +83,9 @@ class Room:
     A room, and the people in it: they talk, and bots answer as they do at a server, but no time
     passes except in L{wait}.
 
-    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, C{bot.store},
-    C{bot.send} to a room that is there, by its id or name, schedules by the virtual time, and real
-    sockets, for which L{say} waits for 5 s of real time at most.  Only the reactor is another one.
+    Functions may do what they may at a server: C{asyncio.sleep}, C{ctx.ask}, threads, real sockets,
+    for which L{say} waits for 5 s of real time at most; values are in memory, schedules come in
+    L{wait}, from 09:00 on 2026-01-01 in Seoul on.  Only the reactor is another one.
     Use it in the thread that made it.  L{close} it, or use it in C{with}; a room that is forgotten
     is closed, too.
     """
@@ -130,8 +130,7 @@ class Room:
         self._is_group = is_group
         #: All answers so far, oldest first.
         self.answers: list[Answer] = []
-        server.rooms.setdefault(self.id, [])
-        server.hear(self.id, name)
+        server.enter(self.id, name)
         server.users += 1
         finalize(self, server.left)
 
@@ -301,12 +300,7 @@ class _Phone:
     def send(
         self, reply: Reply, ttl: float | None = None, on_status: StatusListener | None = None
     ) -> None:
-        content = reply.content
-        answers = self._rooms.setdefault(reply.channel_id or "", [])
-        if isinstance(content, Media):
-            answers += (File(content.kind, content.format, piece) for piece in content.pieces)
-        else:
-            answers.append(content)
+        self._rooms.setdefault(reply.channel_id or "", []).extend(_answers(reply.content))
         if on_status is not None:
             for status in _FATE:
                 on_status(status, "")
@@ -316,6 +310,12 @@ class _Phone:
 
     def describe(self) -> Mapping[str, str]:
         return {}
+
+
+def _answers(content: str | Media) -> Iterable[Answer]:
+    if isinstance(content, str):
+        return (content,)
+    return [File(content.kind, content.format, piece) for piece in content.pieces]
 
 
 class _Server:
@@ -363,19 +363,24 @@ class _Server:
             failed=lambda command: None,
             busy=lambda: None,
         )
+        self._sendings = MemoryRooms(
+            lambda to, content: self.rooms.setdefault(to.channel_id or "", []).extend(
+                _answers(content)
+            )
+        )
         self._host = MemoryHost(
             self._dispatcher,
             reactor,
             self._loop,
             lambda: _BEGIN.timestamp() + reactor.seconds(),
             timeout=settings.timeout,
-            deliver=self._phone.send,
+            rooms=self._sendings,
         )
 
-    def hear(self, channel_id: str, name: str) -> None:
-        """A room is there: bots can send to it unasked."""
-        key = self._phone.key
-        self._host.rooms.hear(channel_id, name, key.bot_name, key.device_id)
+    def enter(self, channel_id: str, name: str) -> None:
+        """There is a room of this name."""
+        self.rooms.setdefault(channel_id, [])
+        self._sendings.hear(channel_id, name, *self._phone.key)
 
     def start(self) -> None:
         with self._watching():
@@ -456,7 +461,7 @@ class _Server:
 
     def _end(self) -> None:
         self._closed = True
-        self._host.host.unlink(self._bots)
+        self._host.host.unlink(self._bots)  # where the bots were not stopped
         self._loop.close()
         for call in list(self._reactor.getDelayedCalls()):
             call.cancel()  # type: ignore[misc]
