@@ -153,6 +153,15 @@ class SchedulesTests(SynchronousTestCase):
         self.wait(served, 3600)
         self.assertEqual(self.called[1:], ["2026-12-01T09:00:00+01:00"])
 
+    def test_clock_was_ahead(self) -> None:
+        """A clock that was ahead, and is set right, brings the times that it had left out."""
+        self.note()
+        served = self.serve(NIGHT + 4 * 3600)
+        self.wait(served, 60)
+        served.wall.step(-4 * 3600 - 60)
+        self.wait(served, 120)
+        self.assertEqual(self.called, ["2026-12-01T08:00:00+01:00"])
+
     # Which server
 
     def test_two_servers(self) -> None:

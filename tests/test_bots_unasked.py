@@ -190,7 +190,7 @@ class SendTests(UnaskedCase):
         ):
             self.assertRaises(kind, send, *args, **named)
         self.assertRaises(TypeError, self.bot.send_media, "1001", [5])
-        self.assertEqual(self.rooms.sent, [])
+        self.assertEqual(self.rooms.texts, [])
 
     def test_nobody_awaits_it(self) -> None:
         """An error that nobody awaits is logged with the author's file and line."""
@@ -332,7 +332,7 @@ class LinkTests(UnaskedCase):
         self.rooms.hear("1001", "방")
         self.assertTrue(self.bot.send("1001", "안녕").cancel())
         self.host.store_read()
-        self.assertEqual(self.rooms.sent, [])
+        self.assertEqual(self.rooms.texts, [])
         late: Answer[None] = Answer("x", lambda: False)
         deferred: Deferred[None] = Deferred()
         late.follow(deferred)

@@ -66,6 +66,11 @@ class TalkCase(SynchronousTestCase):
         async def fail(ctx: Context) -> None:
             raise ValueError("what was written")
 
+        @bot.command("# tell")
+        async def tell(ctx: Context, *, text: str) -> str:
+            await bot.send(CHAT_ROOMS[1], text)
+            return str(await bot.store.incr("told"))
+
     def talk(self, kind: type[LocalTalk] = LocalTalk, *lines: str, **more: Any) -> Any:
         """A talk that has said C{lines}."""
         talk = kind(
@@ -101,6 +106,14 @@ class TalkCase(SynchronousTestCase):
 
 class LocalTalkTests(TalkCase):
     """Tests for L{LocalTalk}."""
+
+    def test_sends_and_stores(self) -> None:
+        """A bot sends to the other room unasked, and keeps values."""
+        talk = self.talk()
+        for line in ("# tell 안녕", "# tell 또"):
+            talk.line_written(line)
+        other, here = CHAT_ROOMS[1], CHAT_ROOMS[0]
+        self.assertEqual(self.shown, [(other, "안녕"), (here, "1"), (other, "또"), (here, "2")])
 
     def test_two_people_in_two_rooms(self) -> None:
         """Lines are said as the person and in the room that were asked for."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka import Bot, Context
+from domaeka import Bot, Context, NoServer, ScheduleContext
 from domaeka.bots.threads import MAX_THREADS
 from domaeka.testing import File, Room, room
 from domaeka.testing.loop import VirtualLoop
@@ -317,3 +317,38 @@ class VirtualLoopTests(SynchronousTestCase):
         self.assertTrue(loop.has_timers)
         timer.cancel()
         self.assertFalse(loop.has_timers)
+
+
+class UnaskedTests(SynchronousTestCase):
+    """What bots do without a message, in a room."""
+
+    def test_send_store_and_schedule(self) -> None:
+        """A bot sends to a room beside, keeps values, and is called at times."""
+        bot = Bot("news")
+
+        @bot.command("# tell")
+        async def tell(ctx: Context, *, text: str) -> str:
+            await bot.send("옆방", text)
+            return str(await ctx.room.store.incr("told"))
+
+        @bot.schedule("0 12 * * *", timezone="Asia/Seoul", rooms=["1001"])
+        def noon(ctx: ScheduleContext) -> str:
+            return f"{ctx.scheduled:%H:%M} {bot.store.incr('noons').result(5)}"
+
+        with Room(bot, id="1001") as here, here.beside("옆방") as there:
+            self.assertEqual(here.say("# tell 하나"), ["1"])
+            self.assertEqual(here.say("# tell 둘"), ["2"])
+            self.assertEqual(there.wait(0), ["하나", "둘"])
+            self.assertEqual(here.wait(3 * 3600), ["12:00 1"])
+            self.assertEqual(here.wait(86_400), ["12:00 2"])
+        self.assertRaises(NoServer, bot.store.get, "noons")
+
+    def test_forgotten_in_another_thread(self) -> None:
+        """A bot whose room was forgotten where it could not be closed has an error, no hang."""
+        bot = Bot("news")
+        rooms = [Room(bot)]
+        thread = threading.Thread(target=rooms.clear)
+        thread.start()
+        thread.join()
+        gc.collect()
+        self.assertRaises(NoServer, bot.store.get, "key")

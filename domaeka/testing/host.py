@@ -1,7 +1,8 @@
 """A server for what bots send, store and schedule, in memory: for tests without a database."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred, execute, succeed
@@ -31,6 +32,9 @@ from domaeka.store.bot_values import (
     check_value,
 )
 from domaeka.wire import Media
+
+#: Most messages that are remembered.
+MAX_SENT: Final = 10_000
 
 
 class MemoryValues:
@@ -150,7 +154,7 @@ class MemoryRooms:
     Rooms, and the phones that take all that is sent to them.
 
     @ivar rooms: the rooms that were heard; change it at will.
-    @ivar sent: all that was sent.
+    @ivar sent: the last messages that were sent, L{MAX_SENT} at most.
     @ivar refuse: the reason to refuse all that is sent.
     """
 
@@ -159,7 +163,8 @@ class MemoryRooms:
     ) -> None:
         """@param show: called with each text, and each frame of files, that is sent."""
         self.rooms: list[MemoryRoom] = []
-        self.sent: list[SentUnasked] = []
+        self.sent: deque[SentUnasked] = deque(maxlen=MAX_SENT)
+        self._number = 0
         self.refuse: NotSent | None = None
         self._show = show
 
@@ -202,13 +207,15 @@ class MemoryRooms:
         self.sent.append(SentUnasked(destination, tuple(contents), ttl))
         for content in contents:
             self._show(destination, content)
-        return str(len(self.sent))
+        self._number += 1
+        return str(self._number)
 
     def message(self, message_id: str) -> Message | None:
         """A message, which was sent."""
-        if not 0 < int(message_id) <= len(self.sent):
+        behind = self._number - int(message_id)
+        if not 0 <= behind < len(self.sent):
             return None
-        to = self.sent[int(message_id) - 1].destination
+        to = self.sent[-1 - behind].destination
         return Message(
             message_id,
             DeliveryStatus.SENT,
@@ -234,6 +241,7 @@ class MemoryHost:
     """
     What a dispatcher needs for its bots to send, store and keep schedules, in memory.
 
+    @ivar host: what is attached.
     @ivar rooms: the rooms, and what was sent to them.
     @ivar values: what bots have stored; C{claims}: the runs of schedules.
     """
@@ -261,5 +269,7 @@ class MemoryHost:
         self.claims = claims or MemoryClaims()
         schedules = Schedules(loop, reactor, self.claims, wall, lambda: timeout)
         directory: Any = self.rooms  # as far as bots need one
-        host = BotHost(dispatcher, reactor, directory, self.rooms, self.values, schedules, True)
-        dispatcher.attach(host)
+        self.host = BotHost(
+            dispatcher, reactor, directory, self.rooms, self.values, schedules, True
+        )
+        dispatcher.attach(self.host)

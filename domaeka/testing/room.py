@@ -368,7 +368,7 @@ class _Server:
                 _answers(content)
             )
         )
-        MemoryHost(
+        self._host = MemoryHost(
             self._dispatcher,
             reactor,
             self._loop,
@@ -461,6 +461,7 @@ class _Server:
 
     def _end(self) -> None:
         self._closed = True
+        self._host.host.unlink(self._bots)  # where the bots were not stopped
         self._loop.close()
         for call in list(self._reactor.getDelayedCalls()):
             call.cancel()  # type: ignore[misc]
