@@ -357,6 +357,9 @@ class Metrics(Collector):
         self.durable_commit_messages = self._histogram(
             "durable_commit_messages", "Messages and answers in a commit", _BATCH_BOUNDS
         )
+        self.bots_loop_held = self._gauge(
+            "bots_loop_held_seconds", "Time for which a function has held up the bots' loop"
+        )
         self.durable_held = self._gauge(
             "durable_held", "Connections that wait for durable delivery's store"
         )

@@ -3,6 +3,7 @@
 import asyncio
 from unicodedata import normalize
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
@@ -216,6 +217,34 @@ class HookTests(SynchronousTestCase):
         served.threads.work()
         self.successResultOf(closing)
         self.assertEqual(self.calls, ["hooks starts", "hooks stops", "other starts", "other stops"])
+
+    def test_tasks_left_behind(self) -> None:
+        """Tasks that go on after their bot was taken away are named, with file and line."""
+        tasks: list[asyncio.Task[None]] = []
+
+        async def forever() -> None:
+            await asyncio.Event().wait()
+
+        @self.bot.on_start
+        async def start() -> None:
+            tasks.append(asyncio.create_task(forever()))
+
+        @self.bot.command("# more")
+        async def more(ctx: Context) -> None:
+            tasks.append(asyncio.create_task(forever()))
+
+        @self.bot.on_stop
+        async def stop() -> None:
+            tasks[0].cancel()
+
+        served = Served([self.bot])
+        self.addCleanup(served.dispatcher.close)
+        served.say("# more")
+        with capturedLogs() as events:
+            served.dispatcher.apply([], served.settings, served.breaker)
+        (said,) = [formatEvent(event) for event in events]
+        self.assertIn("still runs: end it in on_stop", said)
+        self.assertIn("test_bots_routing.py:", said)
 
     def test_hook_that_hangs(self) -> None:
         """One that hangs, or fails, holds up nothing for long, and is named."""

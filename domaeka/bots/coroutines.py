@@ -7,12 +7,13 @@ Calls go over in batches, and results come back likewise: many share one wake-up
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from functools import partial
 from threading import Thread
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -27,6 +28,8 @@ from domaeka.errors import BotTypeError
 MAX_HOLD_UP_SECONDS: Final = 1.0
 #: The same hold-up is logged again after this time, in seconds.
 REPORT_SECONDS: Final = 60.0
+#: Most tasks that are named of bots that a reload has taken away.
+MAX_NAMED_TASKS: Final = 10
 #: The beginning of asyncio's error where a Deferred is awaited.
 _DEFERRED_AWAITED: Final = "Task got bad yield: <Deferred"
 
@@ -201,6 +204,29 @@ def _explained(error: BaseException) -> BaseException:
     return error
 
 
+#: The name of the bot whose function runs: tasks that the function begins are of that bot.
+_bot: Final[ContextVar[str]] = ContextVar("domaeka_bot")
+
+
+def belongs_to(bot_name: str) -> None:
+    """Have what runs now, and tasks that it begins, belong to a bot."""
+    _bot.set(bot_name)
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any
+) -> "asyncio.Task[Any]":
+    """A task that a function of a bot begins."""
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **named)
+    owner = _bot.get("")
+    if owner:
+        _owners[task] = owner
+    return task
+
+
+_owners: Final["WeakKeyDictionary[asyncio.Task[Any], str]"] = WeakKeyDictionary()
+
+
 class HoldUp(NamedTuple):
     """What holds up the loop: since when, by the reactor's clock, what, and its place."""
 
@@ -235,6 +261,14 @@ class Coroutines(Protocol):
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call C{function} on the loop, from whatever thread."""
+
+    def name_tasks(self, bots: Collection[str]) -> None:
+        """
+        Log the tasks that functions of bots have begun, and that still run.  To be called on the
+        loop.
+
+        @param bots: the names of bots that are served no more.
+        """
 
     def check(self) -> float:
         """
@@ -294,6 +328,7 @@ class BotLoop:
         loop = self._new_loop()
         loop.set_default_executor(_Executor(self._threads, self._handover))
         loop.set_exception_handler(_report)
+        loop.set_task_factory(_make_task)
         _loops.add(loop)
         return loop
 
@@ -321,13 +356,28 @@ class BotLoop:
 
     def create_task(self, coroutine: Any, call: Call) -> "asyncio.Task[object]":
         """Begin the coroutine of a call."""
-        task = cast(asyncio.AbstractEventLoop, self._loop).create_task(coroutine)
+        # Not by the loop's own factory: most calls begin no task.
+        context = copy_context()
+        context.run(belongs_to, getattr(call.about, "bot_name", ""))
+        task = asyncio.Task(coroutine, loop=self._loop, context=context)
         self._calls[task] = call
         task.add_done_callback(self._done)
         return task
 
     def _task_done(self, task: "asyncio.Task[object]") -> None:
         self._calls.pop(task).done(task)
+
+    def name_tasks(self, bots: Collection[str]) -> None:
+        """Log the tasks of bots that a reload has taken away: they go on.  On the loop."""
+        left = [task for task, owner in _owners.items() if owner in bots and not task.done()]
+        for task in left[:MAX_NAMED_TASKS]:
+            _log.warn(
+                "{what} of a bot that was taken away still runs: end it in on_stop ({place})",
+                what=f"a task ({task.get_name()})",
+                place=_place_of(task),
+            )
+        if len(left) > MAX_NAMED_TASKS:
+            _log.warn("and {more} tasks more", more=len(left) - MAX_NAMED_TASKS)
 
     # Hold-ups
 

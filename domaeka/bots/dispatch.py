@@ -176,6 +176,9 @@ class BotDispatcher:
             new = [bot for bot in served if bot not in before]
             self._link(new)
             stopped = self._call_hooks(Event.STOP, gone)
+            if gone:
+                names = frozenset(each.name for bot in gone for each in bot.with_included())
+                stopped.addCallback(lambda _: self.loop.call_soon(self.loop.name_tasks, names))
             stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
             stopped.addCallback(self._bots_started)
@@ -296,8 +299,12 @@ class BotDispatcher:
         hold_up = self.loop.hold_up
         if hold_up is None:
             return None
-        held = self._reactor.seconds() - hold_up.since
-        return f"{hold_up.what} has held up the bots' loop for {held:.0f} s"
+        return f"{hold_up.what} has held up the bots' loop for {self.loop_held():.0f} s"
+
+    def loop_held(self) -> float:
+        """For how long a function has held up the bots' loop, in seconds; 0.0: none does."""
+        hold_up = self.loop.hold_up
+        return 0.0 if hold_up is None else self._reactor.seconds() - hold_up.since
 
     def pending(self) -> int:
         """The number of messages that were accepted and are not yet answered."""

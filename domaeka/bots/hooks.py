@@ -6,7 +6,7 @@ from typing import Any, cast
 from twisted.internet.defer import maybeDeferred
 
 from domaeka.bots.commands import Command, Runs
-from domaeka.bots.coroutines import Coroutines, Pending
+from domaeka.bots.coroutines import Coroutines, Pending, belongs_to
 from domaeka.bots.failures import report
 from domaeka.bots.runs import Run
 
@@ -14,6 +14,7 @@ from domaeka.bots.runs import Run
 async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -> Any:
     """Call a function where it belongs, from the bots' loop.  @return: its result."""
     if command.runs is Runs.ON_LOOP:
+        belongs_to(command.bot_name)
         return await cast(Any, command.function)(*args, **named)
     if command.runs is Runs.IN_THREAD:
         return await asyncio.to_thread(command.function, *args, **named)

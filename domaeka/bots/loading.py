@@ -12,8 +12,11 @@ from importlib.util import find_spec, resolve_name
 from itertools import islice
 from pathlib import Path
 from sysconfig import get_paths
+from time import monotonic
 from types import ModuleType
 from typing import Final, NamedTuple
+
+from twisted.logger import Logger
 
 from domaeka.bots.api import Bot
 from domaeka.errors import ConfigError
@@ -26,7 +29,11 @@ _IMPORTERS: Final = frozenset({"importlib", "pkgutil", "runpy", "__import__", "i
 _LIBRARIES: Final = {
     Path(get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
 }
+#: An import that takes longer is logged, in seconds.
+SLOW_IMPORT_SECONDS: Final = 3.0
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
+
+_log = Logger()
 
 
 class Reloaded(NamedTuple):
@@ -382,8 +389,19 @@ def _load(place: str) -> Bot:
 
 
 def _import(name: str, place: str) -> ModuleType:
+    began = monotonic()
     try:
-        return import_module(name)
+        module = import_module(name)
+        took = monotonic() - began
+        if took > SLOW_IMPORT_SECONDS:
+            _log.warn(
+                "{what} took {held_seconds:.1f} s to import, in which nothing else went on: put "
+                "what takes long into on_start ({place})",
+                what=place,
+                held_seconds=took,
+                place=_file_of(module),
+            )
+        return module
     # Any error during an import, even sys.exit(), becomes one line.
     except (Exception, SystemExit) as error:
         raise ConfigError(f"bots.load: {place}: {_line(error)}") from error

@@ -90,6 +90,11 @@ class Run(Context, eq=False, kw_only=True):
         return str(self.served.command)
 
     @property
+    def bot_name(self) -> str:
+        """The name of the bot, of which the function is."""
+        return self.served.command.bot_name
+
+    @property
     def place(self) -> str:
         """The place of the function in the author's code."""
         return self.served.command.place

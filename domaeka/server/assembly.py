@@ -338,6 +338,7 @@ def _watch(metrics: Metrics, parts: Parts) -> None:
     budget, registry = context.budget, parts.connections.registry
     metrics.connections.watch(lambda: admission.taken)
     metrics.phones.watch(lambda: admission.phones)
+    metrics.bots_loop_held.watch(parts.dispatcher.loop_held)
     metrics.clock_offset.watch(context.authentication.clock_check.offset)
     metrics.draining.watch(lambda: float(context.serving.is_leaving))
     metrics.bans.watch(lambda: context.limits.banned)
