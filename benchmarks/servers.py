@@ -165,9 +165,16 @@ def _bare(*command: str, interval: float) -> Iterator[Server]:
         yield Server(process.pid, port, _KEY, _SALT)
 
 
-def _ours(name: str, chat_log: bool, checkout: Checkout | None = None) -> Contestant:
+#: Settings by which commands run on the bots' loop.
+_ON_LOOP: Final = ("bots.builtin.echo=", 'bots.load=["benchmarks.loop_bot:bot"]')
+
+
+def _ours(
+    name: str, chat_log: bool, checkout: Checkout | None = None, more: tuple[str, ...] = ()
+) -> Contestant:
     def start(interval: float) -> AbstractContextManager[Server]:
         return gateway(
+            *more,
             f"storage.chat_log={str(chat_log).lower()}",
             # Each phone is pinged once in every interval, the first one included.
             "ping.initial_delay_min=1",
@@ -191,6 +198,7 @@ def all_contestants() -> tuple[list[Contestant], list[str]]:
         _yardstick("tuned", *python, "tuned"),
         _ours("ours", chat_log=False),
         _ours("ours, chat log", chat_log=True),
+        _ours("ours, async def", chat_log=False, more=_ON_LOOP),
     ]
     absent = []
     if (BUILD / "bare_server").exists():

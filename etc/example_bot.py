@@ -8,41 +8,103 @@ Start a server with it, from the directory that it is in::
 then talk to it with C{domaeka phone}.  docs/bots.md is the guide for authors.
 """
 
+import asyncio
 import shutil
 import struct
 import zlib
-from typing import Any
+from typing import Any, Literal
 from urllib.request import urlopen
 
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.task import deferLater
 
-from domaeka import Bot, Context, breaker
+from domaeka import (
+    AskTimeout,
+    BadArguments,
+    Bot,
+    Context,
+    ScheduleContext,
+    breaker,
+    cooldown,
+    operators,
+    role,
+)
 
 bot = Bot("example")
 
 
-# A coroutine runs on the reactor: it must not block.  The text that it returns is the answer.
-# The first line of the docstring is what "# help" shows.
+# A coroutine runs on the bots' asyncio loop, beside the gateway.  The text that it returns is the
+# answer.  The first line of the docstring is what "# help" shows.
 @bot.command("# hello", aliases=("# 안녕",))
 async def hello(ctx: Context) -> str:
     """인사합니다."""
     return f"{ctx.sender.name}님, 안녕하세요!"
 
 
-# A function that returns a Deferred runs there, too.  Several answers may be sent, at any time.
-@bot.command("# timer")
+# Arguments are read as the signature says; what does not fit is answered with the usage.  Several
+# answers may be sent, at any time.  Nobody may start more than three of these in a minute.
+@bot.command("# timer", cooldown=cooldown(3, 60))
+async def timer(ctx: Context, seconds: int, *, text: str = "시간이 되었습니다.") -> str:
+    """몇 초 뒤에 알려 줍니다."""
+    if not 0 < seconds <= 60:
+        raise BadArguments("1에서 60까지의 수를 적어 주세요.")
+    ctx.reply(f"{seconds}초를 잽니다.")
+    await asyncio.sleep(seconds)
+    return text
+
+
+# A question waits for the person who was asked, while others go on talking.
+@bot.command("# tea")
+async def tea(ctx: Context, kind: Literal["녹차", "홍차"] = "녹차") -> str:
+    """차를 주문합니다."""
+    try:
+        answer = await ctx.ask("몇 잔 드릴까요?", check=lambda message: message.text.isdigit())
+    except AskTimeout:
+        return "주문을 받지 못했어요."
+    cups = await ctx.sender.store.incr("cups", min(int(answer.text[:3]), 100))
+    return f"{kind} {answer.text}잔, 모두 {cups}잔째예요."
+
+
+# Values stay over restarts: ctx.room.store of a room, ctx.sender.store of a person, bot.store.
+@bot.command("# memo")
+async def memo(ctx: Context, *, text: str = "") -> str:
+    """메모를 적거나 봅니다."""
+    if text:
+        await ctx.room.store.set("memo", text)
+        return "적어 두었어요."
+    return str(await ctx.room.store.get("memo", "메모가 없어요."))
+
+
+# Who may: never by a name.  Roles are given by: domaeka roles add staff CHANNEL/HASH
+@bot.command("# notice", allow=operators | role("staff"))
+async def notice(ctx: Context, room: str, *, text: str) -> str:
+    """다른 방에 알립니다."""
+    await bot.send(room, text)
+    return "보냈어요."
+
+
+# Chat that is no command goes to the first of these that takes it.
+@bot.on_message(contains=("고마워", "감사"), mention=True)
+async def thanks(ctx: Context) -> str:
+    return "천만에요!"
+
+
+# Each morning, in the rooms with these channel ids.
+@bot.schedule("0 8 * * *", timezone="Asia/Seoul", rooms=["18338494926958305"])
+async def morning(ctx: ScheduleContext) -> str:
+    return f"좋은 아침이에요! {ctx.scheduled:%m월 %d일}입니다."
+
+
+# What Twisted offers works on the reactor: functions that return a Deferred run there, and those
+# with reactor=True.  They must not block.
+@bot.command("# tick")
 @inlineCallbacks
-def timer(ctx: Context) -> Any:
-    """몇 초 뒤에 알려 줍니다: # timer 3"""
+def tick(ctx: Context) -> Any:
+    """1초 뒤에 대답합니다."""
     from twisted.internet import reactor
 
-    text = ctx.message.args.strip()
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 60:
-        return "1에서 60까지의 수를 적어 주세요."
-    ctx.reply(f"{text}초를 잽니다.")
-    yield deferLater(reactor, int(text), lambda: None)
-    return "시간이 되었습니다."
+    yield deferLater(reactor, 1, lambda: None)
+    return "째깍"
 
 
 # A plain function runs in a thread: it may block, for as long as bots.timeout allows.

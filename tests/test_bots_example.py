@@ -30,7 +30,11 @@ class ExampleBotTests(SynchronousTestCase):
             places,
             {
                 "# hello": Runs.ON_LOOP,
-                "# timer": Runs.ON_REACTOR,
+                "# timer": Runs.ON_LOOP,
+                "# tea": Runs.ON_LOOP,
+                "# memo": Runs.ON_LOOP,
+                "# notice": Runs.ON_LOOP,
+                "# tick": Runs.ON_REACTOR,
                 "# disk": Runs.IN_THREAD,
                 "# picture": Runs.ON_LOOP,
                 "# site": Runs.IN_THREAD,
@@ -40,9 +44,27 @@ class ExampleBotTests(SynchronousTestCase):
     def test_answers(self) -> None:
         """Its answers arrive, those from a thread too."""
         self.assertEqual(self.room.say("# 안녕"), ["김하늘님, 안녕하세요!"])
-        for text, part in (("# timer soon", "수를 적어 주세요"), ("# disk", "GiB")):
+        for text, part in (("# timer soon", "사용법"), ("# timer 99", "60까지"), ("# disk", "GiB")):
             (answer,) = self.room.say(text)
             self.assertIn(part, str(answer))
+
+    def test_goes_on(self) -> None:
+        """Its answers come in their time, its questions wait, its values stay."""
+        self.assertEqual(self.room.say("# timer 3 차가 식어요"), ["3초를 잽니다."])
+        self.assertEqual(self.room.wait(3), ["차가 식어요"])
+        self.assertEqual(self.room.say("# tea 홍차"), ["몇 잔 드릴까요?"])
+        self.assertEqual(self.room.say("많이"), [])
+        self.assertEqual(self.room.say("2"), ["홍차 2잔, 모두 2잔째예요."])
+        self.room.say("# memo 우유")
+        self.assertEqual(self.room.say("# memo", sender="이서준"), ["우유"])
+        self.assertEqual(self.room.say("정말 고마워", mention=True), ["천만에요!"])
+
+    def test_unasked(self) -> None:
+        """It sends to other rooms, and greets each morning."""
+        other = self.room.beside("다른 방", id="18338494926958305")
+        self.assertEqual(self.room.say("# notice 18338494926958305 회의합니다"), ["보냈어요."])
+        self.room.wait(86_400)
+        self.assertEqual(other.say("안녕"), ["회의합니다", "좋은 아침이에요! 01월 02일입니다."])
 
     def test_sends_pictures(self) -> None:
         """Its pictures go out together."""
