@@ -59,6 +59,21 @@ class BuiltinTests(SynchronousTestCase):
         answers = self.answers("# client_info", channel_id=None, user_hash="a/b", room="1001")
         self.assertEqual(answers, [OPERATORS_TEXT])
 
+    def test_help_lists_what_is_served(self) -> None:
+        """Commands of bots for other phones or rooms are not listed."""
+        shown = []
+        for name, more in (("one", {"names": ["다른봇"]}), ("two", {"rooms": ["1001"]})):
+            bot = Bot(name, **more)  # type: ignore[arg-type]
+            bot.command(f"# {name}")(lambda ctx: None)
+            shown.append(bot)
+        served = Served(shown)
+        self.addCleanup(served.dispatcher.close)
+        for channel_id in ("1001", "7"):
+            served.say("# help", channel_id=channel_id)
+        first, second = map(str, served.origin.texts)
+        self.assertEqual(("# one" in first, "# two" in first), (False, True))
+        self.assertNotIn("# two", second)
+
     def test_other_names(self) -> None:
         """They may be renamed, and switched off, at a reload as well."""
         served = self.served

@@ -434,6 +434,12 @@ class Bot(Speaker):
         """The bots that it includes."""
         return tuple(self._included)
 
+    def serves(self, bot_name: str | None, channel_id: str | None) -> bool:
+        """True if it serves phones of this bot name, in the room of this channel id."""
+        return (not self.names or bot_name in self.names) and (
+            not self.rooms or channel_id in self.rooms
+        )
+
     def overlaps(self, other: "Bot") -> bool:
         """True if there may be a message for both."""
         return not (

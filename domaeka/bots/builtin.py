@@ -36,6 +36,7 @@ def builtin_bot(others: Sequence[Bot], names: BuiltinSettings) -> Bot:
         shown = [
             f"{command.usage} - {command.help}" if command.help else command.usage
             for one in (bot, *others)
+            if one.serves(ctx.device.bot_name, ctx._chat.channel_id)
             for command in one.commands
             if ctx._runtime.allows(command.allow, ctx._chat)
         ]

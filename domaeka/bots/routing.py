@@ -87,11 +87,7 @@ class Router:
         return table
 
     def _make_table(self, name: str | None, room: str | None) -> _Table:
-        serving = [
-            bot
-            for bot in self._bots
-            if (not bot.names or name in bot.names) and (not bot.rooms or room in bot.rooms)
-        ]
+        serving = [bot for bot in self._bots if bot.serves(name, room)]
         return _Table(
             CommandTable(chain.from_iterable(bot.commands for bot in serving)),
             tuple(chain.from_iterable(bot.listeners for bot in serving)),
