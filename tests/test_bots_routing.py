@@ -111,6 +111,8 @@ class RouterTests(SynchronousTestCase):
             found = self.found(bot, text=text, mention=mention)
             self.assertEqual(found and found[0], name, text)
 
+        self.assertIsNone(self.found(bot, text="값" + "." * 2000 + "300원"))
+
         @bot.on_message
         def rest(ctx: Context) -> None: ...
 

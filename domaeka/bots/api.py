@@ -548,7 +548,8 @@ class Bot(Speaker):
         takes a message gets it, in the order of registration; all that is given must hold.
 
         @param contains: a text that is in the message, or several of which one is.
-        @param pattern: a regular expression that is found in the message.
+        @param pattern: a regular expression that is found in the first 2,000 characters of the
+            message.
         @param prefix: the beginning of the message.
         @param mention: True: the bot is mentioned; False: it is not.
         @param allow: as of L{command}; messages of others go on to the next function.

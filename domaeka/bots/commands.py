@@ -21,6 +21,9 @@ from domaeka.errors import ConfigError
 #: Longest name of a command, in characters.  Source: docs/bots.md, "Limits".
 MAX_COMMAND_CHARS: Final = 100
 
+#: The beginning of a text in which a listener's pattern is searched, in characters: phones wait
+#: meanwhile.  Source: docs/bots.md, "Handlers".
+SEARCHED_CHARS: Final = 2000
 #: The beginning of a text in which a name is looked for that is to be composed: a syllable is made
 #: of three characters at most.
 _HEAD_CHARS: Final = 3 * MAX_COMMAND_CHARS + 1
@@ -67,7 +70,7 @@ class Filter(msgspec.Struct, frozen=True, eq=False):
             (not self.prefix or text.startswith(self.prefix))
             and (not self.contains or any(part in text for part in self.contains))
             and (self.mention is None or is_mention is self.mention)
-            and (self.pattern is None or self.pattern.search(text) is not None)
+            and (self.pattern is None or self.pattern.search(text, 0, SEARCHED_CHARS) is not None)
         )
 
 
