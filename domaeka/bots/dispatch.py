@@ -138,7 +138,7 @@ class BotDispatcher:
         """
         loaded = tuple(bots)
         served = builtin_bot(loaded, settings.builtin), *loaded
-        router = Router(served, self._gate.allows)
+        router = Router(served, self._gate.allows, self._hold_ups)
         before = self._bots
         self._bots = served
         self._router = router
@@ -212,29 +212,18 @@ class BotDispatcher:
 
         @return: fires when that is done; never fails.
         """
-        found = [hook for bot in bots for hook in bot.registered(event)]
+        found = iter([hook for bot in bots for hook in bot.registered(event)])
         done: Deferred[None] = Deferred()
-        if not found:
-            done.callback(None)
-            return done
 
-        async def call_all() -> None:
-            for hook in found:
-                try:
-                    await asyncio.wait_for(hooks.called(self.loop, hook), HOOK_SECONDS)
-                except TimeoutError:
-                    _log.error(
-                        "{what} of the bot {owner} was given up after {held_seconds:.0f} s "
-                        "({place})",
-                        what=event.value,
-                        owner=hook.bot_name,
-                        held_seconds=HOOK_SECONDS,
-                        place=hook.place,
-                    )
-                except Exception as error:
-                    report(f"{event.value} failed", error, {"command": hook.name}, hook.function)
+        def call_next(_: object = None, outcome: object = None) -> None:
+            hook = None if isinstance(outcome, Failure) else next(found, None)  # the loop has ended
+            if hook is None:
+                done.callback(None)
+            else:
+                call = partial(hooks.called_alone, self.loop, hook, HOOK_SECONDS)
+                self.loop.call(call, (), call_next, hook)
 
-        self.loop.call(call_all, (), lambda *_: done.callback(None))
+        call_next()
         return done
 
     def attach(self, host: BotHost) -> None:

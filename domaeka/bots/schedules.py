@@ -336,8 +336,6 @@ class Schedules:
         try:
             async with asyncio.timeout(seconds) as limit:
                 answer = await hooks.called(self._loop, command, context)
-                if asyncio.iscoroutine(answer):  # of a plain function
-                    answer = await answer
         except TimeoutError:
             if not limit.expired():
                 raise
