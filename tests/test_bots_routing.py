@@ -13,6 +13,7 @@ from domaeka.bots.failures import listening
 from domaeka.bots.routing import Router
 from domaeka.bots.steps import HoldUps
 from domaeka.errors import ConfigError
+from domaeka.texts_ko import FAILED_TEXT
 from tests.bots_fakes import FakeOrigin, Served, make_chat
 
 
@@ -281,6 +282,35 @@ class HookTests(SynchronousTestCase):
         self.addCleanup(served.dispatcher.close)
         self.assertEqual(found, list(errors))
         self.assertEqual(self.calls, ["started"])
+
+    def test_errors_around_an_error(self) -> None:
+        """Functions of on_error and after hide no error and no answer, however they end."""
+
+        @self.bot.on_error
+        async def fail(ctx: Context, error: BaseException) -> None:
+            raise SystemExit(1)
+
+        @self.bot.after
+        async def cancelled(ctx: Context, error: BaseException | None) -> None:
+            raise asyncio.CancelledError
+
+        @self.bot.command("# wrong")
+        async def wrong(ctx: Context) -> None:
+            raise ZeroDivisionError
+
+        @self.bot.command("# right")
+        async def right(ctx: Context) -> str:
+            return "답"
+
+        served = Served([self.bot])
+        self.addCleanup(served.dispatcher.close)
+        found: list[type[BaseException]] = []
+        with listening(lambda report: found.append(type(report.error))):
+            served.say("# wrong")
+            served.say("# right")
+        cancels = asyncio.CancelledError
+        self.assertEqual(found, [SystemExit, cancels, ZeroDivisionError, cancels])
+        self.assertEqual(served.origin.texts, [FAILED_TEXT, "답"])
 
     def test_coroutine_of_a_plain_function(self) -> None:
         """A plain function that gives a coroutine answers, with functions around it, too."""

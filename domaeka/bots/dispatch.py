@@ -544,7 +544,8 @@ class BotDispatcher:
     def _time_out(self, run: Run) -> None:
         """A run has taken too long."""
         self._leave(run)
-        _log.warn("{command} took too long and was given up", **run.log_fields)
+        fields = run.log_fields
+        _log.warn("{command} took too long and was given up ({place})", place=run.place, **fields)
         try:
             self._count_failure(run)
             self._say(run._chat, run._origin, TIMEOUT_TEXT)
@@ -687,7 +688,12 @@ class BotDispatcher:
     def _warn_once(self, command: Command, text: str) -> None:
         if command not in self._warned:
             self._warned.add(command)
-            _log.warn("{command} {mistake}", command=command.name, mistake=text)
+            _log.warn(
+                "{command} {mistake} ({place})",
+                command=command.name,
+                mistake=text,
+                place=command.place,
+            )
 
 
 def _settle(result: "Deferred[object]", command: Command, outcome: object) -> None:

@@ -40,8 +40,7 @@ async def called_alone(loop: Coroutines, hook: Command, seconds: float) -> None:
         async with asyncio.timeout(seconds) as limit:
             await called(loop, hook)
     except BaseException as error:  # even sys.exit()
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        if _is_broken_off(error):
             raise
         if limit.expired() and isinstance(error, TimeoutError):
             _log.error(
@@ -86,6 +85,14 @@ async def _guarded(run: Run, hook: Command, error: BaseException | None) -> obje
     """Call a function whose own error must not hide another one."""
     try:
         return await called(run.loop, hook, run, error)
-    except Exception as failed:
+    except BaseException as failed:  # even sys.exit()
+        if _is_broken_off(failed):
+            raise
         report(f"a function of {hook.event.value} failed", failed, run.log_fields, hook.function)
         return None
+
+
+def _is_broken_off(error: BaseException) -> bool:
+    """True if we have cancelled the task that runs, rather than a function something of its own."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -351,9 +351,10 @@ class Schedules:
             if answer is not None:
                 kind = type(answer).__name__
                 _log.warn(
-                    "{command} {mistake}",
+                    "{command} {mistake} ({place})",
                     command=command.name,
                     mistake=f"returned {kind}, which is no text",
+                    place=command.place,
                 )
         elif answer:
             await context.send(answer)
