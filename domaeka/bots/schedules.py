@@ -147,7 +147,8 @@ class Schedules:
         self._timeout = timeout
         self._entries: dict[str, _Entry] = {}
         self._timer: Any = None
-        self._retries: set[Any] = set()
+        # One of each kind for an entry, however often the store fails.
+        self._retries: dict[tuple[_Entry, Callable[[_Entry], Any]], Any] = {}
         self._holds = 0
 
     def hold(self) -> None:
@@ -192,7 +193,7 @@ class Schedules:
             if entry.call is not None:
                 entry.call.cancel()
         if not self._entries:
-            for retry in self._retries:
+            for retry in self._retries.values():
                 retry.cancel()
             self._retries.clear()
         self._look()
@@ -290,13 +291,15 @@ class Schedules:
             report("a schedule: our own mistake", error, {"command": entry.command.name})
 
     def _again(self, function: Callable[[_Entry], Any], entry: _Entry) -> None:
+        key = entry, function
+
         def retry() -> None:
-            self._retries.discard(call)
+            del self._retries[key]
             if not entry.is_over:
                 function(entry)
 
-        call = self._reactor.callLater(RETRY_SECONDS, retry)
-        self._retries.add(call)
+        if key not in self._retries:
+            self._retries[key] = self._reactor.callLater(RETRY_SECONDS, retry)
 
     # Runs
 
