@@ -345,6 +345,21 @@ class HookTests(SynchronousTestCase):
         for given in ({"aliases": (5,)}, {"help": 5}):
             self.assertRaises(TypeError, self.bot.command, "# wrong", **given)
 
+    def test_stop_that_hangs(self) -> None:
+        """One that holds up the stop is waited for no longer than that allows, and is named."""
+
+        @self.bot.on_stop
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        served = Served([self.bot])
+        closing = served.dispatcher.close()
+        with capturedLogs() as events:
+            served.wait(5)
+        self.successResultOf(closing)
+        said = "\n".join(str(formatEvent(event)) for event in events)
+        self.assertRegex(said, r"waited for no longer \(.*test_bots_routing\.py:\d+")
+
     def test_hook_that_hangs(self) -> None:
         """One that hangs, or fails, holds up nothing for long, and is named."""
 

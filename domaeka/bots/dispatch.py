@@ -117,6 +117,7 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._hook: Command | None = None  # of start or stop, that runs
         self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
@@ -217,6 +218,7 @@ class BotDispatcher:
 
         def call_next(_: object = None, outcome: object = None) -> None:
             hook = None if isinstance(outcome, Failure) else next(found, None)  # the loop has ended
+            self._hook = hook
             if hook is None:
                 done.callback(None)
             else:
@@ -329,10 +331,17 @@ class BotDispatcher:
         if self._started:
             stopped = self._call_hooks(Event.STOP, self._bots)
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
-            stopped.addErrback(_hooks_late)
+            stopped.addErrback(self._hooks_late)
         stopped.addCallback(lambda _: self.loop.close())
         stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
+
+    def _hooks_late(self, failure: Failure) -> None:
+        failure.trap(DeferredTimeout)  # type: ignore[no-untyped-call]
+        place = "" if self._hook is None else self._hook.place
+        _log.warn(
+            "functions of on_stop still run: they are waited for no longer ({place})", place=place
+        )
 
     # Dispatcher
 
@@ -699,11 +708,6 @@ class BotDispatcher:
 def _settle(result: "Deferred[object]", command: Command, outcome: object) -> None:
     if not result.called:
         result.errback(outcome) if isinstance(outcome, Failure) else result.callback(outcome)
-
-
-def _hooks_late(failure: Failure) -> None:
-    failure.trap(DeferredTimeout)  # type: ignore[no-untyped-call]
-    _log.warn("functions of on_stop still run: they are waited for no longer")
 
 
 def _cancel(run: Run) -> None:
