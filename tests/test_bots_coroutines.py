@@ -254,6 +254,26 @@ class BotLoopTests(TestCase):
         while self.loop.hold_up is not None:
             await deferLater(reactor, 0.01, lambda: None)
 
+    async def test_callback_that_blocks(self) -> None:
+        """A callback that blocks the loop is named by its place in the author's code."""
+        self.patch(coroutines, "MAX_HOLD_UP_SECONDS", 0.05)
+        held = Event()
+        self.addCleanup(held.set)
+        self.loop.call_soon(lambda: held.wait())
+        while self.loop.hold_up is None:
+            self.loop.check()
+            await deferLater(reactor, 0.01, lambda: None)
+        self.assertIn("test_bots_coroutines.py:", self.loop.hold_up.place)
+
+    async def test_stop_iteration(self) -> None:
+        """A thread's StopIteration, which no future takes, fails the function all the same."""
+
+        async def search() -> None:
+            await asyncio.to_thread(next, iter(()))
+
+        with self.assertRaises(RuntimeError):
+            await self.call(search)
+
     async def test_stuck_at_the_end(self) -> None:
         """A function that blocks for ever holds up no stop for long."""
         self.patch(coroutines, "JOIN_SECONDS", 0.1)

@@ -163,6 +163,73 @@ class DialogTests(SynchronousTestCase):
         self.assertEqual(served.origin.texts, [FAILED_TEXT, FAILED_TEXT, "하나?", FAILED_TEXT])
         self.assertEqual(served.dispatcher._dialogs.waiting, 0)
 
+    def test_wrong_types(self) -> None:
+        """A question that is no text, a check that is no plain function: errors of the author."""
+        bot = Bot("wrong types")
+
+        async def checks(message: Message) -> bool:
+            return False
+
+        wrong: dict[str, Any] = {
+            "# text": {"text": 5},
+            "# none": {"text": None},
+            "# check": {"text": "?", "check": "답"},
+            "# async": {"text": "?", "check": checks},
+        }
+
+        async def ask(ctx: Context) -> None:
+            await ctx.ask(**wrong[ctx.message.text])
+
+        for name in wrong:
+            bot.command(name)(ask)
+        served = Served([bot])
+        self.addCleanup(served.dispatcher.close)
+        for name in wrong:
+            served.say(name)
+        self.assertEqual(served.origin.texts, [FAILED_TEXT] * 4)
+        self.assertEqual(served.dispatcher._dialogs.waiting, 0)
+
+    def test_check_that_exits(self) -> None:
+        """A check that ends by whatever error fails its function, at once."""
+        for reactor in (False, True):
+            for error in (SystemExit(1), StopIteration()):
+                bot = Bot("checks")
+
+                def fail(message: Message, error: BaseException = error) -> bool:
+                    raise error
+
+                @bot.command("# ask", reactor=reactor)
+                async def ask(ctx: Context) -> None:
+                    await ctx.ask("?", check=fail)
+
+                served = Served([bot])
+                self.addCleanup(served.dispatcher.close)
+                served.say("# ask")
+                served.say("답")
+                self.assertEqual(served.origin.texts, ["?", FAILED_TEXT])
+
+    def test_asked_too_late(self) -> None:
+        """A task that its function has left behind hears that nobody can be asked any more."""
+        bot = Bot("late")
+        heard: list[str] = []
+
+        @bot.command("# late")
+        async def late(ctx: Context) -> None:
+            async def ask() -> None:
+                await asyncio.sleep(1)
+                try:
+                    await ctx.ask("?")
+                except ValueError as error:
+                    heard.append(str(error))
+
+            self.later = asyncio.create_task(ask())
+
+        served = Served([bot])
+        self.addCleanup(served.dispatcher.close)
+        served.say("# late")
+        served.wait(1)
+        self.assertEqual(heard, ["the function has ended: it asks no more"])
+
     def test_given_up(self) -> None:
         """A function that waits no longer leaves no question behind."""
         bot = Bot("given up")

@@ -1,14 +1,19 @@
 """Tests for L{domaeka.bots.routing}: which function of which bot takes a message."""
 
 import asyncio
+import re
+from typing import Any
 from unicodedata import normalize
 
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
+from domaeka.bots.failures import listening
 from domaeka.bots.routing import Router
+from domaeka.bots.steps import HoldUps
 from domaeka.errors import ConfigError
+from domaeka.texts_ko import FAILED_TEXT
 from tests.bots_fakes import FakeOrigin, Served, make_chat
 
 
@@ -46,6 +51,18 @@ class RouterTests(SynchronousTestCase):
         ):
             found = self.found(*bots, text=text, phone=phone, room=room)
             self.assertEqual(found and found[0], name, (phone, room, text))
+
+    def test_slow_pattern(self) -> None:
+        """A listener whose pattern holds up the reactor is named, with file and line."""
+        bot = Bot("slow")
+        bot.on_message(pattern="b$")(lambda ctx: None)
+        times = iter((10.0, 11.0, 11.0))
+        router = Router([bot], hold_ups=HoldUps(lambda: next(times)))
+        with capturedLogs() as events:
+            self.assertIsNone(router.find(make_chat("a"), "봇"))
+        (said,) = [formatEvent(event) for event in events]
+        self.assertIn("held up the reactor for 1.0 s", said)
+        self.assertIn("test_bots_routing.py:", said)
 
     def test_clash(self) -> None:
         """Two bots for the same phone and room have no command in common."""
@@ -247,6 +264,103 @@ class HookTests(SynchronousTestCase):
         (said,) = [formatEvent(event) for event in events]
         self.assertIn("still runs: end it in on_stop", said)
         self.assertIn("test_bots_routing.py:", said)
+
+    def test_hook_that_exits(self) -> None:
+        """One that ends by whatever error is reported, and the others are called."""
+        errors = (SystemExit(1), asyncio.CancelledError(), TimeoutError("its own"))
+        for error in errors:
+
+            @self.bot.on_start
+            async def fail(error: BaseException = error) -> None:
+                raise error
+
+        @self.bot.on_start
+        async def start() -> None:
+            self.calls.append("started")
+
+        found: list[BaseException] = []
+        with listening(lambda report: found.append(report.error)):
+            served = Served([self.bot])
+        self.addCleanup(served.dispatcher.close)
+        self.assertEqual(found, list(errors))
+        self.assertEqual(self.calls, ["started"])
+
+    def test_errors_around_an_error(self) -> None:
+        """Functions of on_error and after hide no error and no answer, however they end."""
+
+        @self.bot.on_error
+        async def fail(ctx: Context, error: BaseException) -> None:
+            raise SystemExit(1)
+
+        @self.bot.after
+        async def cancelled(ctx: Context, error: BaseException | None) -> None:
+            raise asyncio.CancelledError
+
+        @self.bot.command("# wrong")
+        async def wrong(ctx: Context) -> None:
+            raise ZeroDivisionError
+
+        @self.bot.command("# right")
+        async def right(ctx: Context) -> str:
+            return "답"
+
+        served = Served([self.bot])
+        self.addCleanup(served.dispatcher.close)
+        found: list[type[BaseException]] = []
+        with listening(lambda report: found.append(type(report.error))):
+            served.say("# wrong")
+            served.say("# right")
+        cancels = asyncio.CancelledError
+        self.assertEqual(found, [SystemExit, cancels, ZeroDivisionError, cancels])
+        self.assertEqual(served.origin.texts, [FAILED_TEXT, "답"])
+
+    def test_coroutine_of_a_plain_function(self) -> None:
+        """A plain function that gives a coroutine answers, with functions around it, too."""
+
+        async def answer() -> str:
+            return "답"
+
+        self.bot.before(lambda ctx: None)
+        self.bot.command("# plain")(lambda ctx: answer())
+        served = Served([self.bot])
+        self.addCleanup(served.dispatcher.close)
+        served.say("# plain")
+        while served.threads.calls:
+            served.threads.work()
+        self.assertEqual(served.origin.texts, ["답"])
+
+    def test_wrong_types(self) -> None:
+        """What no message could match is refused where it is written."""
+        given: Any
+        for given in (
+            {"contains": (1,)},
+            {"contains": 5},
+            {"prefix": 5},
+            {"mention": "yes"},
+            {"pattern": b"x"},
+            {"pattern": re.compile(b"x")},
+        ):
+            self.assertRaises(TypeError, self.bot.on_message, **given)
+        self.assertRaises(ValueError, self.bot.on_message, pattern="(")
+        for given in ({"rooms": (1001,)}, {"names": (1,)}, {"rooms": None}, {"prefix": 5}):
+            self.assertRaises(TypeError, Bot, "wrong", **given)
+        for given in ({"aliases": (5,)}, {"help": 5}):
+            self.assertRaises(TypeError, self.bot.command, "# wrong", **given)
+
+    def test_stop_that_hangs(self) -> None:
+        """One that holds up the stop is waited for no longer than that allows, and is named."""
+
+        @self.bot.on_stop
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        served = Served([self.bot])
+        closing = served.dispatcher.close()
+        with capturedLogs() as events:
+            served.wait(5)
+        self.successResultOf(closing)
+        said = "\n".join(str(formatEvent(event)) for event in events)
+        self.assertRegex(said, r"waited for no longer \(.*test_bots_routing\.py:\d+")
 
     def test_hook_that_hangs(self) -> None:
         """One that hangs, or fails, holds up nothing for long, and is named."""

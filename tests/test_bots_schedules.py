@@ -395,6 +395,19 @@ class SchedulesTests(SynchronousTestCase):
         self.successResultOf(served.dispatcher.close())
         self.assertEqual(self.called, ["cancelled"] * 2)
 
+    def test_retries_do_not_add_up(self) -> None:
+        """However long the store fails, a schedule asks it again once in five seconds."""
+        claims = FailingClaims()
+        self.note("* * * * *", "UTC", missed="once")
+        served = self.serve(claims=claims)
+        served.wait(600)
+        waiting = len(served.reactor.getDelayedCalls())
+        served.wait(600)
+        self.assertEqual(len(served.reactor.getDelayedCalls()), waiting)
+        claims.broken = False
+        served.wait(6)
+        self.assertEqual(len(self.called), 1)
+
 
 class RegistrationTests(SynchronousTestCase):
     """What is wrong with a schedule is said at its registration."""

@@ -179,6 +179,7 @@ class RunTests(DispatchTestCase):
             served.say("# value")
         self.assertEqual((served.origin.texts, len(served.origin.done)), ([], 4))
         self.assertEqual(self.logged(LogLevel.warn).count("returned int"), 1)
+        self.assertIn("test_dispatch.py:", self.logged(LogLevel.warn))
 
     def test_refuses_commands_that_clash(self) -> None:
         """Two bots cannot have one command, nor a bot one that is built in."""
@@ -332,7 +333,8 @@ class FailureTests(DispatchTestCase):
         self.assertIn("an answer was lost", self.logged(LogLevel.info))
 
     def test_too_long(self) -> None:
-        """What takes too long is broken off, answered, and its place is free."""
+        """What takes too long is broken off, named, answered, and its place is free."""
+        self.watch_log()
         for name in ("a", "b", "c"):
             self.served.say(f"# wait {name}")
         self.served.wait(9)
@@ -341,6 +343,7 @@ class FailureTests(DispatchTestCase):
         self.assertEqual(self.origin.texts, [TIMEOUT_TEXT] * 2)
         self.assertEqual(self.served.failures, ["# wait"] * 2)
         self.assertEqual(self.outside.names, ["a", "b", "c"])
+        self.assertIn("test_dispatch.py:", self.logged(LogLevel.warn))
 
     def test_sweep_outlives_mistakes(self) -> None:
         """What goes wrong with one that takes too long keeps none of the others from its end."""

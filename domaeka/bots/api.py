@@ -402,6 +402,7 @@ class Bot(Speaker):
         @param prefix: stands before the name of each command.
         """
         check_name(name, "a bot")
+        _check_text(prefix, "prefix")
         super().__init__(name, frozenset(_texts(names, "names")))
         self.rooms = frozenset(_texts(rooms, "rooms"))
         self._prefix = prefix
@@ -508,6 +509,7 @@ class Bot(Speaker):
         for one in names:
             check_name(one)
         self._check_names(names)
+        _check_text(help, "help")
         gate = check_allow(allow, operators_only), check_cooldown(cooldown)
         return self._registering(Event.COMMAND, names, help, reactor, *gate)
 
@@ -554,13 +556,19 @@ class Bot(Speaker):
         @param mention: True: the bot is mentioned; False: it is not.
         @param allow: as of L{command}; messages of others go on to the next function.
         @param cooldown: as of L{command}; what is too much is not answered.
+        @raise TypeError: something of a wrong type.
+        @raise ValueError: C{pattern} is no regular expression.
         """
         takes = Filter(
-            (contains,) if isinstance(contains, str) and contains else tuple(contains),
-            re.compile(pattern) if isinstance(pattern, str) else pattern,
-            prefix,
+            ((contains,) if contains else ())
+            if isinstance(contains, str)
+            else _texts(contains, "contains"),
+            _pattern(pattern),
+            _check_text(prefix, "prefix"),
             mention,
         )
+        if mention is not None and not isinstance(mention, bool):
+            raise TypeError(f"mention: True or False, not {type(mention).__name__}")
         gate = check_allow(allow, operators_only), check_cooldown(cooldown)
         register = self._registering(Event.MESSAGE, (), "", reactor, *gate, takes=takes)
         return register if function is None else register(function)
@@ -708,6 +716,31 @@ _GIVEN: Final = {
 
 
 def _texts(given: Iterable[str], what: str) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        kind = "a text" if isinstance(given, str) else type(given).__name__
+        raise TypeError(f"{what}: a tuple of texts, not {kind}")
+    found = tuple(given)
+    for one in found:
+        if not isinstance(one, str):
+            raise TypeError(f"{what}: a tuple of texts; {one!r:.100} is {type(one).__name__}")
+    return found
+
+
+def _check_text(given: str, what: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"{what}: a text, not {type(given).__name__}")
+    return given
+
+
+def _pattern(given: object) -> re.Pattern[str] | None:
+    if given is None:
+        return None
+    pattern = given if isinstance(given, re.Pattern) else None
     if isinstance(given, str):
-        raise TypeError(f"{what}: a tuple of texts, not a text")
-    return tuple(given)
+        try:
+            pattern = re.compile(given)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"pattern: {given!r:.100} is wrong: {error}") from None
+    if pattern is None or not isinstance(pattern.pattern, str):
+        raise TypeError("pattern: a text, or what re.compile() makes of one")
+    return pattern

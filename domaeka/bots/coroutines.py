@@ -6,12 +6,13 @@ Calls go over in batches, and results come back likewise: many share one wake-up
 """
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import partial
-from threading import Thread
+from threading import Thread, get_ident
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -30,6 +31,8 @@ MAX_HOLD_UP_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 60.0
 #: Most tasks that are named of bots that a reload has taken away.
 MAX_NAMED_TASKS: Final = 10
+#: What is on the loop's stack of its own accord.
+_NOT_AUTHORS: Final = ("asyncio", "domaeka", "selectors", "threading")
 #: The beginning of asyncio's error where a Deferred is awaited.
 _DEFERRED_AWAITED: Final = "Task got bad yield: <Deferred"
 
@@ -291,6 +294,7 @@ class BotLoop:
         self._handover = Handover(reactor.callFromThread)
         self.hand_over: Callable[..., None] = self._handover.call
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # the loop's
         self._inbox = Handover(self._wake)
         self._closed = False
         self._ended: Deferred[None] | None = None
@@ -343,6 +347,7 @@ class BotLoop:
 
     def _carry_out(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
+        self._thread = get_ident()
         while not self._closed:
             try:
                 loop.run_forever()
@@ -425,7 +430,7 @@ class BotLoop:
         """What runs on the loop now, and its place."""
         task = asyncio.current_task(loop)
         if task is None:
-            return "a callback", ""
+            return "a callback", _running_in(self._thread)
         call = self._calls.get(cast("asyncio.Task[object]", task))
         if call is not None and call.about is not None:
             return str(call.about), call.about.place
@@ -468,8 +473,17 @@ class _Executor(ThreadPoolExecutor):
     def _start(self, future: "Future[Any]", function: Callable[[], Any]) -> None:
         if future.set_running_or_notify_cancel():
             self._threads_of_bots.call(function).addCallbacks(
-                future.set_result, lambda failure: future.set_exception(failure.value)
+                future.set_result, lambda failure: future.set_exception(_awaitable(failure.value))
             )
+
+
+def _awaitable(error: BaseException) -> BaseException:
+    """C{error}, or one that can be raised where a future is awaited."""
+    if not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError("a function in a thread has raised StopIteration")
+    raised.__cause__ = error
+    return raised
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -486,6 +500,18 @@ def _place_of(task: object) -> str:
     """The file and line of a task's function; empty: not known."""
     code = getattr(task.get_coro(), "cr_code", None) if isinstance(task, asyncio.Task) else None
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+def _running_in(thread: int) -> str:
+    """The place in the author's code that a thread is at now; empty: in none."""
+    place = ""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_AUTHORS:
+            code = frame.f_code
+            place = f"{code.co_filename}:{frame.f_lineno}, in {code.co_qualname}"
+        frame = frame.f_back
+    return place
 
 
 async def _wind_up(loop: asyncio.AbstractEventLoop) -> None:

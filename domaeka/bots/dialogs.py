@@ -6,6 +6,7 @@ question's own runs.  A message that names a command is that command, and the qu
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Final, Protocol
@@ -116,6 +117,10 @@ class Dialogs:
             raise BotTypeError(f"timeout: a number of seconds, not {type(timeout).__name__}")
         if not 0 < timeout <= MAX_ASK_SECONDS:
             raise BotValueError(f"timeout: above 0 and at most {MAX_ASK_SECONDS:.0f} s")
+        if not isinstance(text, str):
+            raise BotTypeError(f"a question is a text, not {type(text).__name__}")
+        if check is not None and (not callable(check) or inspect.iscoroutinefunction(check)):
+            raise BotTypeError("check: a plain function, which is given the message")
         dispatcher = run._runtime
         if is_on_loop():
             future = _Answer(self, run)
@@ -130,7 +135,10 @@ class Dialogs:
     def _open(
         self, run: Run, text: str, timeout: float, check: Check, anyone: bool, future: Any
     ) -> None:
-        if run.over or future.done() if isinstance(future, asyncio.Future) else run.over:
+        if run.over:
+            self._fail(run, future, BotValueError("the function has ended: it asks no more"))
+            return
+        if isinstance(future, asyncio.Future) and future.done():
             return
         place = run._origin.key.bot_name, run._chat.room_id
         room = self._rooms.get(place, {})
@@ -178,8 +186,8 @@ class Dialogs:
         """Where the function runs."""
         try:
             fits = question.check is None or question.check(answer)
-        except Exception as error:
-            hand_over(self._end, question, error)
+        except BaseException as error:  # even sys.exit()
+            hand_over(self._end, question, _raisable(error))
         else:
             if fits:
                 hand_over(self._end, question, answer, origin)
@@ -243,6 +251,15 @@ class Dialogs:
             future.errback(error)
         else:
             run.loop.call_soon(_set_exception, future, error)
+
+
+def _raisable(error: BaseException) -> Exception:
+    """C{error}, or one that can be raised where an answer is awaited."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError(f"check has raised {type(error).__name__}")
+    raised.__cause__ = error
+    return raised
 
 
 def _person(chat: Chat) -> str:

@@ -117,6 +117,7 @@ class BotDispatcher:
         self._hold_ups = HoldUps(self._seconds)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
+        self._hook: Command | None = None  # of start or stop, that runs
         self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds)
         self._back = self._back_from_loop  # one for all runs
@@ -138,7 +139,7 @@ class BotDispatcher:
         """
         loaded = tuple(bots)
         served = builtin_bot(loaded, settings.builtin), *loaded
-        router = Router(served, self._gate.allows)
+        router = Router(served, self._gate.allows, self._hold_ups)
         before = self._bots
         self._bots = served
         self._router = router
@@ -212,29 +213,19 @@ class BotDispatcher:
 
         @return: fires when that is done; never fails.
         """
-        found = [hook for bot in bots for hook in bot.registered(event)]
+        found = iter([hook for bot in bots for hook in bot.registered(event)])
         done: Deferred[None] = Deferred()
-        if not found:
-            done.callback(None)
-            return done
 
-        async def call_all() -> None:
-            for hook in found:
-                try:
-                    await asyncio.wait_for(hooks.called(self.loop, hook), HOOK_SECONDS)
-                except TimeoutError:
-                    _log.error(
-                        "{what} of the bot {owner} was given up after {held_seconds:.0f} s "
-                        "({place})",
-                        what=event.value,
-                        owner=hook.bot_name,
-                        held_seconds=HOOK_SECONDS,
-                        place=hook.place,
-                    )
-                except Exception as error:
-                    report(f"{event.value} failed", error, {"command": hook.name}, hook.function)
+        def call_next(_: object = None, outcome: object = None) -> None:
+            hook = None if isinstance(outcome, Failure) else next(found, None)  # the loop has ended
+            self._hook = hook
+            if hook is None:
+                done.callback(None)
+            else:
+                call = partial(hooks.called_alone, self.loop, hook, HOOK_SECONDS)
+                self.loop.call(call, (), call_next, hook)
 
-        self.loop.call(call_all, (), lambda *_: done.callback(None))
+        call_next()
         return done
 
     def attach(self, host: BotHost) -> None:
@@ -340,10 +331,17 @@ class BotDispatcher:
         if self._started:
             stopped = self._call_hooks(Event.STOP, self._bots)
             stopped.addTimeout(STOP_SECONDS, cast(IReactorTime, self._reactor))
-            stopped.addErrback(_hooks_late)
+            stopped.addErrback(self._hooks_late)
         stopped.addCallback(lambda _: self.loop.close())
         stopped.addCallback(lambda _: self._unlink(self._bots))
         return stopped.addCallback(lambda _: self._threads.close())
+
+    def _hooks_late(self, failure: Failure) -> None:
+        failure.trap(DeferredTimeout)  # type: ignore[no-untyped-call]
+        place = "" if self._hook is None else self._hook.place
+        _log.warn(
+            "functions of on_stop still run: they are waited for no longer ({place})", place=place
+        )
 
     # Dispatcher
 
@@ -555,7 +553,8 @@ class BotDispatcher:
     def _time_out(self, run: Run) -> None:
         """A run has taken too long."""
         self._leave(run)
-        _log.warn("{command} took too long and was given up", **run.log_fields)
+        fields = run.log_fields
+        _log.warn("{command} took too long and was given up ({place})", place=run.place, **fields)
         try:
             self._count_failure(run)
             self._say(run._chat, run._origin, TIMEOUT_TEXT)
@@ -698,17 +697,17 @@ class BotDispatcher:
     def _warn_once(self, command: Command, text: str) -> None:
         if command not in self._warned:
             self._warned.add(command)
-            _log.warn("{command} {mistake}", command=command.name, mistake=text)
+            _log.warn(
+                "{command} {mistake} ({place})",
+                command=command.name,
+                mistake=text,
+                place=command.place,
+            )
 
 
 def _settle(result: "Deferred[object]", command: Command, outcome: object) -> None:
     if not result.called:
         result.errback(outcome) if isinstance(outcome, Failure) else result.callback(outcome)
-
-
-def _hooks_late(failure: Failure) -> None:
-    failure.trap(DeferredTimeout)  # type: ignore[no-untyped-call]
-    _log.warn("functions of on_stop still run: they are waited for no longer")
 
 
 def _cancel(run: Run) -> None:

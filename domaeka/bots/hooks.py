@@ -4,11 +4,14 @@ import asyncio
 from typing import Any, cast
 
 from twisted.internet.defer import maybeDeferred
+from twisted.logger import Logger
 
 from domaeka.bots.commands import Command, Runs
 from domaeka.bots.coroutines import Coroutines, Pending, belongs_to
 from domaeka.bots.failures import report
 from domaeka.bots.runs import Run
+
+_log = Logger()
 
 
 async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -> Any:
@@ -17,7 +20,8 @@ async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -
         belongs_to(command.bot_name)
         return await cast(Any, command.function)(*args, **named)
     if command.runs is Runs.IN_THREAD:
-        return await asyncio.to_thread(command.function, *args, **named)
+        value = await asyncio.to_thread(command.function, *args, **named)
+        return await value if asyncio.iscoroutine(value) else value
     done: Pending[Any] = Pending()
 
     def call() -> None:
@@ -27,6 +31,27 @@ async def called(loop: Coroutines, command: Command, *args: Any, **named: Any) -
 
     loop.hand_over(call)
     return await done
+
+
+async def called_alone(loop: Coroutines, hook: Command, seconds: float) -> None:
+    """Call a function of start or stop, for so long at most.  Its error is its own, and logged."""
+    what = hook.event.value
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            await called(loop, hook)
+    except BaseException as error:  # even sys.exit()
+        if _is_broken_off(error):
+            raise
+        if limit.expired() and isinstance(error, TimeoutError):
+            _log.error(
+                "{what} of the bot {owner} was given up after {held_seconds:.0f} s ({place})",
+                what=what,
+                owner=hook.bot_name,
+                held_seconds=seconds,
+                place=hook.place,
+            )
+        else:
+            report(f"{what} failed", error, {"command": hook.name}, hook.function)
 
 
 async def wrapped(run: Run) -> object:
@@ -60,6 +85,14 @@ async def _guarded(run: Run, hook: Command, error: BaseException | None) -> obje
     """Call a function whose own error must not hide another one."""
     try:
         return await called(run.loop, hook, run, error)
-    except Exception as failed:
+    except BaseException as failed:  # even sys.exit()
+        if _is_broken_off(failed):
+            raise
         report(f"a function of {hook.event.value} failed", failed, run.log_fields, hook.function)
         return None
+
+
+def _is_broken_off(error: BaseException) -> bool:
+    """True if we have cancelled the task that runs, rather than a function something of its own."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

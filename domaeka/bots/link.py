@@ -9,10 +9,11 @@ from threading import Lock
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
 
 from domaeka.bots.coroutines import Pending, is_on_loop
 from domaeka.bots.failures import report
-from domaeka.errors import BotTypeError, NoServer, SendRefused
+from domaeka.errors import BotError, BotTypeError, NoServer, SendRefused, StoreError
 from domaeka.interfaces import KeptValues
 from domaeka.wire import Media
 
@@ -141,12 +142,22 @@ class Link:
             return
         ready = host.when_ready()
         ready.addCallback(lambda _: None if answer.done() else maybeDeferred(begin, host))
-        answer.follow(ready)
+        answer.follow(ready.addErrback(_without_frames))
 
     def _no_server(self) -> NoServer:
         if self._was_served:
             return NoServer("no server serves the bot any more: it has stopped, or loaded it anew")
         return NoServer("no server serves the bot yet: call it in a function, not at the import")
+
+
+def _without_frames(failure: Failure) -> Failure:
+    """
+    A failure that holds no frames, if it is the bot's own: they lead back to the L{Answer}, whose
+    error would be logged only when Python collects garbage.
+    """
+    if isinstance(failure.value, BotError | StoreError):
+        failure.cleanFailure()  # type: ignore[no-untyped-call]
+    return failure
 
 
 def _place() -> str:

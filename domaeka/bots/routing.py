@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from domaeka.bots.access import Allow
 from domaeka.bots.api import Bot
-from domaeka.bots.commands import Command, CommandTable
+from domaeka.bots.commands import Command, CommandTable, Filter
+from domaeka.bots.steps import HoldUps
 from domaeka.wire import Chat
 
 
@@ -27,13 +28,16 @@ class Router:
         self,
         bots: Sequence[Bot],
         allows: Callable[[Allow | None, Chat], bool] = lambda allow, chat: allow is None,
+        hold_ups: HoldUps | None = None,
     ) -> None:
         """
         @param allows: says if the sender of a message is among those who may.
+        @param hold_ups: names listeners whose patterns take long.
         @raise ConfigError: two commands for one phone and room have the same name.
         """
         self._bots = bots
         self._allows = allows
+        self._hold_ups = hold_ups
         for one in bots:
             CommandTable(one.commands)
         for one, other in combinations(bots, 2):
@@ -63,10 +67,18 @@ class Router:
             for listener in table.listeners:
                 if (
                     listener.takes is not None
-                    and listener.takes(chat.text, chat.is_mention)
+                    and self._takes(listener, listener.takes, chat)
                     and self._allows(listener.allow, chat)
                 ):
                     return listener, 0
+        return found
+
+    def _takes(self, listener: Command, takes: Filter, chat: Chat) -> bool:
+        if takes.pattern is None or self._hold_ups is None:
+            return takes(chat.text, chat.is_mention)
+        began = self._hold_ups.seconds()
+        found = takes(chat.text, chat.is_mention)
+        self._hold_ups.step_ended(listener, began)
         return found
 
     def commands(self) -> Iterator[Command]:

@@ -147,7 +147,8 @@ class Schedules:
         self._timeout = timeout
         self._entries: dict[str, _Entry] = {}
         self._timer: Any = None
-        self._retries: set[Any] = set()
+        # One of each kind for an entry, however often the store fails.
+        self._retries: dict[tuple[_Entry, Callable[[_Entry], Any]], Any] = {}
         self._holds = 0
 
     def hold(self) -> None:
@@ -192,7 +193,7 @@ class Schedules:
             if entry.call is not None:
                 entry.call.cancel()
         if not self._entries:
-            for retry in self._retries:
+            for retry in self._retries.values():
                 retry.cancel()
             self._retries.clear()
         self._look()
@@ -290,13 +291,15 @@ class Schedules:
             report("a schedule: our own mistake", error, {"command": entry.command.name})
 
     def _again(self, function: Callable[[_Entry], Any], entry: _Entry) -> None:
+        key = entry, function
+
         def retry() -> None:
-            self._retries.discard(call)
+            del self._retries[key]
             if not entry.is_over:
                 function(entry)
 
-        call = self._reactor.callLater(RETRY_SECONDS, retry)
-        self._retries.add(call)
+        if key not in self._retries:
+            self._retries[key] = self._reactor.callLater(RETRY_SECONDS, retry)
 
     # Runs
 
@@ -336,8 +339,6 @@ class Schedules:
         try:
             async with asyncio.timeout(seconds) as limit:
                 answer = await hooks.called(self._loop, command, context)
-                if asyncio.iscoroutine(answer):  # of a plain function
-                    answer = await answer
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -353,9 +354,10 @@ class Schedules:
             if answer is not None:
                 kind = type(answer).__name__
                 _log.warn(
-                    "{command} {mistake}",
+                    "{command} {mistake} ({place})",
                     command=command.name,
                     mistake=f"returned {kind}, which is no text",
+                    place=command.place,
                 )
         elif answer:
             await context.send(answer)

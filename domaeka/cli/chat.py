@@ -111,16 +111,22 @@ def chat(bots: tuple[str, ...], operator: bool, wait: float) -> None:
         loaded = load_bots(places)
     fill_standard_files()
     status: int | None = None
+    refused: ConfigError | None = None
 
     async def run(reactor: Any) -> None:
-        nonlocal status
+        nonlocal status, refused
         keep_going(reactor)
         await task.deferLater(reactor, 0)  # signals are the reactor's once it runs
-        status = await _run(reactor, loaded, places, settings, operator, wait)
+        try:
+            status = await _run(reactor, loaded, places, settings, operator, wait)
+        except ConfigError as error:  # two commands have the same name
+            refused = error
 
     try:
         task.react(lambda reactor: ensureDeferred(run(reactor)))
     except SystemExit as ended:
+        if refused is not None:
+            raise refused from None
         # Without a status, run() has failed and reported that.
         raise SystemExit(ended.code if status is None else status) from None
 

@@ -74,6 +74,16 @@ class ChatCommandTests(TestCase):
         for said in ("what is wrong", "chat_bot.py"):
             self.assertIn(said, failing.notes.decode())
 
+    async def test_commands_that_clash(self) -> None:
+        """Two bots with one command are refused by one line, with the places of both."""
+        (self.directory / "other_bot.py").write_text(BOT_TEXT)
+        chat = self.chat("--bots=other_bot:bot")
+        chat.end_input()
+        self.assertEqual(await chat.ended(), 1)
+        (said,) = (line for line in chat.notes.decode().splitlines() if line != "imported")
+        for place in ("/chat_bot.py:", "/other_bot.py:"):
+            self.assertIn(place, said)
+
     async def test_typed(self) -> None:
         """At a terminal, people and rooms change, the bot is imported anew, and Ctrl-D ends it."""
         chat = self.chat(terminal=True)
