@@ -12,13 +12,13 @@ from importlib.util import find_spec, resolve_name
 from itertools import islice
 from pathlib import Path
 from sysconfig import get_paths
-from time import monotonic
 from types import ModuleType
 from typing import Final, NamedTuple
 
 from twisted.logger import Logger
 
 from domaeka.bots.api import Bot
+from domaeka.clock import monotonic
 from domaeka.errors import ConfigError
 
 #: Most files that are remembered without having been imported: others count as changed at the
