@@ -2,11 +2,15 @@
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import Any
+from collections.abc import Iterable
+from heapq import nsmallest
+from typing import Any, TypeVar
 
 import msgspec
 
 from domaeka.errors import DomaekaError
+
+_T = TypeVar("_T", bound=str | tuple[str, ...])
 
 
 class BadCursor(DomaekaError):
@@ -19,6 +23,17 @@ class BadCursor(DomaekaError):
 def cursor(place: object) -> str:
     """The cursor of a place, to be read by L{read_cursor}."""
     return urlsafe_b64encode(msgspec.json.encode(place)).rstrip(b"=").decode()
+
+
+def page(items: Iterable[_T], after: Any, limit: int) -> tuple[list[_T], str | None]:
+    """
+    The least C{limit} items above C{after}, in order, and the cursor of the next page.
+
+    @param items: each is its own place, and no two are alike.
+    """
+    found = nsmallest(limit + 1, (one for one in items if one > after))
+    shown = found[:limit]
+    return shown, cursor(shown[-1]) if len(found) > limit else None
 
 
 def read_cursor(after: str | None, kind: Any) -> Any:

@@ -1,7 +1,6 @@
 """Endpoints of bans: networks that may not connect."""
 
 from collections.abc import Callable
-from heapq import nsmallest
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from msgspec import UNSET
 from domaeka.config import Settings
 from domaeka.interfaces import Directory
 from domaeka.policies import limits
-from domaeka.policies.cursors import cursor, read_cursor
+from domaeka.policies.cursors import page, read_cursor
 from domaeka.policies.limits import AddressLimits
 from domaeka.schema import Ban, BanQuery, Bans, NewBan, PageQuery
 from domaeka.store.bans import StoredBans
@@ -55,15 +54,9 @@ class BanPages(EndpointGroup):
     def list(self, request: Request[PageQuery, None]) -> Bans:
         """A page of bans."""
         after = read_cursor(request.query.after, str) or ""
-        limit = request.query.limit
         bans = {ban.network: ban for ban in self._limits.bans()}
-        found = nsmallest(limit + 1, (network for network in bans if network > after))
-        shown = found[:limit]
-        return Bans(
-            [describe_ban(bans[network]) for network in shown],
-            cursor(shown[-1]) if len(found) > limit else None,
-            len(bans),
-        )
+        shown, following = page(bans, after, request.query.limit)
+        return Bans([describe_ban(bans[network]) for network in shown], following, len(bans))
 
     @endpoint(
         "POST",

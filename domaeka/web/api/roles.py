@@ -1,10 +1,9 @@
 """Endpoints of roles: who holds one."""
 
-from heapq import nsmallest
 from http import HTTPStatus
 from typing import Any
 
-from domaeka.policies.cursors import cursor, read_cursor
+from domaeka.policies.cursors import page, read_cursor
 from domaeka.schema import PageQuery, Role, RoleHolder, Roles
 from domaeka.store.roles import HeldRole, StoredRoles
 from domaeka.web.api.endpoints import EndpointGroup, Request, bad_request, endpoint, not_found
@@ -24,15 +23,9 @@ class RolePages(EndpointGroup):
     def list(self, request: Request[PageQuery, None]) -> Roles:
         """A page of roles."""
         after = read_cursor(request.query.after, tuple[str, str, str]) or ()
-        limit = request.query.limit
         roles = self._roles.held()
-        found = nsmallest(limit + 1, (held for held in roles if held > after))
-        shown = found[:limit]
-        return Roles(
-            [_described(held, roles[held]) for held in shown],
-            cursor(shown[-1]) if len(found) > limit else None,
-            len(roles),
-        )
+        shown, following = page(roles, after, request.query.limit)
+        return Roles([_described(held, roles[held]) for held in shown], following, len(roles))
 
     @endpoint(
         "POST",
