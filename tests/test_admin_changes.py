@@ -1,6 +1,7 @@
 """Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
 
 from domaeka import Bot, operators, role
+from domaeka.bots.commands import Event
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.gateway.lifecycle.migration import MigrationPlan
 from tests.api_case import ApiCase
@@ -119,5 +120,5 @@ class BotsTests(ApiCase):
         self.assertEqual(
             shown, [("집", "operators | role(직원)"), ("가게", "operators | role(직원)")]
         )
-        listeners = {listener.name for bot in bots for listener in bot.listeners}
+        listeners = {listener.name for bot in bots for listener in bot.handlers.all(Event.MESSAGE)}
         self.assertEqual(listeners & {one["name"] for one in body["services"]}, set())

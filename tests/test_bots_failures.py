@@ -327,9 +327,9 @@ class OwnTextTests(FailureTestCase):
         async def command() -> None: ...
 
         self.bot.command("!do")(fail)
-        registered = self.bot._registered.pop()
+        registered = self.bot.handlers._own.pop()
         # What is refused at the registration never comes here.
-        self.bot._registered.append(replace(registered, function=command, runs=Runs.ON_REACTOR))
+        self.bot.handlers._own.append(replace(registered, function=command, runs=Runs.ON_REACTOR))
         Served([self.bot]).say(f"!do {CHAT}")
         error = self.logged()
         said = f"{command.__qualname__}() takes 0 positional arguments but 1 was given"

@@ -103,6 +103,7 @@ class RouterTests(SynchronousTestCase):
         self.assertIsNone(self.found(outer, text="# a", phone="y"))
         self.assertRaises(ValueError, inner.include, outer)
         self.assertRaises(ValueError, outer.include, self.bot("other", "# b"))
+        self.assertEqual([command.name for command in outer.commands], ["# b", "# a"])
         self.assertRaises(ValueError, outer.include, self.bot("other", names=["y"]))
 
     def test_listeners(self) -> None:

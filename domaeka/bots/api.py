@@ -378,6 +378,49 @@ def _there(store: BotStore | None) -> BotStore:
     return store
 
 
+class Handlers:
+    """The functions of a bot, and of the bots that it includes."""
+
+    def __init__(self, bot: "Bot") -> None:
+        self._bot = bot
+        self._own: list[Command] = []
+        self._included: list[Bot] = []
+
+    @property
+    def included(self) -> "tuple[Bot, ...]":
+        """The bots that it includes."""
+        return tuple(self._included)
+
+    def bots(self) -> "list[Bot]":
+        """The bot, and all that are included, also by others."""
+        return [self._bot, *(each for one in self._included for each in one.handlers.bots())]
+
+    def own(self, event: Event | None = None) -> tuple[Command, ...]:
+        """The bot's own functions, all or those for an event, in the order of registration."""
+        return tuple(each for each in self._own if event in (None, each.event))
+
+    def all(self, event: Event | None = None) -> tuple[Command, ...]:
+        """Likewise, and behind them those of included bots."""
+        return tuple(each for bot in self.bots() for each in bot.handlers.own(event))
+
+    def add(self, command: Command) -> None:
+        """Register a function."""
+        self._own.append(command)
+
+    def include(self, bot: "Bot") -> None:
+        """Include a bot, unless it is included."""
+        if bot not in self._included:
+            self._included.append(bot)
+
+    def snapshot(self) -> object:
+        """All this, for L{restore}."""
+        return tuple(self._own), tuple(self._included)
+
+    def restore(self, snapshot: Any) -> None:
+        """Have what was there at a L{snapshot} again."""
+        self._own[:], self._included[:] = snapshot
+
+
 class Bot(Speaker):
     """
     Functions that answer to chat.  Those that are C{async def} run on the bots' asyncio loop,
@@ -385,6 +428,7 @@ class Bot(Speaker):
     annotated to return a Deferred on the reactor, where they must not block; all others in threads.
 
     @ivar rooms: the channel ids of the rooms that it serves; empty: all.
+    @ivar handlers: its functions, for the server.
     """
 
     def __init__(
@@ -406,55 +450,12 @@ class Bot(Speaker):
         super().__init__(name, frozenset(_texts(names, "names")))
         self.rooms = frozenset(_texts(rooms, "rooms"))
         self._prefix = prefix
-        self._registered: list[Command] = []
-        self._included: list[Bot] = []
+        self.handlers = Handlers(self)
 
     @property
     def commands(self) -> tuple[Command, ...]:
         """Its commands, and those of included bots, in the order in which they were registered."""
-        return self.registered(Event.COMMAND)
-
-    @property
-    def listeners(self) -> tuple[Command, ...]:
-        """The functions that L{on_message} registered, likewise."""
-        return self.registered(Event.MESSAGE)
-
-    def registered(self, event: Event | None = None) -> tuple[Command, ...]:
-        """All functions, or those for an event, those of included bots behind its own."""
-        return (
-            *self.own(event),
-            *(each for one in self._included for each in one.registered(event)),
-        )
-
-    def own(self, event: Event | None = None) -> tuple[Command, ...]:
-        """Likewise, without those of included bots."""
-        return tuple(each for each in self._registered if event in (None, each.event))
-
-    @property
-    def included(self) -> "tuple[Bot, ...]":
-        """The bots that it includes."""
-        return tuple(self._included)
-
-    def serves(self, bot_name: str | None, channel_id: str | None) -> bool:
-        """True if it serves phones of this bot name, in the room of this channel id."""
-        return (not self.names or bot_name in self.names) and (
-            not self.rooms or channel_id in self.rooms
-        )
-
-    def overlaps(self, other: "Bot") -> bool:
-        """True if there may be a message for both."""
-        return not (
-            (self.names and other.names and not self.names & other.names)
-            or (self.rooms and other.rooms and not self.rooms & other.rooms)
-        )
-
-    def snapshot(self) -> object:
-        """Its functions, for L{restore}."""
-        return tuple(self._registered), tuple(self._included)
-
-    def restore(self, snapshot: Any) -> None:
-        """Have the functions of a L{snapshot} again."""
-        self._registered[:], self._included[:] = snapshot
+        return self.handlers.all(Event.COMMAND)
 
     def include(self, other: "Bot") -> None:
         """
@@ -462,18 +463,13 @@ class Bot(Speaker):
 
         @raise ValueError: C{other} is this bot, holds it, or names phones or rooms of its own.
         """
-        if self in other.with_included():
+        if self in other.handlers.bots():
             raise ValueError(f"the bot {other.name!r} holds the bot {self.name!r}")
         if other.names or other.rooms:
             raise ValueError(f"the bot {other.name!r} is included: it has no names or rooms")
-        if other not in self._included:
-            self._included.append(other)
         for command in other.commands:
             self._check_names((command.name, *command.aliases), other)
-
-    def with_included(self) -> "list[Bot]":
-        """This bot, and all that are included."""
-        return [self, *(each for one in self._included for each in one.with_included())]
+        self.handlers.include(other)
 
     def command(
         self,
@@ -596,7 +592,7 @@ class Bot(Speaker):
         @raise TypeError: not a function, or one that does not take a context alone.
         """
         schedule = Schedule.of(expression, timezone, _texts(rooms, "rooms"), missed)
-        if len(self.own(Event.SCHEDULE)) >= MAX_SCHEDULES:
+        if len(self.handlers.own(Event.SCHEDULE)) >= MAX_SCHEDULES:
             raise ValueError(f"the bot {self.name!r} has {MAX_SCHEDULES} schedules already")
         return self._registering(Event.SCHEDULE, (), "", reactor, schedule=schedule)
 
@@ -637,10 +633,9 @@ class Bot(Speaker):
         """@raise ValueError: a name is there twice, or is taken."""
         taken: dict[str, str] = {
             normal(used): command.place
-            for one in self.with_included()
+            for one in self.handlers.bots()
             if one is not included
-            for command in one._registered
-            if command.event is Event.COMMAND
+            for command in one.handlers.own(Event.COMMAND)
             for used in (command.name, *command.aliases)
         }
         for name in names:
@@ -677,10 +672,10 @@ class Bot(Speaker):
             line = help or (doc or "").partition("\n")[0]
             called = getattr(function, "__name__", event.value)
             name = names[0] if names else f"{self.name}.{called}"
-            for other in self.own(Event.SCHEDULE):
+            for other in self.handlers.own(Event.SCHEDULE):
                 if other.name == name and schedule is not None and schedule.equals(other.schedule):
                     raise BadHandler(function, f"has this schedule twice, first at {other.place}")
-            self._registered.append(
+            self.handlers.add(
                 Command(
                     name,
                     tuple(names[1:]),

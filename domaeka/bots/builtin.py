@@ -9,6 +9,7 @@ from domaeka import texts_ko
 from domaeka.bots.access import operators
 from domaeka.bots.api import Bot, Context
 from domaeka.bots.commands import check_name, normal
+from domaeka.bots.routing import serves
 from domaeka.config import BuiltinSettings
 from domaeka.errors import ConfigError
 
@@ -36,7 +37,7 @@ def builtin_bot(others: Sequence[Bot], names: BuiltinSettings) -> Bot:
         shown = [
             f"{command.usage} - {command.help}" if command.help else command.usage
             for one in (bot, *others)
-            if one.serves(ctx.device.bot_name, ctx._chat.channel_id)
+            if serves(one, ctx.device.bot_name, ctx._chat.channel_id)
             for command in one.commands
             if ctx._runtime.allows(command.allow, ctx._chat)
         ]

@@ -178,7 +178,7 @@ class BotDispatcher:
             self._link(new)
             stopped = self._call_hooks(Event.STOP, gone)
             if gone:
-                names = frozenset(each.name for bot in gone for each in bot.with_included())
+                names = frozenset(each.name for bot in gone for each in bot.handlers.bots())
                 stopped.addCallback(lambda _: self.loop.call_soon(self.loop.name_tasks, names))
             stopped.addCallback(lambda _: self._unlink(gone))
             stopped.addCallback(lambda _: self._call_hooks(Event.START, new))
@@ -192,7 +192,7 @@ class BotDispatcher:
         on_error: tuple[Command, ...],
     ) -> None:
         """Serve the functions of a bot, and of those that it includes, within those around them."""
-        own = bot.own
+        own = bot.handlers.own
         before = *before, *own(Event.BEFORE)
         after = *own(Event.AFTER), *after
         on_error = *own(Event.ERROR), *on_error
@@ -204,7 +204,7 @@ class BotDispatcher:
             self._served[command] = Served(
                 command, breaker, observe, *around, wrapped, command.is_gated, bot.store
             )
-        for included in bot.included:
+        for included in bot.handlers.included:
             self._serve(included, before, after, on_error)
 
     def _call_hooks(self, event: Event, bots: Iterable[Bot]) -> "Deferred[None]":
@@ -213,7 +213,7 @@ class BotDispatcher:
 
         @return: fires when that is done; never fails.
         """
-        found = iter([hook for bot in bots for hook in bot.registered(event)])
+        found = iter([hook for bot in bots for hook in bot.handlers.all(event)])
         done: Deferred[None] = Deferred()
 
         def call_next(_: object = None, outcome: object = None) -> None:

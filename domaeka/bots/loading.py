@@ -90,7 +90,7 @@ def reload_bots(places: Iterable[str], use: Callable[[list[Bot]], object]) -> Re
         if (package := sys.modules.get(name.rpartition(".")[0])) is not None
         and vars(package).get(child := name.rpartition(".")[2]) is module
     ]
-    registered = {bot: bot.snapshot() for bot in _bots(own, old)}
+    registered = {bot: bot.handlers.snapshot() for bot in _bots(own, old)}
     for name in stale:
         del sys.modules[name]
         # To Python a file is unchanged if its time, in seconds, and its length are.
@@ -117,7 +117,7 @@ def reload_bots(places: Iterable[str], use: Callable[[list[Bot]], object]) -> Re
         for package, child, name in children:
             setattr(package, child, own[name])
         for bot, functions in registered.items():
-            bot.restore(functions)
+            bot.handlers.restore(functions)
         raise
     _remember(digests)
     left = tuple(place for place in bots if bots[place] is old.get(place))
@@ -206,7 +206,7 @@ def _stale(
         more = {name for name, needed in needs.items() if needed & stale}
         for bot, holders in _bots(own, bots).items():
             # A module that runs again would register its commands again with a bot that was left.
-            if any(each.module in stale for each in bot.registered()):
+            if any(each.module in stale for each in bot.handlers.all()):
                 more |= holders
         if more <= stale:
             return stale

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from domaeka.bots.access import Allow
 from domaeka.bots.api import Bot
-from domaeka.bots.commands import Command, CommandTable, Filter
+from domaeka.bots.commands import Command, CommandTable, Event, Filter
 from domaeka.bots.steps import HoldUps
 from domaeka.wire import Chat
 
@@ -16,6 +16,19 @@ class _Table(NamedTuple):
 
     commands: CommandTable
     listeners: tuple[Command, ...]
+
+
+def serves(bot: Bot, bot_name: str | None, channel_id: str | None) -> bool:
+    """True if a bot serves phones of this bot name, in the room of this channel id."""
+    return (not bot.names or bot_name in bot.names) and (not bot.rooms or channel_id in bot.rooms)
+
+
+def _overlap(one: Bot, other: Bot) -> bool:
+    """True if there may be a message for both."""
+    return not (
+        (one.names and other.names and not one.names & other.names)
+        or (one.rooms and other.rooms and not one.rooms & other.rooms)
+    )
 
 
 class Router:
@@ -41,7 +54,7 @@ class Router:
         for one in bots:
             CommandTable(one.commands)
         for one, other in combinations(bots, 2):
-            if one.overlaps(other):
+            if _overlap(one, other):
                 CommandTable(chain(one.commands, other.commands))
         self._names = frozenset(chain.from_iterable(bot.names for bot in bots))
         self._rooms = frozenset(chain.from_iterable(bot.rooms for bot in bots))
@@ -87,7 +100,9 @@ class Router:
 
     def handlers(self) -> Iterator[Command]:
         """Each command and each listener once."""
-        return chain.from_iterable((*bot.commands, *bot.listeners) for bot in self._bots)
+        return chain.from_iterable(
+            (*bot.commands, *bot.handlers.all(Event.MESSAGE)) for bot in self._bots
+        )
 
     def _table(self, chat: Chat, bot_name: str) -> _Table:
         name = bot_name if bot_name in self._names else None
@@ -99,8 +114,8 @@ class Router:
         return table
 
     def _make_table(self, name: str | None, room: str | None) -> _Table:
-        serving = [bot for bot in self._bots if bot.serves(name, room)]
+        serving = [bot for bot in self._bots if serves(bot, name, room)]
         return _Table(
             CommandTable(chain.from_iterable(bot.commands for bot in serving)),
-            tuple(chain.from_iterable(bot.listeners for bot in serving)),
+            tuple(chain.from_iterable(bot.handlers.all(Event.MESSAGE) for bot in serving)),
         )

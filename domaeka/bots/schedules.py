@@ -381,6 +381,6 @@ def _in_thread(entry: _Entry) -> Callable[[ScheduleContext], object]:
 def _schedules(bots: Iterable[Bot]) -> Iterator[tuple[Bot, Command]]:
     """Each schedule, and the bot that has it."""
     for bot in bots:
-        for each in bot.with_included():
-            for command in each.own(Event.SCHEDULE):
+        for each in bot.handlers.bots():
+            for command in each.handlers.own(Event.SCHEDULE):
                 yield each, command

@@ -70,14 +70,14 @@ class BotHost:
     def link(self, bots: Iterable[Bot]) -> None:
         """Serve bots, and those that they include."""
         for bot in bots:
-            for each in bot.with_included():
+            for each in bot.handlers.bots():
                 each.link.attach(self)
 
     def unlink(self, bots: Iterable[Bot], kept: Iterable[Bot] = ()) -> None:
         """Serve bots no more, nor those that they include, but for C{kept}."""
-        still = {each for bot in kept for each in bot.with_included()}
+        still = {each for bot in kept for each in bot.handlers.bots()}
         for bot in bots:
-            for each in bot.with_included():
+            for each in bot.handlers.bots():
                 if each not in still:
                     each.link.detach(self)
 
