@@ -34,6 +34,7 @@ from domaeka import __version__
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.health import Stats
 from domaeka.policies.auth import AuthFault
+from domaeka.pools import Pool, Pools
 
 #: Most values that one label may have by L{Family.register}.  Source: a series costs 12 µs of
 #: every scrape.
@@ -238,6 +239,7 @@ class Metrics(Collector):
     C{_total} and the unit; but the attempts to connect, C{connections_total}, are C{attempts}.
 
     @ivar registry: for prometheus_client; it holds these and those of the process.
+    @ivar pools: what shared pools have given way; it counts C{gave_way}.
     """
 
     def __init__(self) -> None:
@@ -374,6 +376,15 @@ class Metrics(Collector):
         self.reactor_lag = self._histogram(
             "reactor_lag_seconds", "How late the reactor's timers are", _LAG_BOUNDS
         )
+
+        # What is shared.
+        self.gave_way = self._counters(
+            "gave_way",
+            "Times that something shared was at its bound, and somebody had to give way",
+            "pool",
+            Pool,
+        )
+        self.pools = Pools(lambda pool, count: self.gave_way.labels(pool).inc(count))
 
         self.http_refused = self._counter(
             "http_refused", "HTTP connections that were closed at once: too many, denied or banned"

@@ -10,6 +10,7 @@ from domaeka.gateway.joints import CLOSING_SHARE, LATE_SHARE, Member
 from domaeka.gateway.peer import Peer
 from domaeka.interfaces import DeviceKey
 from domaeka.policies import limits
+from domaeka.pools import Pool
 
 #: Time for a peer that finds the server full to name a device that is connected, and then to prove
 #: that name, in seconds: a round trip each, on a poor line.
@@ -155,6 +156,7 @@ class Admission:
         oldest = next(iter(self._strangers.values()), None)
         if oldest is None:
             return False
+        self._context.metrics.pools.gave_way(Pool.PLACES, oldest.peer.address)
         oldest.close(CloseReason.GAVE_WAY)
         return True
 

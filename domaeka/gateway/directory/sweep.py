@@ -97,6 +97,13 @@ class Sweep:
         if now >= self._forget_due:
             self._forget_due = now + FORGET_SECONDS
             self._cooperate(context.authentication.forget())
+        for pool, claimant, count in metrics.pools.news(now):
+            self.log.warn(
+                "{pool}: at its bound: {count} gave way, of {claimant} last",
+                pool=pool,
+                count=count,
+                claimant=claimant or "nobody in particular",
+            )
         self._swept_at = context.seconds()
 
     def _sweep_devices(self, now: float) -> None:
