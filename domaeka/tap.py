@@ -17,7 +17,7 @@ from domaeka.clock import keep_going, monotonic
 from domaeka.config import SettingsSource, is_secret, settings_here
 from domaeka.errors import DomaekaError
 from domaeka.gateway.transport.ports import Sockets
-from domaeka.logs import observer_for
+from domaeka.logs import MAX_MESSAGE_CHARS, observer_for, quote
 from domaeka.server import (
     EXIT_CANNOT_START,
     GatewayService,
@@ -29,6 +29,7 @@ from domaeka.server import (
     open_state,
 )
 from domaeka.store.threads import ThreadWorker
+from domaeka.toml import trusting
 
 
 class Options(usage.Options):
@@ -64,7 +65,7 @@ class Options(usage.Options):
         key, equals, text = value.partition("=")
         if not equals:
             # A UsageError would have the whole usage printed around it.
-            raise SystemExit(f"domaeka: --set {value:.100}: must be SECTION.KEY=VALUE")
+            raise SystemExit(f"domaeka: --set {quote(value, 100)}: must be SECTION.KEY=VALUE")
         self["set"].append((key.strip(), text))
 
     def opt_version(self) -> None:
@@ -90,9 +91,11 @@ def makeService(options: Options) -> GatewayService:
     keep_going(reactor)
     source = options.source()
     try:
-        return _make_service(options, source, reactor)
+        twistd: Mapping[str, Any] = options.parent or {}
+        with trusting(twistd.get("uid")):  # the user that root becomes later
+            return _make_service(options, source, reactor)
     except DomaekaError as error:
-        print(f"domaeka: {source.locate(str(error))}", file=sys.stderr)
+        print(f"domaeka: {quote(source.locate(str(error)), MAX_MESSAGE_CHARS)}", file=sys.stderr)
         raise SystemExit(EXIT_CANNOT_START) from None
 
 
