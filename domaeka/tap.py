@@ -11,7 +11,7 @@ from twisted.python.runtime import seconds as wall
 
 from domaeka import __version__
 from domaeka.bots.coroutines import BotLoop
-from domaeka.bots.loading import Changes, load_bots
+from domaeka.bots.loading import Changes, load_bots, look_here
 from domaeka.bots.threads import CommandThreads
 from domaeka.clock import keep_going, monotonic
 from domaeka.config import SettingsSource, is_secret, settings_here
@@ -107,8 +107,7 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> Gat
     observer = observer_for(settings.logging, twistd, reactor)
     observer.lead_standard_logging()
     # Bots beside the place from which the server is started, as with python -m.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     with acting_as(twistd.get("uid"), twistd.get("gid")):
         state = open_state(options["state-dir"], os.environ, settings, wall())
         with observer.while_importing():

@@ -254,14 +254,13 @@ def check_all(settings: Settings) -> None:
     @raise ConfigError: which setting is wrong, and why.
     """
     from domaeka.bots.builtin import builtin_bot
-    from domaeka.bots.loading import load_bots
+    from domaeka.bots.loading import load_bots, look_here
     from domaeka.bots.routing import Router
     from domaeka.server import check
 
     check(settings)
     # As the server does: bots beside the place from which it is started.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     with redirect_stdout(sys.stderr):  # standard output is for scripts
         bots = tuple(load_bots(settings.bots.load))
     Router((builtin_bot(bots, settings.bots.builtin), *bots))

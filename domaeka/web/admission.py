@@ -1,5 +1,6 @@
 """Admission to the HTTP port: the share of each address, and which connection gives way."""
 
+from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol, TypeVar
@@ -37,6 +38,10 @@ class OpenConnection(Protocol):
         """The address of its peer."""
 
     @property
+    def claimant(self) -> object:
+        """Whose it is: C{claimant_of(host)}, kept, for at a flood each one is asked of all."""
+
+    @property
     def stage(self) -> Stage:
         """What it does."""
 
@@ -67,14 +72,12 @@ def admit(
     @param gave_way: called with the address of the connection that is closed, or not admitted.
     @return: true if it is admitted.
     """
-    ours = _claimant(host)
+    ours = claimant_of(host)
     if len(connections) < (most if ours is None else min(most - RESERVED, MAX_OF_A_BANNED_ONE)):
         return True  # the usual case
-    claimants = {each: _claimant(each.host) for each in connections}
-    held: dict[object, int] = {None: -RESERVED}  # what is kept for this machine counts for nobody
-    for claimant in claimants.values():
-        held[claimant] = held.get(claimant, 0) + 1
-    mine = held.get(ours, 0)
+    held = Counter(each.claimant for each in connections)
+    held[None] -= RESERVED  # what is kept for this machine counts for nobody
+    mine = held[ours]
     only_ours = False
     if ours is None:
         if len(connections) < most:
@@ -88,11 +91,11 @@ def admit(
     victim = min(
         (
             each
-            for each, claimant in claimants.items()
-            if each.stage < Stage.ANSWERING
-            and (claimant == ours or (not only_ours and held[claimant] > max(mine, 0)))
+            for each in connections
+            if (each.claimant == ours or (not only_ours and held[each.claimant] > max(mine, 0)))
+            and each.stage < Stage.ANSWERING
         ),
-        key=lambda each: (-held[claimants[each]], each.stage),  # of equals, the first
+        key=lambda each: (-held[each.claimant], each.stage),  # of equals, the first
         default=None,
     )
     if victim is None:
@@ -104,6 +107,6 @@ def admit(
     return True
 
 
-def _claimant(host: str) -> object:
+def claimant_of(host: str) -> object:
     """Whose a connection is: an address, or L{None}: this machine."""
     return None if is_this_machine(host) else address_key(host) or host

@@ -37,7 +37,7 @@ from twisted.web import http
 from domaeka.metrics import Metrics
 from domaeka.pools import Pool
 from domaeka.twisted_internals import HTTPChannel
-from domaeka.web.admission import MAX_CONNECTIONS, Stage, admit
+from domaeka.web.admission import MAX_CONNECTIONS, Stage, admit, claimant_of
 from domaeka.web.hosts import wrong_host
 from domaeka.web.routes import (
     EVENT_HEADERS,
@@ -344,6 +344,7 @@ class Channel(HTTPChannel):
         super().__init__(_READ_AHEAD_BYTES)
         self.site = site
         self.host = host
+        self.claimant = claimant_of(host)
         self.requestFactory = Request  # type: ignore[assignment]
         self._timer = site.timer
         self._deadline: Any = None  # of the current wait: for a request, an answer or the end
