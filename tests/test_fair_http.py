@@ -2,8 +2,15 @@
 
 from twisted.internet.address import UNIXAddress
 
+from domaeka.gateway.transport.ports import ACCEPTED_A_TURN
 from domaeka.pools import ALL_LINES_A_MINUTE, LINES_A_MINUTE, Pool
-from domaeka.web.admission import MAX_CONNECTIONS, MAX_OF_AN_ADDRESS, MAX_OF_THE_SOCKET, RESERVED
+from domaeka.web.admission import (
+    MAX_CONNECTIONS,
+    MAX_OF_AN_ADDRESS,
+    MAX_OF_THE_SOCKET,
+    RESERVED,
+    Stage,
+)
 from domaeka.web.api.endpoints import PREFIX
 from domaeka.web.api.events import MAX_STREAMS
 from domaeka.web.routes import Route
@@ -76,6 +83,24 @@ class ConnectionsTests(ServerTests, FairCase):
         self.assert_gave_way(self.metrics, Pool.HTTP_CONNECTIONS)
         self.clock.advance(WRITE_SECONDS)
         self.assertTrue(line.aborted)
+
+    def test_requests_without_end(self) -> None:
+        """All connections of this machine ask and read without end: a monitor is before them."""
+        for _ in range(MAX_CONNECTIONS - 1):
+            self.connect().channel.dataReceived(CHECK * 1000)
+        for _ in range(3 * MAX_CONNECTIONS // REQUESTS_A_TURN):
+            self.turn()
+        stages = {channel.stage for channel in self.site.channels}
+        self.assertEqual(stages - {Stage.UNFINISHED}, {Stage.AGAIN})
+        for _ in range(3):
+            self.line = self.connect()
+            self.line.channel.dataReceived(CHECK)
+            self.turn()
+            self.assertEqual(self.line.answer()[0], 200)
+
+    def test_more_is_served_than_comes(self) -> None:
+        """New connections that ask at once never pile up: more are served than are accepted."""
+        self.assertGreater(REQUESTS_A_TURN, ACCEPTED_A_TURN)
 
     def test_they_end(self) -> None:
         """Half a request holds a place no longer than a request may take."""

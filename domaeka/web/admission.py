@@ -26,8 +26,10 @@ class Stage(IntEnum):
     IDLE = 0
     #: Its request is not complete, its answer is not read, or it is being closed.
     UNFINISHED = 1
-    #: Its request is complete, and is being answered.
-    ANSWERING = 2
+    #: It is being answered, and not for the first time.
+    AGAIN = 2
+    #: Its first request is complete, and is being answered; or it reads events.
+    ANSWERING = 3
 
 
 class OpenConnection(Protocol):
@@ -61,10 +63,12 @@ def admit(
 ) -> bool:
     """
     Admit a connection from C{host}, or not: if there are too many already, one of the largest
-    holder is closed for it, first one that is idle, then one whose request is not complete.
+    holder is closed for it, first one that is idle, then one whose request is not complete, then
+    one that has been answered before.
 
-    A complete request is answered, whoever else comes.  So whoever holds connections open and asks
-    for nothing keeps nobody out: a newcomer of the same address takes the place of its oldest.
+    The first complete request of a connection is answered, whoever else comes.  So whoever holds
+    connections open, for nothing or for requests without end, keeps nobody out: a newcomer, of the
+    same address too, takes the place of the oldest.
 
     @param connections: those that are open, in the order in which they came or were last idle.
     @param barred: true if C{host} is banned.

@@ -351,6 +351,7 @@ class Channel(HTTPChannel):
         self._unread: Any = None  # set while the client does not read its answers
         self._waiting: Callable[[], None] | None = None
         self._idle = False
+        self._answered = False  # a request was answered
         self._in_progress = False  # a request is complete, its answer is not
         self._ended = False
         self._discarded_bytes = 0
@@ -405,7 +406,7 @@ class Channel(HTTPChannel):
 
     def requestDone(self, request: http.Request) -> None:
         # First, because the next request may be here already, and is parsed below.
-        self._idle = True
+        self._idle = self._answered = True
         self._in_progress = False
         if self in self.site.channels:
             self.site.channels[self] = self.site.channels.pop(self)
@@ -454,7 +455,9 @@ class Channel(HTTPChannel):
             return Stage.UNFINISHED
         if self._idle:
             return Stage.IDLE
-        return Stage.ANSWERING if self._in_progress else Stage.UNFINISHED
+        if not self._in_progress:
+            return Stage.UNFINISHED
+        return Stage.AGAIN if self._answered and not streams else Stage.ANSWERING
 
     @property
     def port(self) -> int:
@@ -472,7 +475,7 @@ class Channel(HTTPChannel):
         it, and only once the answers before it have left.
         """
         if self._unread is None:
-            self.site.turns.add(self, serve)
+            self.site.turns.add(self, serve, first=not self._answered)
         else:
             self._waiting = serve
 

@@ -1,12 +1,13 @@
 """Turns of the reactor in which HTTP requests are served: a few in each, phones in between."""
 
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, Protocol
 
-#: Requests that are served in one turn of the reactor, of which each has 0.1 ms or so of work of
-#: its own.
-REQUESTS_A_TURN: Final = 8
+#: Requests that are served in one turn of the reactor, each of which has 0.1 ms or so of work of
+#: its own.  More than a port accepts in a turn (L{domaeka.gateway.transport.ports}), so that the
+#: first requests of new connections never pile up.
+REQUESTS_A_TURN: Final = 20
 
 
 class Timer(Protocol):
@@ -21,36 +22,49 @@ class Timer(Protocol):
 
 class Turns:
     """
-    Requests that wait to be served: one of a connection, in the order in which they came.
+    Requests that wait to be served, at most one of each connection: first those of connections
+    that were not answered yet, then others, in the order in which they came.
 
-    So the requests of all connections together take a part of a turn, however many there are.
+    So the requests of all connections together take a part of a turn, however many there are, and
+    who asks without end holds up nobody who comes.
     """
 
     def __init__(self, timer: Timer) -> None:
         self._timer = timer
-        self._waiting: dict[object, Callable[[], object]] = {}
+        self._first: dict[object, Callable[[], object]] = {}
+        self._further: dict[object, Callable[[], object]] = {}
         self._call: Any = None
 
-    def add(self, connection: object, serve: Callable[[], object]) -> None:
-        """Call C{serve} in another turn; it is the only request of C{connection} that waits."""
-        self._waiting[connection] = serve
+    def add(self, connection: object, serve: Callable[[], object], first: bool) -> None:
+        """
+        Call C{serve} in another turn.
+
+        @param first: true if the connection was not answered yet.
+        """
+        (self._first if first else self._further)[connection] = serve
         self._go_on()
 
     def remove(self, connection: object) -> None:
         """Forget the request of a connection, if one waits."""
-        self._waiting.pop(connection, None)
-        if not self._waiting and self._call is not None:
+        self._take(connection)
+        if not self._is_waiting() and self._call is not None:
             self._call.cancel()
             self._call = None
 
+    def _take(self, connection: object) -> Callable[[], object] | None:
+        return self._first.pop(connection, None) or self._further.pop(connection, None)
+
+    def _is_waiting(self) -> bool:
+        return bool(self._first or self._further)
+
     def _go_on(self) -> None:
-        if self._waiting and self._call is None:
+        if self._is_waiting() and self._call is None:
             self._call = self._timer.callLater(0, self._serve)
 
     def _serve(self) -> None:
         self._call = None
-        for connection in list(islice(self._waiting, REQUESTS_A_TURN)):
-            serve = self._waiting.pop(connection, None)
+        for connection in list(islice(chain(self._first, self._further), REQUESTS_A_TURN)):
+            serve = self._take(connection)
             if serve is not None:  # else one before it has closed it
                 serve()
         self._go_on()
