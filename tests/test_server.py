@@ -60,6 +60,11 @@ class Line:
         return int(first.split()[1]), headers, body
 
     @property
+    def closed(self) -> bool:
+        """Whether the connection was cut, or closed in order."""
+        return self.aborted or bool(self.transport.disconnecting)
+
+    @property
     def aborted(self) -> bool:
         """Whether the connection was cut."""
         return bool(self.transport.disconnected)
@@ -418,7 +423,7 @@ class LimitTests(ServerTests):
         lines[3].channel.dataReceived(b"GET /anywhere HTTP/1.1\r\n\r\n")
         self.clock.advance(0)
         self.connect("2001:db8::2")
-        self.assertEqual([line.aborted for line in lines[2:5]], [False, True, False])
+        self.assertEqual([line.closed for line in lines[2:5]], [False, True, False])
         self.connect("2001:db8::2")
         self.assertEqual([line.aborted for line in lines[:3]], [True, False, False])
 
@@ -453,7 +458,7 @@ class LimitTests(ServerTests):
         lines[1].channel.dataReceived(b"GET /anywhere HTTP/1.1\r\n\r\n")
         self.clock.advance(0)
         self.connect("192.0.2.1")
-        self.assertEqual([line.aborted for line in lines], [False, True])
+        self.assertEqual([line.closed for line in lines], [False, True])
         while len(self.site.channels) < MAX_CONNECTIONS - RESERVED:
             self.connect()
         self.assertIsNone(self.site.buildProtocol(IPv4Address("TCP", "192.0.2.2", 1)))
@@ -472,9 +477,9 @@ class LimitTests(ServerTests):
             line.channel.dataReceived(b"GET /ok HTTP/1.1\r\n\r\n")
             self.clock.advance(0)
         self.connect()
-        self.assertEqual((lines[5].aborted, lines[3].aborted), (True, False))
+        self.assertEqual((lines[5].closed, lines[3].closed), (True, False))
         self.connect()
-        self.assertTrue(lines[3].aborted)
+        self.assertTrue(lines[3].closed)
 
     def test_close(self) -> None:
         """At the end idle connections close at once, others when they have been answered."""

@@ -24,11 +24,11 @@ class Stage(IntEnum):
 
     #: It has been answered, and has asked for nothing since.
     IDLE = 0
-    #: Its request is not complete, its answer is not read, or it is being closed.
-    UNFINISHED = 1
-    #: It is being answered, and not for the first time.
-    AGAIN = 2
-    #: Its first request is complete, and is being answered; or it reads events.
+    #: It has been answered and asks again, or does not read its answer.
+    AGAIN = 1
+    #: Its first request is not complete.
+    UNFINISHED = 2
+    #: Its first request is being answered, an answer leaves just now, or it reads events.
     ANSWERING = 3
 
 
@@ -47,8 +47,8 @@ class OpenConnection(Protocol):
     def stage(self) -> Stage:
         """What it does."""
 
-    def abort(self) -> None:
-        """Close at once; unsent data is lost."""
+    def give_way(self) -> None:
+        """Close: in order if it is idle, else at once."""
 
 
 _Connection = TypeVar("_Connection", bound=OpenConnection)
@@ -63,8 +63,8 @@ def admit(
 ) -> bool:
     """
     Admit a connection from C{host}, or not: if there are too many already, one of the largest
-    holder is closed for it, first one that is idle, then one whose request is not complete, then
-    one that has been answered before.
+    holder is closed for it, first one that is idle, then one that has been answered before, then
+    one whose request is not complete.
 
     The first complete request of a connection is answered, whoever else comes.  So whoever holds
     connections open, for nothing or for requests without end, keeps nobody out: a newcomer, of the
@@ -107,7 +107,7 @@ def admit(
         return False
     gave_way(victim.host)
     del connections[victim]
-    victim.abort()
+    victim.give_way()
     return True
 
 

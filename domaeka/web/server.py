@@ -36,7 +36,7 @@ from twisted.web import http
 
 from domaeka.metrics import Metrics
 from domaeka.pools import Pool
-from domaeka.twisted_internals import HTTPChannel
+from domaeka.twisted_internals import HTTPChannel, unsent_bytes
 from domaeka.web.admission import MAX_CONNECTIONS, Stage, admit, claimant_of
 from domaeka.web.hosts import wrong_host
 from domaeka.web.routes import (
@@ -69,6 +69,9 @@ WRITE_SECONDS: Final = 30.0
 #: Longest idle time between two requests, in seconds.  Source: Prometheus scrapes every 60 s by
 #: default.
 IDLE_SECONDS: Final = 75.0
+#: Time for which an answer may take its way into the kernel before its connection gives way to
+#: others, in seconds: usually it is there in the next turn of the reactor.
+LEAVE_SECONDS: Final = 1.0
 #: Longest time for a connection that is being closed to send what is written, in seconds.
 CLOSE_SECONDS: Final = 5.0
 #: Longest silence in a stream of events, in seconds.  Source: proxies close a silent connection
@@ -352,6 +355,7 @@ class Channel(HTTPChannel):
         self._waiting: Callable[[], None] | None = None
         self._idle = False
         self._answered = False  # a request was answered
+        self._answered_at = 0.0
         self._in_progress = False  # a request is complete, its answer is not
         self._ended = False
         self._discarded_bytes = 0
@@ -407,6 +411,7 @@ class Channel(HTTPChannel):
     def requestDone(self, request: http.Request) -> None:
         # First, because the next request may be here already, and is parsed below.
         self._idle = self._answered = True
+        self._answered_at = self._timer.seconds()
         self._in_progress = False
         if self in self.site.channels:
             self.site.channels[self] = self.site.channels.pop(self)
@@ -450,14 +455,18 @@ class Channel(HTTPChannel):
     @property
     def stage(self) -> Stage:
         """What it does; an L{OpenConnection<domaeka.web.admission.OpenConnection>}."""
-        streams = bool(self.requests) and self.requests[0].is_stream
-        if self._ended or (self.is_paused and not streams):
-            return Stage.UNFINISHED
-        if self._idle:
-            return Stage.IDLE
-        if not self._in_progress:
-            return Stage.UNFINISHED
-        return Stage.AGAIN if self._answered and not streams else Stage.ANSWERING
+        if self._in_progress and self.requests and self.requests[0].is_stream:
+            return Stage.ANSWERING
+        if self.is_paused:
+            return Stage.AGAIN
+        if self._answered:
+            if self._timer.seconds() - self._answered_at < LEAVE_SECONDS and unsent_bytes(
+                self.transport
+            ):
+                return Stage.ANSWERING
+            # A request that was sent ahead is in progress though nothing came since the last.
+            return Stage.IDLE if self._idle and not self._in_progress else Stage.AGAIN
+        return Stage.ANSWERING if self._in_progress else Stage.UNFINISHED
 
     @property
     def port(self) -> int:
@@ -507,6 +516,13 @@ class Channel(HTTPChannel):
         elif not self._ended:
             self.loseConnection()
 
+    def give_way(self) -> None:
+        """Close: in order if it is idle, else at once."""
+        if self.stage is Stage.IDLE and not self._ended:
+            self.loseConnection()
+        else:
+            self.abort()
+
     def cancel_deadline(self) -> None:
         """Wait without a deadline until the next one is set."""
         if self._deadline is not None and self._deadline.active():
@@ -514,6 +530,7 @@ class Channel(HTTPChannel):
 
     def abort(self) -> None:
         """Close at once; unsent data is lost."""
+        self.site.turns.remove(self)
         cast(Any, self.transport).abortConnection()
 
     def _request_late(self) -> None:
