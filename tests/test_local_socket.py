@@ -114,6 +114,12 @@ class LocalPortTests(SocketCase):
         self.assertIn("no socket", LocalPort(self.directory, reactor).listen(None) or "")
         self.assertEqual((Path(path).read_text(), reactor.unixServers), ("kept", []))
 
+    def test_not_possible(self) -> None:
+        """Where there can be no socket, the reason is said, and a stop has nothing to do."""
+        port = LocalPort(self.directory / "nothing", MemoryReactorClock())
+        self.assertEqual(port.listen(None), "No such file or directory")
+        self.successResultOf(port.stop())
+
     def test_private(self) -> None:
         """Its file is for the server's user alone."""
         reactor = MemoryReactorClock()

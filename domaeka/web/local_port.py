@@ -1,13 +1,15 @@
 """The socket in the state directory: HTTP for the commands of this machine."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 
-from domaeka.local_socket import SOCKET_MODE, local_path, remove_stale
+from domaeka.local_socket import SOCKET_MODE, SOCKET_NAME, local_path, remove_stale
+from domaeka.twisted_internals import keep_file
 
 
 class LocalPort:
@@ -36,6 +38,7 @@ class LocalPort:
             path = local_path(self._directory, self._number)
             remove_stale(path)
             self._port = self._reactor.listenUNIX(path, factory, mode=SOCKET_MODE)
+            keep_file(self._port)
         except CannotListenError as error:
             why = error.socketError
         except OSError as error:
@@ -46,10 +49,13 @@ class LocalPort:
         return getattr(why, "strerror", None) or str(why)
 
     def stop(self) -> "Deferred[Any]":
-        """Listen no more.  @return: fires once the socket is removed."""
+        """Listen no more, and remove the socket.  @return: fires once that is done."""
         port, self._port = self._port, None
-        stopped = maybeDeferred(port.stopListening if port is not None else lambda: None)
-        return stopped.addBoth(self._close_directory)
+        if port is None:
+            return succeed(None)
+        with suppress(OSError):  # somebody has removed it, or all of the directory
+            os.unlink(self._directory / SOCKET_NAME)
+        return maybeDeferred(port.stopListening).addBoth(self._close_directory)
 
     def _close_directory(self, result: Any = None) -> Any:
         if self._number is not None:
