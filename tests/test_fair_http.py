@@ -1,8 +1,12 @@
 """HTTP connections, streams of events and the log are shared: nobody keeps an operator out."""
 
+from typing import Any
+
 from twisted.internet.address import UNIXAddress
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from domaeka.gateway.transport.ports import ACCEPTED_A_TURN
+from domaeka.interfaces import DeviceKey
 from domaeka.pools import ALL_LINES_A_MINUTE, LINES_A_MINUTE, Pool
 from domaeka.web.admission import (
     MAX_CONNECTIONS,
@@ -200,3 +204,12 @@ class LogTests(GatewayCase, FairCase):
         for _ in range(2 * LINES_A_MINUTE):
             self.ready().drop()
         self.assert_gave_way(self.metrics, Pool.LOG, LINES_A_MINUTE)
+        logged: list[LogEvent] = []
+        observer: Any = logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for key in (KEY, DeviceKey("봇", "innocent")):
+            self.ready(key).drop()
+        ends = [event for event in logged if "ended" in event.get("log_format", "")]
+        levels = [event["log_level"] for event in ends]
+        self.assertEqual(levels, [LogLevel.debug, LogLevel.info])
