@@ -32,6 +32,8 @@ MIN_SEGMENT_BYTES: Final = 536
 LEAST_PACE: Final = 0.001
 
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
+#: A host's name.  Source: RFC 952, RFC 1123, and the underscore that container platforms allow.
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, le=31_536_000)]
 _Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=100_000_000)]
@@ -347,6 +349,13 @@ class HttpSettings(_Section, frozen=True):
     interface: Annotated[
         str, _doc("address to listen on; other machines need the admin token for all but `/health`")
     ] = "127.0.0.1"
+    hosts: Annotated[
+        tuple[str, ...],
+        _doc(
+            "names by which clients may call the HTTP port, without a port, beside `localhost` and "
+            "addresses; a request for any other name gets 421"
+        ),
+    ] = ()
 
     @property
     def local_url(self) -> str:
@@ -657,6 +666,9 @@ def _objections(settings: Settings) -> Iterator[tuple[str, str]]:
                 ip_network(network)
             except ValueError:
                 yield key, f"{network!r:.100} is no network in CIDR form, such as 192.0.2.0/24"
+    for name in settings.http.hosts:
+        if not _HOST_NAME.fullmatch(name):
+            yield "http.hosts", f"{name!r:.100} is no name of a host, such as chat.example.org"
     for operator in settings.bots.operators:
         channel, _, user = operator.partition("/")
         if not channel or not user:

@@ -6,6 +6,10 @@ from typing import Final, NamedTuple
 
 #: Least time between two log lines of one pool, in seconds.
 NEWS_SECONDS: Final = 60.0
+#: Most log lines of one device in a minute, and of all together: a phone that comes and goes in a
+#: loop has two each time, of some 300 bytes.
+LINES_A_MINUTE: Final = 30
+ALL_LINES_A_MINUTE: Final = 6000
 #: Longest name of a claimant that is kept, in characters: strangers choose names.
 _CLAIMANT_CHARS: Final = 200
 
@@ -17,6 +21,9 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    EVENT_STREAMS = "event streams"
+    HTTP_CONNECTIONS = "HTTP connections"
+    LOG = "log"
     PLACES = "places"
 
 
@@ -48,6 +55,10 @@ class Pools:
         #: What is not logged yet.
         self._news: dict[Pool, Yielded] = {}
         self._told_at: dict[Pool, float] = {}
+        #: Log lines of each claimant since C{_lines_since}, and of all.
+        self._lines: dict[object, int] = {}
+        self._all_lines = 0
+        self._lines_since = 0.0
 
     def gave_way(self, pool: Pool, claimant: object = "", count: int = 1) -> None:
         """
@@ -62,6 +73,27 @@ class Pools:
         self._news[pool] = Yielded(
             pool, str(claimant)[:_CLAIMANT_CHARS], count + (0 if before is None else before.times)
         )
+
+    def may_log(self, claimant: object, now: float) -> bool:
+        """
+        Take one log line out of the share of C{claimant}, for a line that a phone can have written
+        as often as it likes.  Only the reactor's thread may.
+
+        @param claimant: who has it written, a device or an address.
+        @param now: the time, in seconds.
+        @return: false if its share of this minute is used up, or that of all.
+        """
+        if not 0 <= now - self._lines_since < NEWS_SECONDS:
+            self._lines_since = now
+            self._lines.clear()
+            self._all_lines = 0
+        count = self._lines.get(claimant, 0)
+        if count >= LINES_A_MINUTE or self._all_lines >= ALL_LINES_A_MINUTE:
+            self.gave_way(Pool.LOG, claimant)
+            return False
+        self._lines[claimant] = count + 1
+        self._all_lines += 1
+        return True
 
     def news(self, now: float) -> list[Yielded]:
         """

@@ -8,13 +8,15 @@ import msgspec
 from domaeka.config import Settings, setting, setting_types
 from domaeka.schema import Reloaded
 
-#: Settings that cannot change while the server runs: whole sections, and single keys.
-_FIXED: Final = frozenset({"http", "tls"})
+#: Settings that cannot change while the server runs: a whole section, and single keys.
+_FIXED: Final = frozenset({"tls"})
 _FIXED_KEYS: Final = frozenset(
     {
         "server.port",
         "server.interface",
         "server.endpoints",
+        "http.port",
+        "http.interface",
         *(key for key in setting_types() if key.startswith("socket.")),
         "queue.max_messages",
         "queue.max_bytes",

@@ -6,6 +6,7 @@ No secret is ever in an error, a log line or a C{repr} from here.  Times are in 
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -19,7 +20,14 @@ import msgspec
 
 from domaeka.config import MIN_SECRET_KEY_BYTES, PUBLISHED_KEY_SHA256, AuthSettings
 from domaeka.errors import ConfigError
-from domaeka.state import OTHERS, SECRETS_NAME, located_errors, read_private, write_private
+from domaeka.state import (
+    OTHERS,
+    SECRETS_NAME,
+    located_errors,
+    read_private,
+    trusting_owner,
+    write_private,
+)
 from domaeka.toml import parse_toml
 
 #: A new secret, in bytes: 256 bits.
@@ -107,9 +115,10 @@ def read_secrets(path: Path, auth: AuthSettings | None = None, now: float = 0.0)
     @param auth: settings that override the file, where they are not empty.
     @raise ConfigError: as for L{load_secrets}.
     """
-    found = _read(path)
     settings = auth or AuthSettings()
-    given = secrets_in_settings(settings)
+    with trusting_owner(path.parent):
+        found = _read(path)
+        given = secrets_in_settings(settings)
     result = msgspec.structs.replace(found, **given)
     if "previous_secret_key" in given:
         result = msgspec.structs.replace(result, previous_valid_until=0.0)
@@ -147,6 +156,17 @@ def _setting_of(auth: AuthSettings, name: str) -> str:
     """The setting that gives a secret, with its file."""
     file = getattr(auth, f"{name}_file")
     return f"auth.{name}_file: {file}" if file else f"auth.{name}"
+
+
+def proof_of(admin_token: str, nonce: str, port: int) -> str:
+    """
+    The proof that a server knows the admin token, which does not tell it.
+
+    @param nonce: chosen by who asks.
+    @param port: the server's port as it sees it: a proof is of no use at another one.
+    """
+    text = f"domaeka server|{port}|{nonce}"
+    return hmac.new(admin_token.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def rotate_secret_key(directory: Path, keep: float, now: float) -> Secrets:

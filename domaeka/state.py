@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shlex
 import socket
 import stat
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from domaeka.errors import ConfigError
-from domaeka.toml import check_private
+from domaeka.toml import check_owner, check_private, is_trusted, owner_text, trusting
 
 #: Name of the file of secrets in the state directory.
 SECRETS_NAME: Final = "secrets.toml"
@@ -42,7 +43,8 @@ def make_state_directory(option: str | None, environment: Mapping[str, str]) -> 
     Find the state directory, and make it if it is not there.
 
     A new or an empty one gets mode 0700, as does one of ours that Kubernetes has opened for a
-    group; any other that others may write to is refused.
+    group; any other that others may write to is refused, and so is one that is neither ours nor
+    root's.
 
     @raise ConfigError: it cannot be used: one line that says why.
     """
@@ -55,19 +57,19 @@ def make_state_directory(option: str | None, environment: Mapping[str, str]) -> 
             status = os.fstat(number)
         finally:
             os.close(number)
-        parent = path.resolve().parent.stat()
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"state directory {path}: there is a file of that name") from None
     except PermissionError as error:
         raise ConfigError(f"state directory {path}: {_reason_of(error)} {_owner_hint()}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"state directory {path}: {_reason_of(error)}") from None
-    theirs = status.st_uid not in (0, os.geteuid())
-    if theirs and (status.st_mode | parent.st_mode) & _OTHERS_WRITE:
-        # Anybody who may write beside it may have put it there.
+    if not is_trusted(status.st_uid):
+        # Its owner may have put the secrets there, and may change them at any time.
+        uid, name = os.geteuid(), shlex.quote(str(path))
         raise ConfigError(
-            f"state directory {path}: it belongs to another user (uid {status.st_uid}), and "
-            "others may write there: give a directory of your own, below it or elsewhere"
+            f"state directory {path}: it belongs to another user, {owner_text(status.st_uid)}: "
+            f"give one of your own: install -d -o {uid} -m 700 DIR; if all that is in it is "
+            f"yours, try: chown -R {uid} {name}"
         )
     if status.st_mode & _OTHERS_WRITE:
         raise ConfigError(
@@ -164,6 +166,20 @@ def _named_path(option: str | None, environment: Mapping[str, str]) -> Path:
     return Path(home) / ".local" / "state" / "domaeka"
 
 
+@contextlib.contextmanager
+def trusting_owner(directory: Path) -> Iterator[None]:
+    """
+    Take files with secrets of the user whose C{directory} is, as root does for a server's: a
+    server itself has refused one that is not its own or root's.
+    """
+    try:
+        uid = directory.stat().st_uid
+    except (OSError, ValueError):  # it is not there, or refused later
+        uid = None
+    with trusting(uid):
+        yield
+
+
 def lock_directory(directory: Path) -> IO[bytes] | None:
     """
     Keep other servers out of a state directory.
@@ -174,7 +190,8 @@ def lock_directory(directory: Path) -> IO[bytes] | None:
     @raise ConfigError: it cannot be written.
     """
     path = directory / LOCK_NAME
-    lock = os.fdopen(_open_private(path, str(path)), "r+b")
+    with trusting_owner(directory):  # root may lock that of a server
+        lock = os.fdopen(_open_private(path, str(path)), "r+b")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -206,6 +223,7 @@ def _open_private(path: Path, where: str) -> int:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{where}: not a file")
+        check_owner(status, path, where)
         if status.st_mode & stat.S_IRWXO:
             with contextlib.suppress(PermissionError):  # another user's
                 os.fchmod(number, 0o600)

@@ -11,13 +11,13 @@ from twisted.python.runtime import seconds as wall
 
 from domaeka import __version__
 from domaeka.bots.coroutines import BotLoop
-from domaeka.bots.loading import Changes, load_bots
+from domaeka.bots.loading import Changes, load_bots, look_here
 from domaeka.bots.threads import CommandThreads
 from domaeka.clock import keep_going, monotonic
 from domaeka.config import SettingsSource, is_secret, settings_here
 from domaeka.errors import DomaekaError
 from domaeka.gateway.transport.ports import Sockets
-from domaeka.logs import observer_for
+from domaeka.logs import MAX_MESSAGE_CHARS, observer_for, quote
 from domaeka.server import (
     EXIT_CANNOT_START,
     GatewayService,
@@ -29,6 +29,7 @@ from domaeka.server import (
     open_state,
 )
 from domaeka.store.threads import ThreadWorker
+from domaeka.toml import trusting
 
 
 class Options(usage.Options):
@@ -64,7 +65,7 @@ class Options(usage.Options):
         key, equals, text = value.partition("=")
         if not equals:
             # A UsageError would have the whole usage printed around it.
-            raise SystemExit(f"domaeka: --set {value:.100}: must be SECTION.KEY=VALUE")
+            raise SystemExit(f"domaeka: --set {quote(value, 100)}: must be SECTION.KEY=VALUE")
         self["set"].append((key.strip(), text))
 
     def opt_version(self) -> None:
@@ -90,9 +91,11 @@ def makeService(options: Options) -> GatewayService:
     keep_going(reactor)
     source = options.source()
     try:
-        return _make_service(options, source, reactor)
+        twistd: Mapping[str, Any] = options.parent or {}
+        with trusting(twistd.get("uid")):  # the user that root becomes later
+            return _make_service(options, source, reactor)
     except DomaekaError as error:
-        print(f"domaeka: {source.locate(str(error))}", file=sys.stderr)
+        print(f"domaeka: {quote(source.locate(str(error)), MAX_MESSAGE_CHARS)}", file=sys.stderr)
         raise SystemExit(EXIT_CANNOT_START) from None
 
 
@@ -104,8 +107,7 @@ def _make_service(options: Options, source: SettingsSource, reactor: Any) -> Gat
     observer = observer_for(settings.logging, twistd, reactor)
     observer.lead_standard_logging()
     # Bots beside the place from which the server is started, as with python -m.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     with acting_as(twistd.get("uid"), twistd.get("gid")):
         state = open_state(options["state-dir"], os.environ, settings, wall())
         with observer.while_importing():

@@ -1,14 +1,49 @@
 """TOML files: read, with the line of each error and key, and checked for who may read them."""
 
 import os
+import pwd
 import re
+import shlex
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from domaeka.errors import ConfigError
+
+#: Users beside root and our own whose files with secrets are taken.
+_trusted: Final[ContextVar[frozenset[int]]] = ContextVar("trusted", default=frozenset())
+
+
+@contextmanager
+def trusting(uid: int | None) -> Iterator[None]:
+    """
+    Take files with secrets of one more user: who the server will be, or whose a state directory
+    is.
+
+    @param uid: L{None}: of nobody else.
+    """
+    token = _trusted.set(_trusted.get() | ({uid} if uid is not None else set()))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def is_trusted(uid: int) -> bool:
+    """True for root, our own user, and who L{trusting} names."""
+    return uid in (0, os.geteuid()) or uid in _trusted.get()
+
+
+def owner_text(uid: int) -> str:
+    """A user, for people."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
 
 
 def read_toml(path: Path, check: Callable[[os.stat_result], None] | None = None) -> dict[str, Any]:
@@ -52,15 +87,32 @@ def check_private(
     status: os.stat_result, path: Path, where: str, forbidden: int = stat.S_IRWXO
 ) -> None:
     """
-    Refuse a file with a secret that others may read.
+    Refuse a file with a secret that others may read, or that belongs to somebody else: its owner
+    knows what is in it, and may change it at any time.
 
     @param where: the beginning of the error.
     @param forbidden: bits that its mode must not have; a group may read it by default.
-    @raise ConfigError: it has one of them.
+    @raise ConfigError: it has one of them, or is neither ours nor root's.
     """
+    check_owner(status, path, where)
     mode = stat.S_IMODE(status.st_mode)
     if mode & forbidden:
         raise ConfigError(f"{where}: mode {mode:04o}: others may read it; try: chmod 600 {path}")
+
+
+def check_owner(status: os.stat_result, path: Path, where: str) -> None:
+    """
+    Refuse a file that belongs to another user.
+
+    @param where: the beginning of the error.
+    @raise ConfigError: one line that says whose it is, and what to do.
+    """
+    if not is_trusted(status.st_uid):
+        name = shlex.quote(str(path))
+        raise ConfigError(
+            f"{where}: belongs to {owner_text(status.st_uid)}, who knows what is in it and may "
+            f"change it; if it is yours, try: chown {os.geteuid()} {name}"
+        )
 
 
 def check_trusted(status: os.stat_result, path: Path) -> None:
@@ -71,7 +123,7 @@ def check_trusted(status: os.stat_result, path: Path) -> None:
     @raise ConfigError: one line that says whose it is, and what to do.
     """
     mode = stat.S_IMODE(status.st_mode)
-    if status.st_uid not in (0, os.geteuid()):
+    if not is_trusted(status.st_uid):
         raise ConfigError(
             f"{path}: belongs to another user, so it is not taken unasked: name it by --config, "
             "or start from another directory"

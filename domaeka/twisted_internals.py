@@ -8,7 +8,7 @@ Twisted: that it exists, and that it does what this module says.
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
@@ -159,6 +159,17 @@ class _BoundedPort(tcp.Port):
     most: int
     numberAccepts = property(lambda self: self.most, lambda self, adapted: None)
     transport = _Connection
+
+
+def keep_file(port: Any) -> None:
+    """
+    Leave the file of a Unix port alone when it ends: who made it removes it.  Twisted's port
+    removes it, and never ends if it is not there any more.
+
+    Borrowed: C{_bindPath} of C{unix.Port}, which at the end is asked for nothing else.
+    """
+    if isinstance(port, unix.Port):
+        port._bindPath = b"\0"  # as that of a socket without a file
 
 
 # HTTP

@@ -225,9 +225,9 @@ class ApiCase(GatewayCase):
 
     # The client
 
-    def connect_client(self) -> Client:
-        """Somebody on this machine connects to the API."""
-        channel = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40_000))
+    def connect_client(self, host: str = "127.0.0.1") -> Client:
+        """Somebody connects to the API, on this machine unless another is named."""
+        channel = self.site.buildProtocol(IPv4Address("TCP", host, 40_000))
         assert channel is not None
         return Client(channel)
 

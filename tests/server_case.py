@@ -395,7 +395,7 @@ class Server:
         """Send an HTTP request, with the token of the API unless another is given."""
         data = b"" if body is None else json.dumps(body).encode()
         exchange = Exchange(
-            f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Authorization: Bearer {token or self.secrets.admin_token}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data

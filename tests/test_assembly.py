@@ -75,7 +75,7 @@ class AssembleTests(ServerCase):
         """What lifts a ban can be typed as it is said, with where this server is found."""
         self.server.make()
         typed = self.server.parts.context.lift_command("192.0.2.1/32")
-        self.assertIn("bans lift 192.0.2.1/32 --url http://127.0.0.1:8999 --state-dir", typed)
+        self.assertIn("bans lift 192.0.2.1/32 --state-dir", typed)
 
     def test_without_chat_log(self) -> None:
         """Where chat is not to be written, none is."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot
-from domaeka.bots.loading import Reloaded, load_bots, reload_bots
+from domaeka.bots.loading import Reloaded, load_bots, look_here, reload_bots
 from domaeka.errors import ConfigError
 
 SOURCE = """\
@@ -87,6 +87,33 @@ class LoadBotsTests(SynchronousTestCase):
             self.assertIn(reason, text)
             self.assertIn(place, text)
             self.assertNotIn("\n", text)
+
+
+class LookHereTests(SynchronousTestCase):
+    """Tests for L{look_here}."""
+
+    def setUp(self) -> None:
+        self.addCleanup(os.chdir, os.getcwd())
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        os.chdir(self.directory)
+        (self.directory / "planted_bot.py").write_text("raise SystemExit('planted')\n")
+        # What started the tests may look here in any case.
+        self.patch(sys, "path", [place for place in sys.path if place])
+
+    def test_beside(self) -> None:
+        """Bots beside the place from which the server is started are found."""
+        self.directory.chmod(0o755)
+        look_here()
+        self.assertEqual(sys.path[0], str(self.directory))
+
+    def test_where_all_may_write(self) -> None:
+        """In a directory such as /tmp nothing is imported; who named a bot there is told why."""
+        self.directory.chmod(0o1777)
+        look_here()
+        error = self.assertRaises(ConfigError, load_bots, ["planted_bot:bot"])
+        self.assertNotIn("SystemExit", str(error))
+        self.assertIn(f"not looked for in {self.directory}, where all may write", str(error))
 
 
 class ReloadBotsTests(SynchronousTestCase):

@@ -7,22 +7,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult
 
-import msgspec
 from click.testing import CliRunner, Result
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.cells import cell_len
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.cli import main
-from domaeka.cli.api_client import ApiClient, Exchange, Listen, Unreachable
-from domaeka.cli.output import duration, escaped_json, milliseconds, one_line, size
+from domaeka.cli.api_client import ApiClient
+from domaeka.cli.places import Exchange, Listen, Place, Unreachable
 from domaeka.cli.views import _EVENTS, event_line
 from domaeka.gateway.lifecycle import DrainReport, MigrationReport
 from domaeka.interfaces import Approval, DeviceKey, HealthCheck, RoomKey
+from domaeka.local_socket import SOCKET_NAME
 from domaeka.phone_script import SCRIPT_VERSION
 from domaeka.schema import EVENT_TYPES, Phase
 from domaeka.secrets import load_or_create_secrets
@@ -65,9 +61,10 @@ class OperatorCase(ApiCase):
         self.away = False
         self.answers: list[str] = []  # of somebody at the terminal
 
-    def reach(self, place: SplitResult, token: str) -> Exchange:
+    def reach(self, place: Place) -> Exchange:
         """What reaches the gateway, wherever it is looked for."""
-        self.places.append((place.geturl(), token))
+        there = place.url.geturl() if place.directory is None else str(place.directory)
+        self.places.append((there, place.token))
 
         def send(method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
             if self.away:
@@ -81,7 +78,7 @@ class OperatorCase(ApiCase):
 
         return send
 
-    def listen(self, place: SplitResult, token: str) -> Listen:
+    def listen(self, place: Place) -> Listen:
         """
         What hears from the gateway: the events of what happens C{meanwhile}, one after the other;
         then the stream ends.
@@ -275,9 +272,7 @@ class SeeingTests(OperatorCase):
             ([b": x\n", b"event: ban\n", b"data: [1]\n"], 1),
             ([b": x\n", b"event: ban\n", b'data: {"network": 5, "at": 7}\n'], 0),
         ):
-            self.patch(
-                self, "listen", lambda place, token, lines=lines: lambda _: (200, iter(lines))
-            )
+            self.patch(self, "listen", lambda place, lines=lines: lambda _: (200, iter(lines)))
             result = self.run_command("events")
             self.assertEqual(result.exit_code, status, result.output)
             self.assertEqual(len(result.output.splitlines()), 1 + (status == 0), result.output)
@@ -644,6 +639,16 @@ class ReachTests(OperatorCase):
             ],
         )
 
+    def test_socket(self) -> None:
+        """The socket of the state directory is preferred; an address that is given is not."""
+        (self.folder / SOCKET_NAME).touch()
+        self.output("bans")
+        self.output("bans", "--url", "http://localhost:1")
+        token = load_or_create_secrets(self.folder).admin_token
+        self.assertEqual(
+            self.places, [(str(self.folder.absolute()), token), ("http://localhost:1", token)]
+        )
+
     def test_token_file(self) -> None:
         """A file with the token alone; nothing else passes for one."""
         file = self.folder / "token"
@@ -671,8 +676,10 @@ class ReachTests(OperatorCase):
         for environment, arguments, reached in (
             (place | file, (), (there, "opensesame")),
             (place, (), refused),  # the token of this machine is not for another
-            (place, state, (there, local)),
-            (place | file, state, (there, local)),
+            # Plain HTTP would show it to whoever is on the way.
+            (place, state, refused),
+            (place | file, state, refused),
+            ({"DOMAEKA_URL": "https://chat.example"}, state, ("https://chat.example", local)),
             (file, (), (here, "opensesame")),
             (file, ("--url", there), (there, "opensesame")),
             # What goes together in the environment is not mixed with what is given.
@@ -751,43 +758,3 @@ class ReachTests(OperatorCase):
         result = self.run_command("status")
         self.assertEqual(result.exit_code, 1)
         self.assertIn("start the server once, or give --state-dir or --token-file", result.output)
-
-
-class TextTests(SynchronousTestCase):
-    """Texts of strangers."""
-
-    @given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
-    def test_json(self, text: str, ascii_only: bool) -> None:
-        """Whatever a name holds, JSON says the same, and a terminal has nothing to obey."""
-        written = escaped_json(msgspec.json.encode({"name": text}).decode(), ascii_only)
-        self.assertEqual(json.loads(written), {"name": text})
-        self.assertTrue(written.isprintable())
-        self.assertTrue(written.isascii() or not ascii_only)
-
-    @given(st.text())
-    def test_one_line(self, text: str) -> None:
-        """Whatever a name holds, it stays in its line and commands nothing."""
-        self.assertTrue(one_line(text).isprintable())
-
-    def test_figures(self) -> None:
-        """Figures are short enough for a table."""
-        self.assertEqual(
-            [duration(s) for s in (0.4, 59, 61, 3700, 90_000)],
-            [
-                "0 s",
-                "59 s",
-                "1 m",
-                "1 h 1 m",
-                "1 d 1 h",
-            ],
-        )
-        self.assertEqual(
-            [size(n) for n in (0, 1023, 1536, 5 * 2**30)],
-            [
-                "0 B",
-                "1023 B",
-                "1.5 KiB",
-                "5.0 GiB",
-            ],
-        )
-        self.assertEqual([milliseconds(s) for s in (None, 0.0012, 0.25)], ["", "1.2 ms", "250 ms"])

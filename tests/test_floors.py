@@ -24,7 +24,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (0, "toml validation"),
     (0, "config"),
     (1, "wire"),
-    (1, "logfile policies pools settings_docs state tracebacks"),
+    (1, "local_socket logfile policies pools settings_docs state tracebacks"),
     (1, "phone_script secrets"),
     (1, "schema"),
     (1, "health"),

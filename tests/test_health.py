@@ -15,6 +15,8 @@ from domaeka.metrics import SAMPLE_SECONDS, Metrics
 from domaeka.web.health import (
     LAG_SECONDS,
     LINES_PER_TURN,
+    RENDERS_AT_ONCE,
+    RENDERS_PER_SECOND,
     Exposition,
     HealthPages,
     LagProbe,
@@ -205,6 +207,25 @@ class ExpositionTests(SynchronousTestCase):
         third = self.exposition.render()
         self.clock.advance(0)
         self.assertIn(b"domaeka_bytes_sent_total 1.0", self.successResultOf(third))
+
+    def test_asked_in_a_loop(self) -> None:
+        """Who asks without end has so many a second, and a monitor beside it waits no longer."""
+        answered = 0
+
+        def again(text: bytes) -> None:
+            nonlocal answered
+            answered += 1
+            self.exposition.render().addCallback(again)
+
+        self.exposition.render().addCallback(again)
+        for _ in range(2000):
+            self.clock.advance(0.005)
+        self.assertLessEqual(answered, RENDERS_AT_ONCE + 10 * RENDERS_PER_SECOND)
+        self.assertGreaterEqual(answered, 10 * RENDERS_PER_SECOND)
+        monitor = self.exposition.render()
+        for _ in range(60):
+            self.clock.advance(0.005)
+        self.successResultOf(monitor)
 
     def test_failure(self) -> None:
         """A gauge that cannot be read fails this scrape, not the next."""

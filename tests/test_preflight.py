@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from domaeka.config import HttpSettings, Settings, load_settings
+from domaeka.config import Settings, load_settings
 from domaeka.errors import ConfigError
 from domaeka.server.preflight import (
     acting_as,
@@ -175,22 +175,19 @@ class OperatorCommandTests(SynchronousTestCase):
         self.patch(shutil, "which", lambda name: f"/usr/bin/{name}")
         self.patch(os, "environ", {"HOME": "/home/shop", "STATE_DIRECTORY": "/var/lib/domaeka"})
 
-    def command(self, directory: str, **http: object) -> str:
+    def command(self, directory: str) -> str:
         """What is to be typed."""
-        settings = HttpSettings(**http)  # type: ignore[arg-type]
-        return operator_command("bans lift 192.0.2.1/32", settings, Path(directory))
+        return operator_command("bans lift 192.0.2.1/32", Path(directory))
 
     def test_usual_server(self) -> None:
         """Where all is as commands expect it, nothing more is typed."""
         usual = str(state_path(None, {"HOME": "/home/shop"}))
         self.assertEqual(self.command(usual), "domaeka bans lift 192.0.2.1/32")
-        self.assertEqual(self.command(usual, interface="0.0.0.0"), self.command(usual))
 
     def test_unusual_server(self) -> None:
-        """Another port, and a directory that a shell would take apart, are named."""
-        typed = shlex.split(self.command("/srv/a b{}", port=8181, interface="::1"))
-        self.assertEqual(typed[4:6], ["--url", "http://[::1]:8181"])
-        self.assertEqual(typed[6:], ["--state-dir", "/srv/a b{}"])
+        """A directory that a shell would take apart is named: its socket leads to the server."""
+        typed = shlex.split(self.command("/srv/a b{}"))
+        self.assertEqual(typed[4:], ["--state-dir", "/srv/a b{}"])
         # An operator's shell does not have systemd's environment.
         self.assertIn("--state-dir /var/lib/domaeka", self.command("/var/lib/domaeka"))
 

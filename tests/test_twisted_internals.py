@@ -8,20 +8,21 @@ What C{set_seconds} does is tried in L{tests.test_clock}.
 import ast
 import errno
 import gc
+import os
 import socket
 import weakref
 from errno import EWOULDBLOCK
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.base import DelayedCall
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -34,6 +35,7 @@ from domaeka.twisted_internals import (
     TLSFactory,
     accept_at_most,
     immediate_writer,
+    keep_file,
     take_unsent,
     unsent_bytes,
 )
@@ -46,6 +48,7 @@ BORROWED: tuple[tuple[type, str], ...] = (
     (FileDescriptor, "_tempDataBuffer"),
     (tcp.Port, "numberAccepts"),
     (tcp.Port, "transport"),
+    (unix.Port, "_bindPath"),
     (tcp.Connection, "bufferSize"),
     (BufferingTLSTransport, "_tlsShutdownFinished"),
     (http.HTTPChannel, "_command"),
@@ -215,6 +218,35 @@ class PortTests(SynchronousTestCase):
         """Twisted by itself accepts more each time."""
         first, _, third = self.accepted(None)
         self.assertGreater(third, first)
+
+
+class UnixPortTests(SynchronousTestCase):
+    """Tests for L{keep_file}."""
+
+    def listen(self) -> tuple[Any, Path]:
+        """A port, and its file, which is gone."""
+        path = Path(self.mktemp())
+        reactor: Any = MemoryReactorClock()
+        factory: Any = Factory()
+        port: Any = unix.Port(os.fsencode(path), factory, reactor=reactor)
+        port.startListening()
+        self.addCleanup(port.socket.close)
+        path.unlink()
+        return port, path
+
+    def test_ends_without_it(self) -> None:
+        """A port whose file is gone ends."""
+        port, path = self.listen()
+        keep_file(port)
+        path.touch()
+        port.connectionLost(Failure(ConnectionDone()))
+        self.assertFalse(port.connected)
+        self.assertTrue(path.exists())
+
+    def test_needed(self) -> None:
+        """By itself it does not."""
+        port, _ = self.listen()
+        self.assertRaises(FileNotFoundError, port.connectionLost, Failure(ConnectionDone()))
 
 
 class _PeerSocket:

@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import os
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +48,20 @@ class Reloaded(NamedTuple):
 # The state of bots' modules in sys.modules: one for the process, like that.
 _bot_tops: Final[set[str]] = set()  # packages and modules of all bots so far
 _file_digests: Final[dict[Path, bytes]] = {}  # files, as they were imported or would have been
+
+
+def look_here() -> None:
+    """
+    Have bots be found in the working directory, as with C{python -m}, unless all may write to it:
+    then anybody can have put a module there, under the name of any other.
+    """
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path and not _all_may_write(here):
+        sys.path.insert(0, here)
+
+
+def _all_may_write(directory: str) -> bool:
+    return bool(os.stat(directory).st_mode & stat.S_IWOTH)
 
 
 def load_bots(places: Iterable[str]) -> list[Bot]:
@@ -404,7 +420,10 @@ def _import(name: str, place: str) -> ModuleType:
         return module
     # Any error during an import, even sys.exit(), becomes one line.
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"bots.load: {place}: {_line(error)}") from error
+        why = _line(error)
+        if isinstance(error, ModuleNotFoundError) and _all_may_write(os.getcwd()):
+            why += f"; it is not looked for in {os.getcwd()}, where all may write"
+        raise ConfigError(f"bots.load: {place}: {why}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import click
 
 from domaeka import __version__
 from domaeka.cli.groups import Suggesting
+from domaeka.cli.output import printable
 from domaeka.errors import DomaekaError
 
 #: Each command, the module of this package that has it, and what it is called there.
@@ -63,8 +64,11 @@ class _Commands(Suggesting):
         """Say what is wrong in one line, and end with 1."""
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)  # it may quote what others chose
+            raise
         except DomaekaError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(printable(str(error))) from None
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

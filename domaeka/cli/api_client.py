@@ -1,17 +1,15 @@
 """The client of the admin API for an operator's commands: server, token, requests and answers."""
 
-import http.client
-import ipaddress
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar, cast
-from urllib.parse import SplitResult, quote, urlencode, urlsplit
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote, urlencode
 
 import click
 import msgspec
@@ -20,46 +18,34 @@ from twisted.python.runtime import seconds
 
 from domaeka.cli import views
 from domaeka.cli.leniency import lenient
-from domaeka.cli.output import REFUSED, UNREACHABLE, escaped_json, one_line, shows_unicode
-from domaeka.config import settings_here
+from domaeka.cli.output import REFUSED, escaped_json, one_line, shows_unicode
+from domaeka.cli.places import (
+    Exchange,
+    Listen,
+    Place,
+    Unreachable,
+    http_exchange,
+    http_listen,
+    is_local,
+    read_token,
+    read_url,
+)
+from domaeka.config import AuthSettings, settings_here
 from domaeka.errors import ConfigError
+from domaeka.local_socket import SOCKET_NAME
 from domaeka.secrets import load_secrets
-from domaeka.state import SECRETS_NAME, state_path
+from domaeka.state import SECRETS_NAME, state_path, trusting_owner
 from domaeka.validation import fault_of
 
 #: The beginning of all paths of the API.  Source: docs/operations.md, "Commands".
 PREFIX: Final = "/api/v1"
-#: Longest time to connect, and for an answer, in seconds.  The server gives itself 30 s.
-CONNECT_SECONDS: Final = 10.0
-ANSWER_SECONDS: Final = 40.0
-#: Longest silence of a stream of events, in seconds.  Source: docs/api.md, "Events": a line comes
-#: every 15 s.
-SILENCE_SECONDS: Final = 45.0
-#: Longest line of a stream, in bytes: an event has some 500.
-_MAX_LINE_BYTES: Final = 1_048_576
 #: Environment variables for a server's address and its token's file, if no option gives them.
 URL_VARIABLE: Final = "DOMAEKA_URL"
 TOKEN_FILE_VARIABLE: Final = "DOMAEKA_TOKEN_FILE"
-#: Largest answer that is read, in bytes: a page has some 200 KB.
-MAX_ANSWER_BYTES: Final = 67_108_864
 #: Most items of one request; the API gives no more.
 PAGE: Final = 200
-#: Longest file with a token, in bytes.
-_MAX_TOKEN_BYTES: Final = 4096
-
-#: Sends a request: method, target, and a body in JSON or L{None}.  Returns status and body.
-Exchange: TypeAlias = Callable[[str, str, bytes | None], tuple[int, bytes]]
-#: Requests a target; returns the status and the lines of the answer, as they come.
-Listen: TypeAlias = Callable[[str], tuple[int, Iterator[bytes]]]
-
 _C = TypeVar("_C", bound=Callable[..., Any])
 _T = TypeVar("_T")
-
-
-class Unreachable(click.ClickException):
-    """No server answers, or another kind of server."""
-
-    exit_code = UNREACHABLE
 
 
 class Refused(click.ClickException):
@@ -93,13 +79,13 @@ class ApiClient:
 
     def __init__(
         self,
-        connect: Callable[[SplitResult, str], Exchange] | None = None,
+        connect: Callable[[Place], Exchange] | None = None,
         pause: Callable[[float], object] | None = None,
-        listen: Callable[[SplitResult, str], Listen] | None = None,
+        listen: Callable[[Place], Listen] | None = None,
     ) -> None:
         """
-        @param connect: makes an L{Exchange} with an address and a token.
-        @param listen: makes a L{Listen} for an address and a token.
+        @param connect: makes an L{Exchange} with a place.
+        @param listen: makes a L{Listen} for a place.
         """
         self.as_json = False
         self.url: str | None = None
@@ -111,7 +97,12 @@ class ApiClient:
         self._listen = listen or http_listen
         self.at_terminal: Callable[[], bool] = lambda: bool(sys.stdin and sys.stdin.isatty())
         self._exchange: Exchange | None = None
-        self.server_url = ""
+        self._place: Place | None = None
+
+    @property
+    def server(self) -> str:
+        """Where the server is, for people; once a request was sent."""
+        return str(self._place)
 
     def confirm(self, what: str, option: str) -> None:
         """
@@ -148,7 +139,7 @@ class ApiClient:
         try:
             return self.request("GET", path)
         except Refused as error:
-            if error.status == http.HTTPStatus.NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -160,7 +151,7 @@ class ApiClient:
         @raise Refused: as of L{request}; L{Unreachable} likewise.
         """
         status, answer = self._send("GET", path, None)
-        if status >= 300 and status != http.HTTPStatus.SERVICE_UNAVAILABLE:
+        if status >= 300 and status != HTTPStatus.SERVICE_UNAVAILABLE:
             raise self._refusal(status, answer)
         return status, self._decoded(status, answer)
 
@@ -192,8 +183,8 @@ class ApiClient:
         @raise Refused: as of L{request}.
         @raise Unreachable: no server answers, or not any more.
         """
-        status, lines = self._listen(*self._find_server())(PREFIX + "/events")
-        if status != http.HTTPStatus.OK:
+        status, lines = self._listen(self._find_server())(PREFIX + "/events")
+        if status != HTTPStatus.OK:
             raise self._refusal(status, b"".join(islice(lines, PAGE)))
         if not next(lines, b"").startswith(b":"):
             raise self._no_domaeka(status)
@@ -224,11 +215,15 @@ class ApiClient:
 
     def _send(self, method: str, target: str, body: object) -> tuple[int, bytes]:
         if self._exchange is None:
-            self._exchange = self._connect(*self._find_server())
+            self._exchange = self._connect(self._find_server())
         return self._exchange(method, target, None if body is None else msgspec.json.encode(body))
 
-    def _find_server(self) -> tuple[SplitResult, str]:
-        """The server's address, and its token: options override the environment."""
+    def _find_server(self) -> Place:
+        """Where the server is, and its token: options override the environment."""
+        self._place = self._find_place()
+        return self._place
+
+    def _find_place(self) -> Place:
         usual = os.environ.get(URL_VARIABLE)
         url = self.url or (None if self.config else usual)
         token_file = self.token_file
@@ -236,24 +231,42 @@ class ApiClient:
         if token_file is None and self.state_dir is None and url == (usual or url):
             usual_file = os.environ.get(TOKEN_FILE_VARIABLE)
             token_file = Path(usual_file) if usual_file else None
-        named = bool(url)
-        settings = None if named and token_file else settings_here(self.config).load()
-        if not url:
-            assert settings is not None
-            url = settings.http.local_url
-        server = read_url(url)
-        self.server_url = url.rstrip("/")
+        source = f"--url, or {URL_VARIABLE}"
         if token_file is not None:
-            return server, read_token(token_file)
-        assert settings is not None
-        if named and self.state_dir is None and not is_local(server.hostname or ""):
+            server = url or settings_here(self.config).load().http.local_url
+            return Place(read_url(server, source), read_token(token_file))
+        if url:
+            self._check_own(url, source)
+        directory = state_path(self.state_dir, os.environ)
+        with trusting_owner(directory):
+            settings = settings_here(self.config).load()
+            token = self._own_token(directory, settings.auth)
+        if url:
+            return Place(read_url(url, source), token, own=True)
+        if os.path.lexists(directory / SOCKET_NAME):
+            return Place.socket(directory, token)
+        return Place(read_url(settings.http.local_url, "http.interface"), token, own=True)
+
+    def _check_own(self, url: str, source: str) -> None:
+        """Refuse an address to which the token of a state directory must not be shown."""
+        server = read_url(url, source)
+        if is_local(server.hostname or ""):
+            return
+        shown = one_line(url)
+        if self.state_dir is None:
             raise click.UsageError(
-                f"{one_line(self.server_url)} is another machine: give its token by --token-file, "
+                f"{shown} is another machine: give its token by --token-file, "
                 f"{TOKEN_FILE_VARIABLE} or --state-dir"
             )
-        directory = state_path(self.state_dir, os.environ)
+        if server.scheme != "https":
+            raise click.UsageError(
+                f"{shown} is another machine, and plain HTTP shows the state directory's token to "
+                "whoever is on the way: give an https address, or a token by --token-file"
+            )
+
+    def _own_token(self, directory: Path, auth: AuthSettings) -> str:
         try:
-            return server, load_secrets(directory, settings.auth, seconds()).admin_token
+            return load_secrets(directory, auth, seconds()).admin_token
         except ConfigError as error:
             if os.path.exists(directory / SECRETS_NAME):
                 raise
@@ -264,141 +277,21 @@ class ApiClient:
     def _refusal(self, status: int, answer: bytes) -> click.ClickException:
         try:
             error = msgspec.json.decode(answer)["error"]
-            kind = NotTrusted if status == http.HTTPStatus.UNAUTHORIZED else Refused
+            kind = NotTrusted if status == HTTPStatus.UNAUTHORIZED else Refused
             return kind(status, str(error["code"]), str(error["message"]))
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError, RecursionError):
             return self._no_domaeka(status)
 
     def _decoded(self, status: int, answer: bytes) -> Any:
         try:
-            if status < 300 or status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            if status < 300 or status == HTTPStatus.SERVICE_UNAVAILABLE:
                 return msgspec.json.decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
         raise self._no_domaeka(status)
 
     def _no_domaeka(self, status: int) -> Unreachable:
-        return Unreachable(f"{one_line(self.server_url)}: no domaeka answers there (HTTP {status})")
-
-
-def http_exchange(server: SplitResult, token: str) -> Exchange:
-    """An L{Exchange} with a server, with a connection for each request."""
-
-    def send(method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
-        with _answer(server, token, method, target, body, ANSWER_SECONDS) as response:
-            answer = response.read(MAX_ANSWER_BYTES + 1)
-            if response.length and len(answer) <= MAX_ANSWER_BYTES:
-                raise http.client.IncompleteRead(answer, response.length)
-        if len(answer) > MAX_ANSWER_BYTES:
-            raise Unreachable(f"{_shown(server)}: an answer of more than {MAX_ANSWER_BYTES} bytes")
-        return response.status, answer
-
-    return send
-
-
-def http_listen(server: SplitResult, token: str) -> Listen:
-    """A L{Listen} to a server, line by line."""
-
-    def listen(target: str) -> tuple[int, Iterator[bytes]]:
-        stack = ExitStack()
-        response = stack.enter_context(_answer(server, token, "GET", target, None, SILENCE_SECONDS))
-
-        def lines() -> Iterator[bytes]:
-            with stack:
-                while line := response.readline(_MAX_LINE_BYTES):
-                    yield line
-
-        return response.status, lines()
-
-    return listen
-
-
-@contextmanager
-def _answer(
-    server: SplitResult, token: str, method: str, target: str, body: bytes | None, silence: float
-) -> Iterator[http.client.HTTPResponse]:
-    """
-    An answer whose head has come.
-
-    @param silence: longest silence, in seconds.
-    @raise Unreachable: for any error, here or while it is read.
-    """
-    secure = server.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-    try:
-        connection = kind(server.hostname or "", server.port, timeout=CONNECT_SECONDS)
-        try:
-            connection.connect()
-            connection.sock.settimeout(silence)
-            connection.request(method, server.path.rstrip("/") + target, body, headers)
-            yield connection.getresponse()
-        finally:
-            connection.close()
-    except OSError as error:
-        why = one_line(error.strerror or str(error) or type(error).__name__)
-        hint = ": does the server run?" if isinstance(error, ConnectionRefusedError) else ""
-        raise Unreachable(f"cannot reach {_shown(server)}: {why}{hint}") from None
-    except (http.client.HTTPException, ValueError):
-        # A name that no host can have is a UnicodeError, which is a ValueError.
-        raise Unreachable(
-            f"cannot reach {_shown(server)}: what answers does not speak HTTP"
-        ) from None
-
-
-def _shown(server: SplitResult) -> str:
-    return one_line(f"{server.scheme}://{server.netloc}")
-
-
-def read_url(text: str) -> SplitResult:
-    """
-    The address of a server.
-
-    @raise click.UsageError: C{text} is none.
-    """
-    try:
-        server = urlsplit(text)
-        good = server.scheme in ("http", "https") and server.hostname and server.port != 0
-        plain = text.isascii() and text.isprintable() and " " not in text
-        if good and plain and not (server.query or server.fragment or server.username):
-            return server
-    except ValueError:  # a bad port, or bad brackets
-        pass
-    raise click.UsageError(
-        f"--url, or {URL_VARIABLE}: {one_line(text)!r:.100} is not like http://127.0.0.1:8080 or "
-        "https://example.org"
-    )
-
-
-def is_local(host: str) -> bool:
-    """True for names and addresses of this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_token(path: Path) -> str:
-    """
-    The token in a file that has nothing else.
-
-    @raise ConfigError: it cannot be read, or has something else in it.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_TOKEN_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    token = raw.decode("ascii", "replace").strip()
-    good = token.isascii() and token.isprintable() and " " not in token
-    if not token or len(raw) > _MAX_TOKEN_BYTES or not good:
-        raise ConfigError(
-            f"{path}: must hold the token and nothing else; for the directory of a secrets.toml "
-            "give --state-dir"
-        )
-    return token
+        return Unreachable(f"{self._place}: no domaeka answers there (HTTP {status})")
 
 
 def read_as(value: object, kind: type[_T]) -> _T:

@@ -9,9 +9,10 @@ from typing import Any, Final, NoReturn, get_args
 import click
 
 from domaeka.cli import views
-from domaeka.cli.api_client import ApiClient, Unreachable, name, operators, path_of, read_as
+from domaeka.cli.api_client import ApiClient, name, operators, path_of, read_as
 from domaeka.cli.operator import STATUSES
 from domaeka.cli.output import one_line
+from domaeka.cli.places import Unreachable
 from domaeka.health import Health
 from domaeka.schema import (
     MAX_MEDIA_BYTES,
@@ -239,7 +240,7 @@ def _drained(api: ApiClient, found: Any) -> NoReturn:
             raise click.ClickException("the drain was called off")
         line = views.drain_line(state) if state.draining else views.DRAINED
         if not api.as_json and line != last:
-            click.echo(line)
+            click.echo(one_line(line))
         last = line
         api.pause(CHANGE_SECONDS)
         found = api.request("GET", "/drain")

@@ -22,7 +22,7 @@ from domaeka.bots.api import Bot
 from domaeka.bots.coroutines import BotLoop, Coroutines
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.bots.failures import Report, listening
-from domaeka.bots.loading import load_bots, reload_bots
+from domaeka.bots.loading import load_bots, look_here, reload_bots
 from domaeka.bots.threads import CommandThreads, Threads
 from domaeka.cli import output
 from domaeka.cli.console import (
@@ -105,8 +105,7 @@ def chat(bots: tuple[str, ...], operator: bool, wait: float) -> None:
     if not places:
         raise click.UsageError("--bots must be given: the bots to talk with, as mybot:bot")
     # As the server does: bots beside the place from which it is started.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     with contextlib.redirect_stdout(sys.stderr):
         loaded = load_bots(places)
     fill_standard_files()

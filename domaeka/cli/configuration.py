@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from domaeka.errors import ConfigError, StoreError
 from domaeka.phone_script import fill_script, own_address, script_servers
 from domaeka.secrets import Secrets, load_or_create_secrets
 from domaeka.settings_docs import commented_config
-from domaeka.state import located_errors, make_state_directory, state_path
+from domaeka.state import located_errors, make_state_directory, state_path, trusting_owner
 from domaeka.wire import MAX_NAME_CHARS, is_name
 
 
@@ -138,22 +138,29 @@ def check_config(file: Path | None, with_store: bool, state_dir: str | None, as_
         raise click.UsageError(f"FILE must be given: there is no {CONFIG_NAME} here")
     more = {}
     try:
-        settings = source.load()
-        check_all(settings)
+        with ExitStack() as trusted:
+            if state_dir is not None:
+                trusted.enter_context(trusting_owner(state_path(state_dir, os.environ)))
+            settings = source.load()
+            check_all(settings)
         if with_store:
             more["store"] = _look_at_store(settings, state_dir)
     except ConfigError as error:
         text = source.locate(str(error))
         if not as_json:
             raise ConfigError(text) from None
-        click.echo(msgspec.json.encode({"file": str(file), "good": False, "error": text}))
+        _show_json({"file": str(file), "good": False, "error": text})
         raise click.exceptions.Exit(1) from None
     if as_json:
-        click.echo(msgspec.json.encode({"file": str(file), "good": True, **more}))
+        _show_json({"file": str(file), "good": True, **more})
         return
     click.echo(f"{file}: good")
     for name, found in more.items():
         click.echo(f"{name}: {found}")
+
+
+def _show_json(value: object) -> None:
+    click.echo(escaped_json(msgspec.json.encode(value).decode()))
 
 
 def _look_at_store(settings: Settings, state_dir: str | None) -> str:
@@ -247,14 +254,13 @@ def check_all(settings: Settings) -> None:
     @raise ConfigError: which setting is wrong, and why.
     """
     from domaeka.bots.builtin import builtin_bot
-    from domaeka.bots.loading import load_bots
+    from domaeka.bots.loading import load_bots, look_here
     from domaeka.bots.routing import Router
     from domaeka.server import check
 
     check(settings)
     # As the server does: bots beside the place from which it is started.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     with redirect_stdout(sys.stderr):  # standard output is for scripts
         bots = tuple(load_bots(settings.bots.load))
     Router((builtin_bot(bots, settings.bots.builtin), *bots))

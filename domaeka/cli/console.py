@@ -137,8 +137,8 @@ class Pipe(_Files):
         self._reading = False
 
     def show(self, reply: Reply) -> None:
-        """Show an answer, and nothing else."""
-        self.write(texts.reply_text(reply) + "\n")
+        """Show an answer, and nothing else; a terminal may be behind the pipe."""
+        self.write(output.printable(texts.reply_text(reply)) + "\n")
 
     def read_on(self) -> None:
         """Pass on lines while the talk takes them."""

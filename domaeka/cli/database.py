@@ -14,7 +14,7 @@ from domaeka.cli.output import one_line
 from domaeka.config import settings_here
 from domaeka.errors import ConfigError
 from domaeka.server import database_address
-from domaeka.state import LOCK_NAME, lock_directory, state_path
+from domaeka.state import LOCK_NAME, lock_directory, state_path, trusting_owner
 from domaeka.store import maintenance
 
 _STATE_DIR: Final = click.option("--state-dir", metavar="DIR", help="The server's state directory.")
@@ -31,7 +31,8 @@ def _found(config: Path | None, state_dir: str | None) -> tuple[URL, Path]:
     source = settings_here(config)
     directory = state_path(state_dir, os.environ)
     try:
-        return database_address(source.load(), directory), directory
+        with trusting_owner(directory):
+            return database_address(source.load(), directory), directory
     except ConfigError as error:
         raise ConfigError(source.locate(str(error))) from None
 

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Engine
 from twisted.python.runtime import seconds
 
-from domaeka.cli.api_client import Unreachable
-from domaeka.cli.output import INTERRUPTED, one_line
+from domaeka.cli.output import INTERRUPTED, escaped_json, one_line, printable
+from domaeka.cli.places import Unreachable
 from domaeka.config import Settings, settings_here
 from domaeka.errors import ConfigError
 from domaeka.server import database_address, make_database_files
@@ -27,6 +27,7 @@ from domaeka.state import (
     lock_directory,
     make_state_directory,
     state_path,
+    trusting_owner,
 )
 from domaeka.store.drivers import make_engine, sqlite_file
 from domaeka.store.imports.importer import Importer, Report
@@ -105,8 +106,9 @@ def import_command(
     for --dry-run. An import that was cut short goes on where it was; a second one takes what is
     new.
     """
-    settings = settings_here(config).load()
     with ExitStack() as stack:
+        stack.enter_context(trusting_owner(state_path(state_dir, os.environ)))
+        settings = settings_here(config).load()
         target = stack.enter_context(_target(settings, state_dir, dry_run))
         try:
             source = Source(url, zone)
@@ -129,7 +131,11 @@ def import_command(
             stack.close()
             click.echo("stopped; the same command goes on from here", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
-    click.echo(msgspec.json.encode(report) if as_json else _shown(report, settings))
+    click.echo(
+        escaped_json(msgspec.json.encode(report).decode())
+        if as_json
+        else printable(_shown(report, settings))
+    )
 
 
 @contextmanager

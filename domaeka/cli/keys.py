@@ -16,10 +16,11 @@ from domaeka.cli.configuration import (
     show_script_lines,
 )
 from domaeka.cli.groups import Group
+from domaeka.cli.output import escaped_json
 from domaeka.config import AuthSettings, settings_here
 from domaeka.errors import ConfigError
 from domaeka.secrets import Secrets, load_secrets, rotate_secret_key, secrets_in_settings
-from domaeka.state import SECRETS_NAME, state_path
+from domaeka.state import SECRETS_NAME, state_path, trusting_owner
 
 _DAY: Final = 86_400.0
 
@@ -66,13 +67,14 @@ def show(
     Only who may read secrets.toml can. A key or salt that the settings give is shown in its place,
     as it is the one in force.
     """
-    settings = settings_here(config).load()
     directory = state_path(state_dir, os.environ)
-    held = load_secrets(directory, settings.auth, seconds())
+    with trusting_owner(directory):
+        settings = settings_here(config).load()
+        held = load_secrets(directory, settings.auth, seconds())
+        given = secrets_in_settings(settings.auth)
     if as_json:
         _show_json(held)
         return
-    given = secrets_in_settings(settings.auth)
     names = [f"auth.{name}" for name in ("secret_key", "salt") if name in given]
     more = f", but {' and '.join(names)} of the settings" if names else ""
     click.echo(f"Secrets:  {directory / SECRETS_NAME}{more}")
@@ -121,13 +123,15 @@ def rotate(
     the old one ends phones may sign with either; only one old key is accepted at a time. What is
     shown goes into the phones' scripts.
     """
-    settings = settings_here(config).load()
     if keep != keep:
         raise click.BadParameter("not a number", param_hint="--keep")
-    for name in ("secret_key", "previous_secret_key"):
-        if name in secrets_in_settings(settings.auth):
-            raise ConfigError(f"auth.{name}: the settings give it: change it where they do")
     directory = state_path(state_dir, os.environ)
+    with trusting_owner(directory):
+        settings = settings_here(config).load()
+        given = secrets_in_settings(settings.auth)
+    for name in ("secret_key", "previous_secret_key"):
+        if name in given:
+            raise ConfigError(f"auth.{name}: the settings give it: change it where they do")
     old = load_secrets(directory, AuthSettings(accept_published_key=True), seconds())
     if old.previous_secret_key and old.previous_valid_until > seconds() and not force and keep:
         raise ConfigError(
@@ -154,7 +158,7 @@ def _show_json(held: Secrets) -> None:
         "salt": held.salt,
         "previous_valid_until": held.previous_valid_until or None,
     }
-    click.echo(msgspec.json.encode(shown))
+    click.echo(escaped_json(msgspec.json.encode(shown).decode()))
 
 
 def _when(held: Secrets) -> str:

@@ -18,7 +18,6 @@ from domaeka.cli.api_client import (
     PAGE,
     ApiClient,
     Refused,
-    Unreachable,
     name,
     operators,
     path_of,
@@ -26,6 +25,7 @@ from domaeka.cli.api_client import (
 )
 from domaeka.cli.groups import Listing
 from domaeka.cli.output import one_line
+from domaeka.cli.places import Unreachable
 from domaeka.errors import CloseReason
 from domaeka.schema import (
     Approval,
@@ -127,7 +127,7 @@ def status(api: ApiClient) -> None:
     found["drain"] = api.request("GET", "/drain")
     found["migration"] = api.find("/migration")
     found["bots"] = api.request("GET", "/bots")
-    api.show(found, lambda: views.overview(api.server_url, read_as(found, views.Overview)))
+    api.show(found, lambda: views.overview(api.server, read_as(found, views.Overview)))
     if answered != HTTPStatus.OK:
         raise click.exceptions.Exit(1)
 

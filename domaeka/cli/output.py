@@ -2,6 +2,7 @@
 
 import sys
 from typing import Final
+from unicodedata import category
 
 #: Exit statuses of commands; 1 is also for all other failures, 2 is for wrong options.
 ALL_ANSWERED: Final = 0
@@ -11,19 +12,33 @@ REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
 
+#: Categories of Unicode that a terminal obeys, or that change where text is shown: control
+#: characters (C0, DEL, C1), marks of direction and other formats, halves of surrogate pairs,
+#: separators of lines and paragraphs.
+_OBEYED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+#: Those of them that are harmless: the joiners are in emoji and in some scripts.
+_HARMLESS: Final = frozenset("\n\t\u200c\u200d")
+
+
 def printable(text: str) -> str:
-    """C{text} without the control characters that a terminal would obey: strangers write it."""
+    """
+    C{text} without what a terminal would obey: strangers write it, and a pipe may end in a
+    terminal.
+    """
     if text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() or character in "\n\t" else "\ufffd"
-        for character in text
+        "\ufffd" if category(each) in _OBEYED and each not in _HARMLESS else each for each in text
     )
 
 
 def one_line(text: str) -> str:
-    """C{text}, L{printable} and in one line."""
-    return printable(text).replace("\n", "\ufffd").replace("\t", " ")
+    """C{text}, in one line, and without what a terminal obeys or does not show."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else " " if each == "\t" else "\ufffd" for each in text
+    )
 
 
 def shows_unicode() -> bool:

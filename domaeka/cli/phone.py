@@ -45,7 +45,7 @@ from domaeka.clock import keep_going
 from domaeka.config import settings_here
 from domaeka.errors import ConfigError
 from domaeka.secrets import read_secrets, secrets_in_settings
-from domaeka.state import SECRETS_NAME, state_path
+from domaeka.state import SECRETS_NAME, state_path, trusting_owner
 
 #: Most phones at once: their connections are files of this process.
 MAX_PHONES: Final = 10_000
@@ -189,19 +189,20 @@ def find_credentials(options: Options) -> Credentials:
 
     @raise ConfigError: there are none, or they are unusable.
     """
-    auth = settings_here(options.config).load().auth
-    if auth.secret_key and auth.salt and options.secrets_file is None:
-        return Credentials(auth.previous_secret_key or auth.secret_key, auth.salt)
     path = options.secrets_file or state_path(options.state_dir, os.environ) / SECRETS_NAME
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no secrets. Start the server once, or give --state-dir or --secrets-file"
-        )
     now = seconds()
-    secrets = read_secrets(path, auth, now)
+    with trusting_owner(path.parent):
+        auth = settings_here(options.config).load().auth
+        if auth.secret_key and auth.salt and options.secrets_file is None:
+            return Credentials(auth.previous_secret_key or auth.secret_key, auth.salt)
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: no secrets. Start the server once, or give --state-dir or --secrets-file"
+            )
+        secrets = read_secrets(path, auth, now)
+        given = secrets_in_settings(auth)
     # The older key, if two are accepted: a server takes it whether it has read the new one yet or
     # not.  Not one from elsewhere, for it may be another server's.
-    given = secrets_in_settings(auth)
     together = ("secret_key" in given) is ("previous_secret_key" in given)
     key = secrets.accepted_keys(now)[-1] if together else secrets.secret_key
     return Credentials(key, secrets.salt)

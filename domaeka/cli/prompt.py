@@ -5,6 +5,7 @@ from typing import Final
 
 from rich.cells import cell_len
 
+from domaeka.cli.output import printable
 from domaeka.wire import MAX_TEXT_CHARS
 
 #: Lines that are remembered for the arrow keys.
@@ -55,7 +56,7 @@ class LineEditor:
                 entered.append(self._enter())
             elif key < " " or key == "\x7f":
                 self._control_key(key)
-            elif key.isprintable() or not key.isascii():
+            else:
                 self._insert(key)
         return [line for line in entered if line]
 
@@ -63,8 +64,9 @@ class LineEditor:
         """The text that draws the line again, with the cursor in its place."""
         prompt = _fit(self.prompt, self.width // 2)
         room = self.width - cell_len(prompt) - 1
-        before = _fit(self._text[: self._cursor][::-1], room)[::-1]
-        after = _fit(self._text[self._cursor :], room - cell_len(before))
+        text = printable(self._text)  # what was pasted may hold anything
+        before = _fit(text[: self._cursor][::-1], room)[::-1]
+        after = _fit(text[self._cursor :], room - cell_len(before))
         cells = cell_len(after)
         return f"{ERASE}{prompt}{before}{after}" + (f"\x1b[{cells}D" if cells else "")
 

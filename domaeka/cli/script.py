@@ -11,7 +11,7 @@ from domaeka.config import settings_here
 from domaeka.errors import ConfigError
 from domaeka.phone_script import fill_script, script_servers
 from domaeka.secrets import load_secrets
-from domaeka.state import SECRETS_NAME, state_path
+from domaeka.state import SECRETS_NAME, state_path, trusting_owner
 
 
 @click.command(
@@ -69,12 +69,13 @@ def phone_script(
     """
     if pin and not tls:
         raise click.UsageError("--pin: only with --tls")
-    settings = settings_here(config).load()
     path = state_path(state_dir, os.environ) / SECRETS_NAME
-    if not os.path.lexists(path):
-        raise ConfigError(f"{path}: no secrets. Start the server once, or give --state-dir")
     now = seconds()
-    held = load_secrets(path.parent, settings.auth, now)
+    with trusting_owner(path.parent):
+        settings = settings_here(config).load()
+        if not os.path.lexists(path):
+            raise ConfigError(f"{path}: no secrets. Start the server once, or give --state-dir")
+        held = load_secrets(path.parent, settings.auth, now)
     try:
         servers = script_servers(hosts, settings, tls=tls, pin=pin)
     except ValueError as error:

@@ -18,12 +18,12 @@ from domaeka.cli.api_client import (
     ApiClient,
     NotTrusted,
     Refused,
-    Unreachable,
     name,
     operators,
     read_as,
 )
 from domaeka.cli.operator import STATUSES, room_id
+from domaeka.cli.places import Unreachable
 from domaeka.schema import MAX_PAGE, Bots
 from domaeka.schema_chat import ChatLine, ChatLines
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final, NamedTuple
 
-from msgspec.structs import replace
 from twisted.logger import Logger
 
 from domaeka import __version__, interfaces
@@ -186,9 +185,7 @@ def assemble(
     )
     http = Listener(platform.sockets, "http.port", settings.http.interface, settings.http.port)
     http.open(settings.socket)
-    lift = operator_command(
-        "bans lift \0", replace(settings.http, port=http.number), state.directory
-    )
+    lift = operator_command("bans lift \0", state.directory)
 
     def expected(key: int) -> int:
         """Number of devices that may come back to an address: no more than there are places."""

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from domaeka.config import SettingsSource
 from domaeka.errors import ConfigError
+from domaeka.logs import MAX_MESSAGE_CHARS, quote
 
 #: Exit status of a start that cannot work.
 EXIT_CANNOT_START: Final = 1
@@ -40,6 +41,6 @@ class Fatal:
         error = self._source.locate(reason if isinstance(reason, str) else reason.getErrorMessage())
         self.log.critical("domaeka ends: {error}", error=ConfigError(error))  # a text would be cut
         # sys.stderr leads to the log by now.
-        print(f"domaeka: {error}", file=sys.__stderr__)
+        print(f"domaeka: {quote(error, MAX_MESSAGE_CHARS)}", file=sys.__stderr__)
         # twistd ends with 0 once its reactor has stopped in order.
         atexit.register(os._exit, EXIT_CANNOT_START)

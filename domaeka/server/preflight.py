@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from twisted.internet.task import Clock
 
-from domaeka.config import HttpSettings, Settings
+from domaeka.config import Settings
 from domaeka.errors import ConfigError, StoreError
 from domaeka.gateway.joints import CLOSING_SHARE, LATE_SHARE
 from domaeka.gateway.transport.certificates import Certificates, files_of
@@ -38,7 +38,8 @@ from domaeka.web.admission import MAX_CONNECTIONS
 DATABASE_NAME: Final = "domaeka.db"
 #: Suffixes of SQLite's files beside a database.
 _SQLITE_FILES: Final = ("", "-wal", "-shm", "-journal")
-#: Open files beside those of connections: the store, the log, ports, and what bots open.
+#: Open files beside those of connections: the store, the log, ports, the socket in the state
+#: directory with its 20 connections, and what bots open.
 OTHER_FILES: Final = 100
 #: Buffers from this size on get memory of their own, in bytes.  Source: glibc's initial value.
 MMAP_THRESHOLD: Final = 131_072
@@ -229,7 +230,7 @@ def give_back_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
 
 
-def operator_command(arguments: str, http: HttpSettings, directory: Path) -> str:
+def operator_command(arguments: str, directory: Path) -> str:
     """
     The shell command by which an operator on this machine tells this server to do something, with
     the options that it needs to find the server.
@@ -240,8 +241,6 @@ def operator_command(arguments: str, http: HttpSettings, directory: Path) -> str
     beside = os.path.join(sysconfig.get_path("scripts"), "domaeka")
     found = "domaeka" if shutil.which("domaeka") or not os.path.exists(beside) else beside
     words = [shlex.quote(found), arguments]
-    if http.local_url != HttpSettings().local_url:
-        words += ["--url", http.local_url]
     # An operator's shell does not have the variable that systemd set for the server.
     environment = {name: os.environ[name] for name in os.environ if name != "STATE_DIRECTORY"}
     try:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterable
+from functools import partial
 from typing import IO, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, inlineCallbacks, succeed
@@ -22,8 +23,11 @@ from domaeka.server.signals import Signals
 from domaeka.server.watching import Watching
 from domaeka.store.outboxes import KEEP_SECONDS
 from domaeka.web.admin import AdminApi
+from domaeka.web.admission import MAX_OF_THE_SOCKET
 from domaeka.web.api.chat import ChatPages
 from domaeka.web.health import HealthPages, LagProbe
+from domaeka.web.local_port import LocalPort
+from domaeka.web.proof import ProofPage
 from domaeka.web.server import Site
 
 #: Longest time that phones wait for the store to be opened, in seconds.
@@ -63,7 +67,8 @@ class GatewayService(LoggedService):
         if changes is not None:
             reload = self.operations.reload_signalled
             self._watching = Watching(parts.reactor, changes.noticed, reload)
-        self._site = _make_site(parts, self.operations)
+        self._site, self._local_site = _make_sites(parts, self.operations)
+        self._local_port = LocalPort(parts.state_directory, parts.reactor)
         self._probe = LagProbe(parts.context.metrics, parts.reactor)
         self._http_port: Any = None
         self._opening: Any = None
@@ -90,6 +95,11 @@ class GatewayService(LoggedService):
         parts.ports.start()
         self._http_port = parts.http.listen(self._site)
         self.log.info("HTTP on {place}", place=place_of(self._http_port))
+        error = self._local_port.listen(self._local_site)
+        if error is not None:
+            self.log.warn(
+                "no socket in the state directory: {error}: commands use the HTTP port", error=error
+            )
         # A database that is down must not keep phones out: what they say is held meanwhile.
         parts.context.held.begin()
         self._opening = self._reactor.callLater(STORE_SECONDS, self._let_in)
@@ -176,7 +186,9 @@ class GatewayService(LoggedService):
         yield self._writing
         self._probe.stop()
         parts.ports.stop()
-        self._site.close()
+        for site in (self._site, self._local_site):
+            site.close()
+        yield self._local_port.stop()
         yield self._http_port.stopListening()
         yield super().stopService()  # type: ignore[no-untyped-call]
         if self._lock is not None:
@@ -246,8 +258,8 @@ def _unread(context: Context) -> str | None:
     return "the store has not been read yet" if context.held.holding else None
 
 
-def _make_site(parts: Parts, operations: Operations) -> Site:
-    """The HTTP site: health pages and admin API."""
+def _make_sites(parts: Parts, operations: Operations) -> tuple[Site, Site]:
+    """Health pages and admin API: the site of the HTTP port, and that of the local socket."""
     context, stores = parts.context, parts.stores
     pages = HealthPages(
         context.metrics,
@@ -295,12 +307,16 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
 
     stores.devices.add_listener(api.events.device_decided)
     stores.bans.watch(stores.decisions, parts.connections.decisions.ban_heard, ban_lifted)
-    return Site(
-        (*pages.routes(), *api.routes()),
+    site = partial(
+        Site,
+        (*pages.routes(), *api.routes(), *ProofPage(parts.keys.admin_token).routes()),
         parts.reactor,
         context.metrics,
         parts.keys.admin_token,
         context.limits.bans_address,
         context.limits.denies,
+        hosts=lambda: context.settings.http.hosts,
         wall=context.wall,
     )
+    # Apart, so that no client of the port can take an operator's place.
+    return site(), site(most=MAX_OF_THE_SOCKET)

@@ -62,7 +62,7 @@ class AdminApi:
         @param secrets: those in force.
         @param watchers: those of the gateway's events.
         """
-        events = self.events = Events(watchers, wall)
+        events = self.events = Events(watchers, wall, metrics.pools.gave_way)
         store = StoreWait(timer)
         self.endpoints: tuple[Endpoint, ...] = (
             *ConnectionPages(directory).endpoints(),

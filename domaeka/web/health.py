@@ -26,12 +26,17 @@ from domaeka.health import Health
 from domaeka.interfaces import HealthCheck
 from domaeka.logs import quote
 from domaeka.metrics import SAMPLE_SECONDS, Metrics
+from domaeka.policies.limits import TokenBucket
 from domaeka.web.routes import JSON, Answer, Call, Route, as_json
 from domaeka.web.server import Timer
 
 #: Lines rendered in one turn of the reactor, of which none should take 10 ms.  Source:
 #: benchmarks/scrape.py: the longest takes 5 ms.
 LINES_PER_TURN: Final = 250
+#: Most renderings a second, and at once: anybody on this machine may ask.  Of 40 commands each
+#: takes 5 ms of the reactor's time (908 lines), all of them 2 %.
+RENDERS_PER_SECOND: Final = 4.0
+RENDERS_AT_ONCE: Final = 8.0
 #: The content type of L{generate_latest}'s output by default.
 _TEXT_TYPE: Final = choose_encoder("")[1]
 #: Interval of the measurements of the reactor's lag, in seconds: they notice each turn that is
@@ -81,13 +86,17 @@ def _escape(value: str) -> str:
 
 
 class Exposition:
-    """Renders the metrics, over as many turns of the reactor as it takes."""
+    """
+    Renders the metrics, over as many turns of the reactor as it takes, and no more often than
+    L{RENDERS_PER_SECOND}: who asks in a loop shares one with all who ask meanwhile.
+    """
 
     def __init__(self, registry: Collector, timer: Timer) -> None:
         self._registry = registry
         self._timer = timer
         self._asking: list[Deferred[bytes]] = []
         self._busy = False
+        self._share = TokenBucket(RENDERS_PER_SECOND, RENDERS_AT_ONCE, timer.seconds)
 
     def render(self) -> "Deferred[bytes]":
         """@return: fires with the text; no value in it is older than this call."""
@@ -102,6 +111,10 @@ class Exposition:
             self._timer.callLater(0, self._begin)
 
     def _begin(self) -> None:
+        wait = self._share.take()
+        if wait:
+            self._timer.callLater(wait, self._begin)
+            return
         asked, self._asking = self._asking, []
         self._go_on(asked, _lines(self._registry), [])
 

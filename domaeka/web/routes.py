@@ -32,6 +32,10 @@ EVENTS: Final = "text/event-stream"
 EVENT_HEADERS: Final = {"X-Accel-Buffering": "no"}
 
 
+#: Stands for the address of a client of the socket in the state directory.
+SOCKET: Final = "state directory"
+
+
 class Call(NamedTuple):
     """
     A request, as a route's function sees it.
@@ -41,6 +45,7 @@ class Call(NamedTuple):
     @ivar query: the values of each parameter.
     @ivar headers: the last value of each header; names in lower case.
     @ivar peer: the client's address.
+    @ivar port: the server's port that it came to; 0: none.
     """
 
     method: str
@@ -50,6 +55,7 @@ class Call(NamedTuple):
     headers: Mapping[str, str] = {}
     body: bytes = b""
     peer: str = ""
+    port: int = 0
 
 
 class Answer(NamedTuple):
@@ -71,12 +77,14 @@ class EventStream:
 
     @ivar wake: called when there is something to L{take}, or the client has fallen behind; set
         by the sender.
+    @ivar close: ends the answer in order; set by the sender.
     @ivar fallen_behind: true if more events came than may wait.
     """
 
     def __init__(self, ended: Callable[["EventStream"], None]) -> None:
         """@param ended: called once, when nobody reads the stream any more."""
         self.wake: Callable[[], None] = lambda: None
+        self.close: Callable[[], None] = self.end
         self.fallen_behind = False
         self._ended: Callable[[EventStream], None] | None = ended
         self._waiting: list[bytes] = []
@@ -91,6 +99,11 @@ class EventStream:
             self.fallen_behind = True
             self._waiting.clear()
         self.wake()
+
+    @property
+    def is_over(self) -> bool:
+        """True once it has ended."""
+        return self._ended is None
 
     def take(self) -> bytes:
         """Take all that waits to be sent."""
@@ -157,6 +170,8 @@ def bearer_holds(header: bytes | None, token: bytes) -> bool:
 
 def is_this_machine(host: str) -> bool:
     """True for an address by which a machine reaches itself."""
+    if host == SOCKET:
+        return True
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:

@@ -6,24 +6,27 @@ No client blocks the server or fills its memory:
   - a request must be complete within L{REQUEST_SECONDS}, however slowly it comes;
   - a body may have L{MAX_BODY_BYTES}; a longer one is refused while it comes.  A route may allow
     more to clients with the token;
-  - a connection's requests are answered one at a time, each in its own turn of the reactor, and
-    only once the answer before it has left for the kernel; meanwhile no more pipelined data is kept
-    than one read brings;
+  - a connection's requests are answered one at a time, and only once the answer before it has
+    left for the kernel; meanwhile no more pipelined data is kept than one read brings.  The
+    requests of all connections have a part of each turn of the reactor (L{Turns});
   - an answer must be made within L{ANSWER_SECONDS} and read within L{WRITE_SECONDS};
   - a stream of events is closed if its client falls behind, or is gone: something is sent every
     L{KEEPALIVE_SECONDS} to notice that;
-  - the number of connections is limited (L{admit}); one from a denied address is closed at once;
+  - the number of connections is limited, each address has its share (L{admit}), and who asks for
+    nothing gives way; one from a denied address is closed at once;
+  - a request for a host of another name is refused (L{wrong_host});
   - a banned address gets answers from routes for C{anywhere} only (health checks), a few at a time.
 
 Twisted itself refuses more than 16 KiB of headers; L{MAX_HEADERS} bounds their number.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
 from io import BytesIO
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import ServerFactory, connectionDone
@@ -32,12 +35,15 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from domaeka.metrics import Metrics
-from domaeka.twisted_internals import HTTPChannel
-from domaeka.web.admission import admit
+from domaeka.pools import Pool
+from domaeka.twisted_internals import HTTPChannel, unsent_bytes
+from domaeka.web.admission import MAX_CONNECTIONS, Stage, admit, claimant_of
+from domaeka.web.hosts import wrong_host
 from domaeka.web.routes import (
     EVENT_HEADERS,
     EVENTS,
     MAX_BODY_BYTES,
+    SOCKET,
     Answer,
     Call,
     EventStream,
@@ -50,6 +56,8 @@ from domaeka.web.routes import (
     bearer_holds,
     is_this_machine,
 )
+from domaeka.web.turns import Timer as Timer
+from domaeka.web.turns import Turns
 
 #: From the first byte of a request (of the first one: from the connection) to its last, in seconds.
 REQUEST_SECONDS: Final = 10.0
@@ -61,6 +69,9 @@ WRITE_SECONDS: Final = 30.0
 #: Longest idle time between two requests, in seconds.  Source: Prometheus scrapes every 60 s by
 #: default.
 IDLE_SECONDS: Final = 75.0
+#: Time for which an answer may take its way into the kernel before its connection gives way to
+#: others, in seconds: usually it is there in the next turn of the reactor.
+LEAVE_SECONDS: Final = 1.0
 #: Longest time for a connection that is being closed to send what is written, in seconds.
 CLOSE_SECONDS: Final = 5.0
 #: Longest silence in a stream of events, in seconds.  Source: proxies close a silent connection
@@ -83,16 +94,6 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-class Timer(Protocol):
-    """The part of a reactor that is used here."""
-
-    def seconds(self) -> float:
-        """The time."""
-
-    def callLater(self, delay: float, callable: Callable[[], object], /) -> Any:
-        """Call something later."""
 
 
 class Request(http.Request):
@@ -129,6 +130,11 @@ class Request(http.Request):
             self._site.metrics.http_refused.inc()
             self._channel.refuse(HTTPStatus.FORBIDDEN, "BANNED", "this address is banned")
             return
+        hosts = self.requestHeaders.getRawHeaders(b"host", [])
+        wrong = wrong_host(target, hosts, self._site.hosts())
+        if wrong is not None:
+            self._channel.refuse(HTTPStatus(wrong.status), wrong.code, wrong.text)
+            return
         if route is not None and route.token and self._has_token():
             self._body_limit = route.max_body_bytes
         if length is not None and length > self._body_limit:
@@ -152,6 +158,11 @@ class Request(http.Request):
         self._leave_stream()
 
     # Ours
+
+    @property
+    def is_stream(self) -> bool:
+        """True while its answer is a stream of events."""
+        return self._stream is not None
 
     def time_out(self) -> None:
         """Cancel the answer: it has taken too long to make."""
@@ -215,12 +226,13 @@ class Request(http.Request):
             },
             self._body.getvalue(),
             self.peer,
+            self._channel.port,
         )
 
     @property
     def peer(self) -> str:
         """The client's address."""
-        return str(getattr(self.client, "host", "-"))
+        return self._channel.host
 
     def _has_token(self) -> bool:
         return bearer_holds(self.getHeader(b"authorization"), self._site.token().encode())
@@ -270,6 +282,7 @@ class Request(http.Request):
         if stream is None:
             return
         if stream.fallen_behind:
+            self._site.metrics.pools.gave_way(Pool.EVENT_STREAMS, self.peer)
             self._channel.abort()
         elif not self._channel.is_paused:
             self.write(stream.take())  # type: ignore[no-untyped-call]
@@ -289,11 +302,12 @@ class Request(http.Request):
         del headers["Content-Length"]
         self._set_headers(headers)
         self.write(b": domaeka\n\n")  # type: ignore[no-untyped-call]
-        if self.method == b"HEAD":
+        if self.method == b"HEAD" or stream.is_over:
             self.end_stream()
             return
         self._channel.cancel_deadline()
         stream.wake = self.send_events
+        stream.close = self.end_stream
         self._keep_alive(False)
         self.send_events()
 
@@ -333,13 +347,15 @@ class Channel(HTTPChannel):
         super().__init__(_READ_AHEAD_BYTES)
         self.site = site
         self.host = host
+        self.claimant = claimant_of(host)
         self.requestFactory = Request  # type: ignore[assignment]
         self._timer = site.timer
         self._deadline: Any = None  # of the current wait: for a request, an answer or the end
-        self._soon: Any = None
         self._unread: Any = None  # set while the client does not read its answers
         self._waiting: Callable[[], None] | None = None
         self._idle = False
+        self._answered = False  # a request was answered
+        self._answered_at = 0.0
         self._in_progress = False  # a request is complete, its answer is not
         self._ended = False
         self._discarded_bytes = 0
@@ -366,7 +382,8 @@ class Channel(HTTPChannel):
         self.site.channels.pop(self, None)
         self._ended = True
         self._waiting = None
-        for call in (self._deadline, self._soon, self._unread):
+        self.site.turns.remove(self)
+        for call in (self._deadline, self._unread):
             if call is not None and call.active():
                 call.cancel()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
@@ -393,7 +410,8 @@ class Channel(HTTPChannel):
 
     def requestDone(self, request: http.Request) -> None:
         # First, because the next request may be here already, and is parsed below.
-        self._idle = True
+        self._idle = self._answered = True
+        self._answered_at = self._timer.seconds()
         self._in_progress = False
         if self in self.site.channels:
             self.site.channels[self] = self.site.channels.pop(self)
@@ -435,9 +453,25 @@ class Channel(HTTPChannel):
     # Ours
 
     @property
-    def is_idle(self) -> bool:
-        """True if it has been answered and has asked for nothing since."""
-        return self._idle
+    def stage(self) -> Stage:
+        """What it does; an L{OpenConnection<domaeka.web.admission.OpenConnection>}."""
+        if self._in_progress and self.requests and self.requests[0].is_stream:
+            return Stage.ANSWERING
+        if self.is_paused:
+            return Stage.AGAIN
+        if self._answered:
+            if self._timer.seconds() - self._answered_at < LEAVE_SECONDS and unsent_bytes(
+                self.transport
+            ):
+                return Stage.ANSWERING
+            # A request that was sent ahead is in progress though nothing came since the last.
+            return Stage.IDLE if self._idle and not self._in_progress else Stage.AGAIN
+        return Stage.ANSWERING if self._in_progress else Stage.UNFINISHED
+
+    @property
+    def port(self) -> int:
+        """Our port that it came to; 0: a socket without one."""
+        return int(getattr(cast(Any, self.transport).getHost(), "port", 0))
 
     @property
     def is_paused(self) -> bool:
@@ -450,7 +484,7 @@ class Channel(HTTPChannel):
         it, and only once the answers before it have left.
         """
         if self._unread is None:
-            self._soon = self._timer.callLater(0, serve)
+            self.site.turns.add(self, serve, first=not self._answered)
         else:
             self._waiting = serve
 
@@ -482,6 +516,13 @@ class Channel(HTTPChannel):
         elif not self._ended:
             self.loseConnection()
 
+    def give_way(self) -> None:
+        """Close: in order if it is idle, else at once."""
+        if self.stage is Stage.IDLE and not self._ended:
+            self.loseConnection()
+        else:
+            self.abort()
+
     def cancel_deadline(self) -> None:
         """Wait without a deadline until the next one is set."""
         if self._deadline is not None and self._deadline.active():
@@ -489,6 +530,7 @@ class Channel(HTTPChannel):
 
     def abort(self) -> None:
         """Close at once; unsent data is lost."""
+        self.site.turns.remove(self)
         cast(Any, self.transport).abortConnection()
 
     def _request_late(self) -> None:
@@ -526,12 +568,16 @@ class Site(ServerFactory):
         bars: Callable[[str], bool] = lambda address: False,
         denies: Callable[[str], bool] = lambda address: False,
         *,
+        hosts: Callable[[], Collection[str]] = tuple,
+        most: int = MAX_CONNECTIONS,
         wall: Callable[[], float],
     ) -> None:
         """
         @param token: returns the bearer token; empty: no client has it.
         @param bars: returns true for a banned address; this machine is never banned.
         @param denies: returns true for an address that may not connect; this machine always may.
+        @param hosts: returns the names by which it may be called, beside addresses.
+        @param most: most connections.
         @raise ValueError: two routes have the same method and path.
         """
         self.table = RouteTable(routes)
@@ -540,15 +586,20 @@ class Site(ServerFactory):
         self.token = token
         self.bars = bars
         self.denies = denies
+        self.hosts = hosts
+        self.turns = Turns(timer)
+        self._most = most
         self._wall = wall
         self.channels: dict[Channel, None] = {}
 
     # IProtocolFactory
 
     def buildProtocol(self, addr: object) -> Channel | None:
-        host = str(getattr(addr, "host", ""))
+        host = SOCKET if isinstance(addr, UNIXAddress) else str(getattr(addr, "host", ""))
         denied = self.denies(host) and not is_this_machine(host)
-        if denied or not admit(host, self.channels, self.is_barred(host)):
+        if denied or not admit(
+            host, self.channels, self.is_barred(host), self._most, self._gave_way
+        ):
             self.metrics.http_refused.inc()
             return None
         channel = Channel(self, host)
@@ -568,6 +619,9 @@ class Site(ServerFactory):
         )
 
     # Ours
+
+    def _gave_way(self, host: str) -> None:
+        self.metrics.pools.gave_way(Pool.HTTP_CONNECTIONS, host)
 
     def is_barred(self, host: str) -> bool:
         """True if clients at C{host} are answered only to health checks."""

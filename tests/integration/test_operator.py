@@ -11,7 +11,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from domaeka.cli.api_client import ApiClient, Unreachable, http_exchange, read_url
+from domaeka.cli.api_client import ApiClient
+from domaeka.cli.places import Place, Unreachable, http_exchange, read_url
 from domaeka.secrets import load_or_create_secrets
 from domaeka.testing import STANDARD_IDENTITY, FakePhone
 from tests.integration.crowd import Crowd
@@ -46,8 +47,9 @@ class ReachTests(TestCase):
         factory: Any = Factory.forProtocol(Stranger)
         port = reactor.listenTCP(0, factory, interface=HOST)
         self.addCleanup(port.stopListening)
-        send = http_exchange(read_url(f"http://{HOST}:{port.getHost().port}"), "token")
-        api = ApiClient(lambda place, token: send)
+        url = read_url(f"http://{HOST}:{port.getHost().port}", "--url")
+        send = http_exchange(Place(url, "token"))
+        api = ApiClient(lambda place: send)
         for answer in (
             b"",
             b"SSH-2.0-\x1b[2J\r\n",

@@ -71,6 +71,8 @@ class Violations:
 def note_clock_fault(context: Context, peer: Peer, skew: float) -> None:
     """Note that the phone's clock is wrong by C{skew} seconds, which is no attack."""
     context.limits.clock_fault(peer.address)
+    if not context.metrics.pools.may_log(peer.address, context.steady.now):
+        return
     _log.warn(
         "{peer}: right signature, wrong time: the phone's clock is off, {skew_seconds} s "
         "ahead of ours",

@@ -21,8 +21,16 @@ _log: Final = Logger()
 class History:
     """The last authenticated connections that have ended."""
 
-    def __init__(self, max_closed: int = MAX_CLOSED) -> None:
-        """@param max_closed: most that are remembered; the oldest goes first."""
+    def __init__(
+        self,
+        max_closed: int = MAX_CLOSED,
+        may_log: Callable[[object, float], bool] = lambda claimant, now: True,
+    ) -> None:
+        """
+        @param max_closed: most that are remembered; the oldest goes first.
+        @param may_log: given a device and the time, returns false if it has had its log lines.
+        """
+        self._may_log = may_log
         self._closed: deque[ClosedConnection] = deque(maxlen=max_closed)
         self._added = 0
 
@@ -31,7 +39,7 @@ class History:
 
     def ended(self, peer: Peer, closed: ClosedConnection) -> None:
         """Log a connection that has ended, and remember it if it had authenticated."""
-        _log_end(peer, closed)
+        _log_end(peer, closed, peer.authenticated and self._may_log(peer.key, closed.gone_at))
         if peer.authenticated:
             self.add(closed)
 
@@ -70,9 +78,13 @@ class History:
         return Counter(closed.key for closed in recent)
 
 
-def _log_end(peer: Peer, closed: ClosedConnection) -> None:
-    """Log the end of a connection; of strangers, which may be many, at debug level."""
-    log = _log.info if peer.authenticated else _log.debug
+def _log_end(peer: Peer, closed: ClosedConnection, shown: bool) -> None:
+    """
+    Log the end of a connection.
+
+    @param shown: false for the debug level: of strangers, and of those who come too often.
+    """
+    log = _log.info if shown else _log.debug
     log(
         "{peer} ended: {reason}; {age_seconds} s, bytes {bytes_received} in {bytes_sent} out, "
         "messages {messages_received} in {messages_sent} out",

@@ -91,11 +91,6 @@ class Listener:
         """True if its socket outlives the process: connections wait there until it is open."""
         return self._descriptor is not None
 
-    @property
-    def number(self) -> int:
-        """The port's number; only while the socket is open."""
-        return int(self._socket.getsockname()[1])
-
     def open(self, options: SocketSettings) -> None:
         """Bind the socket, unless it is bound.  @raise ConfigError: it cannot be bound."""
         if self._socket is not None:

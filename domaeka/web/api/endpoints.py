@@ -42,11 +42,13 @@ class Request(NamedTuple, Generic[_Q, _B]):
     A request to an endpoint.
 
     @ivar names: the path's value for each C{{name}}.
+    @ivar peer: the client's address.
     """
 
     names: Mapping[str, str]
     query: _Q
     body: _B
+    peer: str
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -101,7 +103,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     async def _serve(self, call: Call) -> Answer | EventStream:
         try:
-            result = self.serve(Request(call.names, self._query_of(call), self._body_of(call)))
+            result = self.serve(
+                Request(call.names, self._query_of(call), self._body_of(call), call.peer)
+            )
             if isinstance(result, Awaitable):
                 result = await result
         except BadCursor as error:

@@ -1,5 +1,6 @@
 """The stream of server-sent events: what happens, as it happens."""
 
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -9,6 +10,7 @@ import msgspec
 from domaeka.gateway.views import ClosedConnection, ConnectionName, Watcher
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
 from domaeka.policies import limits
+from domaeka.pools import Pool
 from domaeka.schema import Changed, Connected, Decided, Forgotten, Graded, LineQuality
 from domaeka.web.api.bans import describe_ban
 from domaeka.web.api.endpoints import EndpointGroup, Request, endpoint
@@ -22,11 +24,21 @@ MAX_STREAMS: Final = 20
 class Events(EndpointGroup):
     """Sends events to all streams.  It listens to the gateway only while there are any."""
 
-    def __init__(self, watchers: list[Watcher], wall: Callable[[], float]) -> None:
-        """@param watchers: those of the gateway's events."""
+    def __init__(
+        self,
+        watchers: list[Watcher],
+        wall: Callable[[], float],
+        gave_way: Callable[[Pool, object], object],
+    ) -> None:
+        """
+        @param watchers: those of the gateway's events.
+        @param gave_way: called with an address whose stream is ended, or not begun.
+        """
         self._watchers = watchers
         self._wall = wall
-        self._streams: list[EventStream] = []
+        self._gave_way = gave_way
+        #: Those that are open, in the order in which they began, each with its client's address.
+        self._streams: dict[EventStream, str] = {}
 
     @endpoint(
         "GET",
@@ -37,19 +49,35 @@ class Events(EndpointGroup):
         refusals={HTTPStatus.SERVICE_UNAVAILABLE: f"{MAX_STREAMS} clients listen already"},
     )
     def open(self, request: Request[Any, None]) -> EventStream:
-        """A stream of all events from now on."""
-        if len(self._streams) >= MAX_STREAMS:
+        """
+        A stream of all events from now on.
+
+        If there are too many, the oldest of the address with the most is ended for it, unless that
+        is the client's own: then it is refused.
+        """
+        if len(self._streams) >= MAX_STREAMS and not self._make_room(request.peer):
+            self._gave_way(Pool.EVENT_STREAMS, request.peer)
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE, "TOO_MANY", f"{MAX_STREAMS} clients listen already"
             )
         stream = EventStream(self._left)
         if not self._streams:
             self._watchers.append(self)
-        self._streams.append(stream)
+        self._streams[stream] = request.peer
         return stream
 
+    def _make_room(self, peer: str) -> bool:
+        """End a stream of the address with the most, if it has more than C{peer} will have."""
+        held = Counter(self._streams.values())
+        largest, count = held.most_common(1)[0]
+        if count <= held[peer] + 1:
+            return False
+        self._gave_way(Pool.EVENT_STREAMS, largest)
+        next(stream for stream, host in self._streams.items() if host == largest).close()
+        return True
+
     def _left(self, stream: EventStream) -> None:
-        self._streams.remove(stream)
+        del self._streams[stream]
         if not self._streams:
             self._watchers.remove(self)
 
