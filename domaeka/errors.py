@@ -110,13 +110,13 @@ class NoRoom(BotError):
 
 class AmbiguousRoom(BotError):
     """
-    Several approved rooms have the title that a bot gave.
+    Several rooms have the title that a bot gave, those that an operator has refused apart.
 
     @ivar candidates: the channel id of each, or its title where no phone knows that.
     """
 
     def __init__(self, candidates: tuple[str, ...]) -> None:
-        super().__init__(f"{len(candidates)} approved rooms have this title: give a channel id")
+        super().__init__(f"{len(candidates)} rooms have this title: give a channel id")
         self.candidates = candidates
 
 

@@ -17,7 +17,14 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    BOT_VALUES = "bot values"
+    CHAT_LOG = "chat log"
+    DEVICES = "devices"
+    NEW_DEVICES = "new devices"
+    PENDING_DEVICES = "pending devices"
     PLACES = "places"
+    ROOMS = "rooms"
+    UNAPPROVED_LINES = "unapproved lines"
 
 
 class Yielded(NamedTuple):

@@ -82,6 +82,8 @@ class GatewayService(LoggedService):
         if parts.keys.secrets.previous_over(parts.context.wall()):
             self.log.info("the previous key has ended: it is not accepted, and may be removed")
         stores.chat_log.start()
+        stores.chat_bound.start()
+        parts.disk.start()
         self._bots_started = parts.dispatcher.start()
         parts.connections.sweep.start()
         self._probe.start()
@@ -175,6 +177,7 @@ class GatewayService(LoggedService):
         self._writing = self._write_to_store()
         yield self._writing
         self._probe.stop()
+        parts.disk.stop()
         parts.ports.stop()
         self._site.close()
         yield self._http_port.stopListening()
@@ -192,6 +195,7 @@ class GatewayService(LoggedService):
         journal = self._parts.context.journal
         flushed: Deferred[None] = succeed(None) if journal is None else journal.flush()
         stores.decisions.stop()
+        stores.chat_bound.stop()
         yield self._all(
             kept.addErrback(self._log_lost_messages, len(waiting)),
             flushed.addTimeout(KEEP_SECONDS, self._reactor).addErrback(self._log_unstored),
@@ -261,6 +265,7 @@ def _make_site(parts: Parts, operations: Operations) -> Site:
             "clock": context.authentication.clock_check.health,
             "bots": parts.dispatcher.health,
             "certificate": parts.ports.health,
+            "disk": parts.disk.health,
         },
         needed={"store": lambda: _unread(context)},
         listening=lambda: parts.ports.listening,

@@ -279,7 +279,7 @@ class StoredChatLog:
         if room_id is not None:
             wanted.append(CHAT_LINES.c.room_id == storable(room_id, TITLE_CHARS))
         # Behind the batch that is being written.
-        first, last = yield self._database.run_bulk(_bounds)
+        first, last = yield self._database.run_bulk(bounds)
         for start in range(first, last + 1, _SEARCHED_IDS):
             stop = min(start + _SEARCHED_IDS, last + 1)
             yield self._database.run_bulk(_remove, start, stop, wanted)
@@ -396,7 +396,7 @@ def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
     return len(write_each(connection, batch.lines, partial(insert_lines, connection)))
 
 
-def _bounds(connection: Connection) -> tuple[int, int]:
+def bounds(connection: Connection) -> tuple[int, int]:
     """The first and the last id of a line; 0 and -1 where there is none."""
     ids = CHAT_LINES.c.id
     first, last = connection.execute(select(func.min(ids), func.max(ids))).one()
