@@ -20,11 +20,13 @@ class Pool(StrEnum):
     BOT_VALUES = "bot values"
     CHAT_LOG = "chat log"
     DEVICES = "devices"
+    HELD_CHAT = "held chat"
     NEW_DEVICES = "new devices"
     PENDING_DEVICES = "pending devices"
     PLACES = "places"
     ROOMS = "rooms"
     UNAPPROVED_LINES = "unapproved lines"
+    WAITING_CHAT_LINES = "waiting chat lines"
 
 
 class Yielded(NamedTuple):

@@ -3,6 +3,7 @@
 import msgspec
 
 from domaeka.errors import StorageFull
+from domaeka.gateway import held as held_module
 from domaeka.gateway.conversation.handshake import NOT_ENTERED_SECONDS
 from domaeka.gateway.directory.sweep import LIMITS_SECONDS
 from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
@@ -10,6 +11,7 @@ from domaeka.metrics import Metrics
 from domaeka.policies.holdings import MINUTE
 from domaeka.pools import Pool
 from domaeka.store import bot_values as bot_values_module
+from domaeka.store import chatlog as chatlog_module
 from domaeka.store import devices as devices_module
 from domaeka.store import rooms as rooms_module
 from domaeka.store.bot_values import BotValues
@@ -69,6 +71,31 @@ class NewDevicesTests(DevicesCase):
         self.assert_gave_way(self.metrics, Pool.NEW_DEVICES, 1000 - NEW_A_MINUTE)
         self.clock.advance(MINUTE)
         self.assertEqual(self.make_up(1000), NEW_A_MINUTE)
+
+    def test_first_come(self) -> None:
+        """A phone that waits, connected, goes before whoever comes from its address later."""
+        self.make_up(NEW_A_MINUTE)
+        self.assertIsNone(self.devices.enter(PHONE, THERE))
+        self.clock.advance(MINUTE)
+        self.assertEqual(self.make_up(1000), 0)
+        self.assertIs(self.devices.enter(PHONE, THERE), Approval.APPROVED)
+        self.assertEqual(self.make_up(1000), NEW_A_MINUTE - 1)
+
+    def test_one_that_waited_and_went(self) -> None:
+        """A phone that goes while it waits keeps nobody else waiting."""
+        self.make_up(NEW_A_MINUTE)
+        self.devices.enter(PHONE, THERE)
+        self.devices.heard(PHONE, self.wall())
+        self.clock.advance(MINUTE)
+        self.assertEqual(self.make_up(1), 1)
+
+    def test_one_that_waited_and_was_approved(self) -> None:
+        """Nor does one on which an operator decides."""
+        self.make_up(NEW_A_MINUTE)
+        self.devices.enter(PHONE, THERE)
+        self.successResultOf(self.devices.set_approval(PHONE, Approval.APPROVED))
+        self.clock.advance(MINUTE)
+        self.assertEqual(self.make_up(1), 1)
 
     def test_a_network_is_one_address(self) -> None:
         """A /64 of IPv6 is one claimant."""
@@ -294,6 +321,30 @@ class WaitingTests(GatewayCase):
         self.assertIsNone(answer.session_token)
 
 
+class HeldTests(GatewayCase, FairCase):
+    """A phone that floods before the store has been read."""
+
+    pools = (Pool.HELD_CHAT,)
+
+    def test_the_phone_is_answered(self) -> None:
+        """What the other phone hears then is answered as soon as the store has been read."""
+        self.patch(held_module, "MAX_HELD", 50)
+        self.serve()
+        self.context.held.begin()
+        self.devices.store_is_known = False
+        greedy = self.ready(DeviceKey(KEY.bot_name, "greedy"))
+        for number in range(200):
+            greedy.chat(str(number))
+        innocent = self.ready()
+        for number in range(10):
+            innocent.chat(str(number))
+        self.devices.store_is_known = True
+        self.directory.decisions.store_read()
+        self.run_for(1.0)
+        self.assertEqual(innocent.texts, [str(number) for number in range(10)])
+        self.assert_gave_way(self.metrics, Pool.HELD_CHAT, 175)
+
+
 class SiteTests(ServerCase, FairCase):
     """A site of many phones behind one address is installed, beside a phone elsewhere."""
 
@@ -359,13 +410,14 @@ class BotValuesTests(StoreTestCase, FairCase):
 class ChatLogTests(StoreTestCase, FairCase):
     """A phone, or a room, that fills the chat log."""
 
-    pools = (Pool.CHAT_LOG,)
+    pools = (Pool.CHAT_LOG, Pool.WAITING_CHAT_LINES)
 
     def setUp(self) -> None:
         super().setUp()
         self.metrics = Metrics()
-        self.log = StoredChatLog(self.database, self.clock, wall=self.wall)
-        self.bound = ChatBound(self.database, self.clock, 100_000, self.metrics.pools.gave_way)
+        gave_way = self.metrics.pools.gave_way
+        self.log = StoredChatLog(self.database, self.clock, wall=self.wall, gave_way=gave_way)
+        self.bound = ChatBound(self.database, self.clock, 100_000, gave_way)
         self.start()
 
     def say(self, device: DeviceKey, room: str, lines: int, chars: int = 0) -> None:
@@ -409,6 +461,30 @@ class ChatLogTests(StoreTestCase, FairCase):
         self.look()
         self.assertEqual(self.left(PHONE, "1"), 50)
         self.assertLess(self.left(PHONE, "2"), 100)
+
+    def test_while_they_wait(self) -> None:
+        """Where the store is slow, the flooding phone's lines are dropped, and not the other's."""
+        self.patch(chatlog_module, "MAX_WAITING_LINES", 100)
+        self.thread.stuck = True
+        self.say(GREEDY, "2", 500)
+        self.say(PHONE, "1", 20)
+        self.say(GREEDY, "2", 500)
+        self.thread.go_on()
+        self.say(PHONE, "1", 1)
+        self.assertEqual((self.left(PHONE, "1"), self.left(GREEDY, "2")), (21, 80))
+        self.assert_gave_way(self.metrics, Pool.WAITING_CHAT_LINES, 920)
+        self.assertEqual(self.log.dropped, 920)
+
+    def test_while_large_ones_wait(self) -> None:
+        """So it is where their bytes fill it."""
+        self.patch(chatlog_module, "MAX_WAITING_BYTES", 100_000)
+        self.thread.stuck = True
+        self.say(GREEDY, "2", 200, 10_000)
+        self.say(PHONE, "1", 20, 100)
+        self.thread.go_on()
+        self.clock.advance(1.0)
+        self.assertEqual(self.left(PHONE, "1"), 20)
+        self.assertGreater(self.left(GREEDY, "2"), 5)
 
     def test_within_the_bound(self) -> None:
         """A log that is small enough, or without a bound, is left alone."""

@@ -212,7 +212,7 @@ class Device:
             self._hold(chat)
             return
         records = self.records
-        if records is None or chat.client_id is None:
+        if records is None or chat.client_id is None or not self.approved:
             if chat.text and self._enter(chat):
                 self._serve(chat, self)
             return
@@ -247,6 +247,7 @@ class Device:
             origin.message_done(chat)
 
         if not self._context.held.put(self.key, len(chat.text), decide):
+            self._context.metrics.pools.gave_way(Pool.HELD_CHAT, self.key)
             decide(False)
 
     def _enter(self, chat: Chat, heard_at: float | None = None) -> bool:

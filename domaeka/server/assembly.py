@@ -321,6 +321,7 @@ def _make_stores(
             node=node,
             wall=wall,
             observe_dropped=metrics.chat_lines_dropped.inc,
+            gave_way=gave_way,
         ),
         chat_bound=ChatBound(database, reactor, storage.chat_log_max_bytes, gave_way),
         bans=StoredBans(database, node),

@@ -5,6 +5,7 @@ All but an operator's decision is answered from memory.  No device is approved b
 been read; afterwards memory knows whom an operator has refused, and the store may be in trouble.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -122,6 +123,10 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self.last_seen = LastSeen(wall)
         self._is_limited = is_limited
         self._new = MinuteRates[int | str](NEW_A_MINUTE, reactor.seconds)
+        #: Those that wait for their turn, connected, and how many of an address: nobody new goes
+        #: before them.
+        self._waiting: dict[DeviceKey, int | str] = {}
+        self._queues: Counter[int | str] = Counter()
         self._here: set[DeviceKey] = set()  # connected
         #: By address those that may give way: all of them, and those that are pending.
         self._away = Holdings[DeviceKey, int | str]()
@@ -172,7 +177,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             return Approval.PENDING  # an operator may have refused it
         facts = _clipped(facts)
         approval = Approval.PENDING if self.mode == "manual" else Approval.APPROVED
-        if self._is_limited(facts.address) and not self._new.take(_holder(facts)):
+        if self._is_limited(facts.address) and not self._has_turn(key, _holder(facts)):
             self._gave_way(Pool.NEW_DEVICES, facts.address)
             return None
         if not self._make_room(key, approval):
@@ -188,6 +193,23 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self._put(DeviceRecord(key, approval, facts, now, now))
         self._heard_of(key)
         return approval
+
+    def _has_turn(self, key: DeviceKey, holder: int | str) -> bool:
+        """True if an address may bring a new device now; else that waits while it is connected."""
+        if (key in self._waiting or not self._queues[holder]) and self._new.take(holder):
+            self._wait_no_more(key)
+            return True
+        if key not in self._waiting:
+            self._waiting[key] = holder
+            self._queues[holder] += 1
+        return False
+
+    def _wait_no_more(self, key: DeviceKey) -> None:
+        holder = self._waiting.pop(key, None)
+        if holder is not None:
+            self._queues[holder] -= 1
+            if not self._queues[holder]:
+                del self._queues[holder]
 
     def _make_room(self, key: DeviceKey, approval: Approval) -> bool:
         """Likewise; of the address that has the most, the one that was seen longest ago goes."""
@@ -232,8 +254,9 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     def heard(self, key: DeviceKey, ended: float | None = None) -> None:
         """See L{domaeka.interfaces.Devices}."""
         record = self._records.get(key)
-        if ended is not None and key in self._here:
+        if ended is not None:
             self._here.discard(key)
+            self._wait_no_more(key)
             if record is not None:
                 self._note_away(record)
         if record is None or record.last_seen is None:
@@ -266,6 +289,8 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
 
     def _put(self, record: DeviceRecord) -> None:
         super()._put(record)
+        if self._waiting:  # an operator may have decided on it
+            self._wait_no_more(record.key)
         if self._is_loaded:
             self._note(record)
 
