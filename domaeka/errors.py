@@ -124,8 +124,8 @@ class SendRefused(BotError):
     """
     A message that a bot sends unasked is not taken.
 
-    @ivar why: the code: C{NO_PHONE}, C{NOT_APPROVED}, C{QUEUE_FULL}, C{SHUTTING_DOWN}, as over the
-        API; or C{NOT_READY}: the store has not been read yet.
+    @ivar why: the code: C{NO_PHONE}, C{NOT_APPROVED}, C{AMBIGUOUS}, C{QUEUE_FULL},
+        C{SHUTTING_DOWN}, as over the API; or C{NOT_READY}: the store has not been read yet.
     """
 
     def __init__(self, why: str, text: str) -> None:

@@ -89,9 +89,12 @@ def _find_room(destination: Destination, rooms: RoomIndex) -> KnownRoom | None:
     if room is None:
         return None
     named = rooms.named(bot_name, room)
-    found = [record for record in named if record.approval not in REFUSED] or named
+    found = [record for record in named if record.approval not in REFUSED]
     if len(found) > 1:
-        ids = ", ".join(record.key.room_id for record in found[:MAX_CANDIDATES])
-        text = f"{len(found)} rooms have this title: give channel_id: {ids}"
-        raise MessageRefused(NotSent.AMBIGUOUS, text, found[:MAX_CANDIDATES])
-    return found[0] if found else rooms.record(RoomKey(bot_name, title_id(room)))
+        first = found[:MAX_CANDIDATES]
+        ids = [one.key.room_id for one in first if is_channel_id(one.key.room_id)]  # no titles
+        text = f"{len(found)} rooms have this title: give channel_id: {', '.join(ids)}"
+        raise MessageRefused(NotSent.AMBIGUOUS, text, first)
+    for record in found or named:
+        return record
+    return rooms.record(RoomKey(bot_name, title_id(room)))
