@@ -372,6 +372,15 @@ class StorageSettings(_Section, frozen=True):
     url: Annotated[str, _doc("SQLAlchemy address; empty: SQLite in the state directory")] = ""
     chat_log: Annotated[bool, _doc("write chat to the store")] = True
     chat_log_days: Annotated[_Count, _doc("older lines are removed")] = 30
+    chat_log_max_bytes: Annotated[
+        int,
+        _doc(
+            "about the most that the chat log takes in the store: beyond it, the oldest lines of "
+            "the phone that has written the most are removed; 40,000,000 short lines; 0: no bound",
+            0,
+            2**60,
+        ),
+    ] = 10_737_418_240
     durable: Annotated[
         Literal["off", "ack"],
         _doc(

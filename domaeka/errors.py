@@ -110,13 +110,13 @@ class NoRoom(BotError):
 
 class AmbiguousRoom(BotError):
     """
-    Several approved rooms have the title that a bot gave.
+    Several rooms have the title that a bot gave, those that an operator has refused apart.
 
     @ivar candidates: the channel id of each, or its title where no phone knows that.
     """
 
     def __init__(self, candidates: tuple[str, ...]) -> None:
-        super().__init__(f"{len(candidates)} approved rooms have this title: give a channel id")
+        super().__init__(f"{len(candidates)} rooms have this title: give a channel id")
         self.candidates = candidates
 
 
@@ -124,8 +124,8 @@ class SendRefused(BotError):
     """
     A message that a bot sends unasked is not taken.
 
-    @ivar why: the code: C{NO_PHONE}, C{NOT_APPROVED}, C{QUEUE_FULL}, C{SHUTTING_DOWN}, as over the
-        API; or C{NOT_READY}: the store has not been read yet.
+    @ivar why: the code: C{NO_PHONE}, C{NOT_APPROVED}, C{AMBIGUOUS}, C{QUEUE_FULL},
+        C{SHUTTING_DOWN}, as over the API; or C{NOT_READY}: the store has not been read yet.
     """
 
     def __init__(self, why: str, text: str) -> None:

@@ -23,6 +23,9 @@ from domaeka.schema import (
 )
 from domaeka.wire import Chat, Media, Reply
 
+#: An operator said no: it holds whatever is heard.
+REFUSED: Final = frozenset({Approval.DENIED, Approval.REVOKED, Approval.BLOCKED})
+
 _T = TypeVar("_T")
 
 
@@ -237,6 +240,18 @@ class KnownRoom(Protocol):
     def device(self) -> DeviceKey | None:
         """The phone on which it was last heard."""
 
+    @property
+    def before(self) -> DeviceKey | None:
+        """Another phone on which it was heard before that, as far as it is known."""
+
+    @property
+    def last_heard(self) -> float | None:
+        """When it was last heard, in seconds since 1970."""
+
+    @property
+    def decided(self) -> bool:
+        """True if an operator has decided on it."""
+
 
 class RoomIndex(Protocol):
     """Index of rooms, and of the phones on which they were heard."""
@@ -251,24 +266,16 @@ class RoomIndex(Protocol):
         """Forget that C{device} heard any room."""
 
 
-class HeardRoom(KnownRoom, Protocol):
-    """A record of a room that says when it was heard."""
-
-    @property
-    def last_heard(self) -> float | None:
-        """When it was last heard, in seconds since 1970."""
-
-
 class RoomBook(Protocol):
     """The rooms that bots can send to."""
 
     def bot_names(self) -> Sequence[str]:
         """The bot names of all phones that have heard rooms."""
 
-    def record(self, key: RoomKey) -> HeardRoom | None:
+    def record(self, key: RoomKey) -> KnownRoom | None:
         """The record of C{key}; L{None}: nothing is known of it."""
 
-    def named(self, bot_name: str, name: str) -> Sequence[HeardRoom]:
+    def named(self, bot_name: str, name: str) -> Sequence[KnownRoom]:
         """The rooms of a bot that bear C{name}, the one heard last first."""
 
 
@@ -349,6 +356,7 @@ class NotSent(StrEnum):
 
     NO_PHONE = "NO_PHONE"  # none is known for the room
     NO_ROOM = "NO_ROOM"  # its name is not known
+    AMBIGUOUS = "AMBIGUOUS"  # several rooms have this title
     NOT_APPROVED = "NOT_APPROVED"  # the phone, or the room, is known and not approved
     QUEUE_FULL = "QUEUE_FULL"  # there is no room for it to wait
     SHUTTING_DOWN = "SHUTTING_DOWN"  # the server takes no new work
@@ -359,11 +367,13 @@ class MessageRefused(DomaekaError):
     A message is not taken; the text is for people.
 
     @ivar why: the same for programs.
+    @ivar candidates: the first rooms that may be meant, of several of one title.
     """
 
-    def __init__(self, why: NotSent, text: str) -> None:
+    def __init__(self, why: NotSent, text: str, candidates: Sequence[KnownRoom] = ()) -> None:
         super().__init__(text)
         self.why = why
+        self.candidates = candidates
 
 
 #: An answer that may have to come from another server.

@@ -271,6 +271,9 @@ class Metrics(Collector):
         )
         self.bans = self._gauge("bans", "Addresses that are banned")
         self.sessions = self._gauge("sessions", "Session tokens that are valid")
+        self.disk_free = self._gauge(
+            "disk_free_bytes", "Free space on the fullest of the disks that the server writes to"
+        )
         self.certificate_expires = self._gauge(
             "tls_certificate_expires_seconds", "When the TLS certificate ends, since 1970; 0: none"
         )

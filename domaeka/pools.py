@@ -21,10 +21,19 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    BOT_VALUES = "bot values"
+    CHAT_LOG = "chat log"
+    DEVICES = "devices"
     EVENT_STREAMS = "event streams"
+    HELD_CHAT = "held chat"
     HTTP_CONNECTIONS = "HTTP connections"
     LOG = "log"
+    NEW_DEVICES = "new devices"
+    PENDING_DEVICES = "pending devices"
     PLACES = "places"
+    ROOMS = "rooms"
+    UNAPPROVED_LINES = "unapproved lines"
+    WAITING_CHAT_LINES = "waiting chat lines"
 
 
 class Yielded(NamedTuple):

@@ -14,6 +14,7 @@ from domaeka.interfaces import (
     RoomKey,
 )
 from domaeka.testing import FakeDevices
+from domaeka.wire import title_id
 
 ROOM_ID = "18398338829933617"
 PHONE = DeviceKey("봇", "phone")
@@ -27,6 +28,9 @@ class Room(msgspec.Struct):
     name: str
     device: DeviceKey | None
     approval: Approval = Approval.APPROVED
+    before: DeviceKey | None = None
+    last_heard: float | None = 0.0
+    decided: bool = False
 
 
 class FakeRoomIndex:
@@ -79,16 +83,46 @@ class AddressingTests(SynchronousTestCase):
         return why
 
     def test_by_name(self) -> None:
-        """A room's name leads to the phone that heard it last, and to its id."""
+        """A title leads to the phone that heard the room last, and to its id."""
         self.know()
-        self.know("2", on=OTHER)
         self.assertEqual(self.find(), ("phone", "방", ROOM_ID))
 
-    def test_by_name_and_device(self) -> None:
-        """Of rooms of one name, the one that the named phone heard is meant."""
-        self.know()
+    def test_several_of_one_name(self) -> None:
+        """Strangers choose titles: of several rooms none is meant, whichever phone is named."""
         self.know("2", on=OTHER)
-        self.assertEqual(self.find("other"), ("other", "방", "2"))
+        self.know()
+        self.assertIs(self.refusal(device="other"), NotSent.AMBIGUOUS)
+        error = self.assertRaises(MessageRefused, self.find)
+        self.assertEqual([one.key.room_id for one in error.candidates], ["2", ROOM_ID])
+        self.assertEqual(self.find(channel_id=ROOM_ID), ("phone", "방", ROOM_ID))
+
+    def test_refused_room_of_the_same_name(self) -> None:
+        """A room that an operator has refused draws nothing, and is in nobody's way."""
+        self.know("2", on=OTHER).approval = Approval.DENIED
+        self.know()
+        self.assertEqual(self.find(), ("phone", "방", ROOM_ID))
+
+    def test_title_that_looks_like_an_id(self) -> None:
+        """A title of digits is no channel id, and a channel id no title."""
+        self.know(title_id(ROOM_ID), name=ROOM_ID, on=OTHER)
+        self.know()
+        self.assertEqual(self.find(room=None, channel_id=ROOM_ID), ("phone", "방", ROOM_ID))
+        self.assertEqual(self.find(room=ROOM_ID), ("other", ROOM_ID, None))
+
+    def test_one_title_on_two_phones(self) -> None:
+        """Where no phone knows the id, one title on two phones may be two rooms."""
+        room = self.know("방")
+        room.before = OTHER
+        self.assertIs(self.refusal(), NotSent.AMBIGUOUS)
+        self.assertEqual(self.find("phone"), ("phone", "방", None))
+        self.devices.known[OTHER] = Approval.BLOCKED
+        self.assertEqual(self.find(), ("phone", "방", None))
+
+    def test_refused_phone(self) -> None:
+        """Once the phone is refused, another one that has heard the room serves it."""
+        self.know().before = OTHER
+        self.devices.known[PHONE] = Approval.BLOCKED
+        self.assertEqual(self.find(), ("other", "방", ROOM_ID))
 
     def test_by_channel_id(self) -> None:
         """An id alone is enough where the room's name is known."""

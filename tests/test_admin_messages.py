@@ -92,11 +92,23 @@ class SendingTests(ApiCase):
         peer.chat("nothing", room="방", channel_id="2")
         peer.take()
         self.send(room=None, channel_id="1", text="one")
-        self.send(text="two")
-        self.send(channel_id="1", text="three", room="새 이름")
+        self.send(channel_id="1", text="two", room="새 이름")
         found = [(reply.content, reply.channel_id, reply.room) for reply in replies(peer)]
-        expected = [("one", "1", "방"), ("two", "2", "방"), ("three", "1", "새 이름")]
+        expected = [("one", "1", "방"), ("two", "1", "새 이름")]
         self.assertEqual(found, expected)
+
+    def test_title_of_several_rooms(self) -> None:
+        """A title that a stranger has given his room, too, draws nothing; the rooms are named."""
+        peer = self.heard(KEY, "방", "1")
+        peer.chat("nothing", room="방", channel_id="2")
+        peer.take()
+        status, body = self.ask("POST", "/messages", to_room(text="one"))
+        self.assertEqual((status, body["error"]["code"]), (409, "AMBIGUOUS"))
+        found = body["error"]["candidates"]
+        self.assertEqual(
+            {one["room"]: one["status"] for one in found}, dict.fromkeys("12", "approved")
+        )
+        self.assertEqual(replies(peer), [])
 
     def test_room_without_channel_id(self) -> None:
         """A room of which the phone knows no id is known by its name."""

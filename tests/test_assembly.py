@@ -58,6 +58,8 @@ class AssembleTests(ServerCase):
             "bots",
             "certificate",
         )
+        self.assertIn("disk", checks)  # that of this machine may be full
+        del checks["disk"]
         self.assertEqual(checks, dict.fromkeys((*names, "certificate"), "ok"))
 
     def test_bans(self) -> None:

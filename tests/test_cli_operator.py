@@ -467,6 +467,13 @@ class DecidingTests(OperatorCase):
         self.assertEqual(result.exit_code, 1)
         self.assertIn("2 rooms have this name", result.output)
 
+    def test_title_that_looks_like_an_id(self) -> None:
+        """Digits are an id, whatever title a stranger gives his room."""
+        self.heard(KEY, room="55", channel_id="7")
+        self.output("rooms", "deny", BOT, "55")
+        found = {room["room"]: room["status"] for room in self.json("rooms")["rooms"]}
+        self.assertEqual(found, {"55": "denied", "7": "approved"})
+
     def test_bans(self) -> None:
         """Made, listed and lifted."""
         self.output("bans", "add", "203.0.113.7", "--reason", "floods", "--seconds", "60")

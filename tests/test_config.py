@@ -102,7 +102,12 @@ PROMISED: dict[str, dict[str, Any]] = {
     "shutdown": {"drain_timeout": 30, "reconnect_after": 60},
     "migration": {"migrate_after": 30, "spread": 30},
     "http": {"port": 8080, "interface": "127.0.0.1"},
-    "storage": {"url": "", "chat_log": True, "chat_log_days": 30},
+    "storage": {
+        "url": "",
+        "chat_log": True,
+        "chat_log_days": 30,
+        "chat_log_max_bytes": 10_737_418_240,
+    },
     "logging": {"format": "text", "level": "info"},
 }
 KEYS = list(setting_types())

@@ -4,11 +4,10 @@ import msgspec
 from twisted.logger import capturedLogs, formatEvent
 
 from domaeka.errors import StoreError
-from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
+from domaeka.interfaces import REFUSED, Approval, DeviceFacts, DeviceKey
 from domaeka.policies.auth import NO_KEY
 from domaeka.policies.last_seen import EXPECTED_SECONDS
 from domaeka.policies.limits import address_key
-from domaeka.store import approvals
 from domaeka.store.background import RETRY_SECONDS
 from domaeka.store.columns import key_hash
 from domaeka.store.devices import (
@@ -125,12 +124,16 @@ class EnterTests(DevicesTestCase):
         self.assertEqual(record.first_seen, 1_790_000_000.0)
 
     def test_manual_devices_wait(self) -> None:
-        """Where an operator approves, a new device is pending, and so many at most."""
+        """
+        Where an operator approves, a new device is pending, and so many at most; none that is
+        connected gives way.
+        """
         self.devices.mode = "manual"
         self.start()
         for number in range(MAX_PENDING):
+            facts = msgspec.structs.replace(FACTS, address=f"192.0.2.{number // 10}")
             key = DeviceKey("bot", str(number))
-            self.assertIs(self.devices.enter(key, FACTS), Approval.PENDING)
+            self.assertIs(self.devices.enter(key, facts), Approval.PENDING)
         self.assertIsNone(self.devices.enter(PHONE, FACTS))
         self.decide(DeviceKey("bot", "0"), Approval.DENIED)
         self.assertIs(self.devices.enter(PHONE, FACTS), Approval.PENDING)
@@ -149,7 +152,7 @@ class EnterTests(DevicesTestCase):
     def test_refused_devices_stay_refused(self) -> None:
         """What an operator refused is approved by no signature, now or after a restart."""
         self.start()
-        for number, approval in enumerate(approvals.REFUSED):
+        for number, approval in enumerate(REFUSED):
             key = DeviceKey("bot", str(number))
             self.decide(key, approval)
             self.assertIs(self.devices.enter(key, FACTS), approval)

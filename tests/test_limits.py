@@ -389,6 +389,9 @@ class AddressLimitsTests(SynchronousTestCase):
         self.limits.ban("192.0.2.1", "")
         for address in ("192.0.2.1", "2001:db8::1"):
             self.assertEqual(self.attempts(address, 20), [ADMITTED] * 20)
+            self.assertTrue(self.limits.allows(address))
+        self.assertFalse(self.limits.allows("198.51.100.1"))
+        self.assertFalse(self.limits.allows("not an address"))
         self.assertEqual(self.get_banned("192.0.2.1"), [])
 
     def test_denies(self) -> None:

@@ -110,6 +110,41 @@ class StoredRoomsTests(StoreTestCase):
         self.assertEqual(room.device, OTHER_PHONE)
         self.assertIsNone(self.rooms.record(RoomKey("bot", "unknown")))
 
+    def test_knows_another_phone(self) -> None:
+        """The phone before is remembered, and serves the room where the last one is forgotten."""
+        self.hear()
+        self.hear(device=OTHER_PHONE)
+        self.hear(device=OTHER_PHONE)
+        record = self.rooms.record(ROOM)
+        assert record is not None
+        self.assertEqual((record.device, record.before), (OTHER_PHONE, PHONE))
+        self.rooms.forget_device(OTHER_PHONE)
+        self.assertEqual((record.device, record.before), (PHONE, None))
+
+    def test_gives_way_while_the_store_fails(self) -> None:
+        """What gave way is removed from the store once that works again."""
+        self.patch(module, "MAX_BOT_ROOMS", 1)
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store()
+        self.hear(RoomKey("bot", "2"))
+        self.clock.advance(WRITE_SECONDS)
+        self.break_store(False)
+        self.clock.advance(RETRY_SECONDS)
+        self.assertEqual([room.key.room_id for room in self.again().page(None, 9)], ["2"])
+
+    def test_decided_elsewhere_meanwhile(self) -> None:
+        """The store keeps what gives way here if another server's operator has decided on it."""
+        self.patch(module, "MAX_BOT_ROOMS", 1)
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.successResultOf(self.again().set_approval(ROOM, Approval.DENIED))
+        self.hear(RoomKey("bot", "2"))
+        self.clock.advance(WRITE_SECONDS)
+        record = self.again().record(ROOM)
+        assert record is not None
+        self.assertIs(record.approval, Approval.DENIED)
+
     def test_answerable(self) -> None:
         """The last word counts: chat, or a report of the same phone, since its app was started."""
         self.hear()
@@ -190,14 +225,39 @@ class StoredRoomsTests(StoreTestCase):
         self.assertEqual([row["name"] for row in self.rows(ROOMS)], ["새 이름"])
 
     def test_number_is_bounded(self) -> None:
-        """A room too many is answered if that is automatic, and never remembered."""
+        """The room heard longest ago gives way to a new one, here and in the store."""
         self.patch(module, "MAX_BOT_ROOMS", 2)
-        for number in range(3):
-            self.assertTrue(self.hear(RoomKey("bot", str(number))))
-        self.assertEqual(len(self.rooms.page(None, 9)), 2)
-        self.failureResultOf(self.rooms.set_approval(ROOM, Approval.DENIED), StoreError)
+        self.hear(RoomKey("bot", "1"))
+        self.hear(RoomKey("bot", "2"))
+        self.clock.advance(HEARD_SECONDS)
+        self.hear(RoomKey("bot", "1"))
+        self.assertTrue(self.hear(RoomKey("bot", "3")))
         self.assertTrue(self.hear(RoomKey("other bot", "1")))
-        self.assertEqual(len(self.rooms.page(None, 9)), 3)
+        self.clock.advance(WRITE_SECONDS)
+        for rooms in (self.rooms, self.again()):
+            known = [room.key.room_id for room in rooms.page(None, 9)]
+            self.assertEqual(known, ["1", "3", "1"])
+
+    def test_one_that_gave_way_and_is_back(self) -> None:
+        """A room that is heard again before the store has removed it stays there."""
+        self.patch(module, "MAX_BOT_ROOMS", 1)
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.hear(RoomKey("bot", "2"))
+        self.hear()
+        self.clock.advance(WRITE_SECONDS)
+        self.assertEqual([room.key for room in self.again().page(None, 9)], [ROOM])
+
+    def test_decided_rooms_stay(self) -> None:
+        """No room that an operator has decided on gives way; new ones are answered, if they may."""
+        self.patch(module, "MAX_BOT_ROOMS", 2)
+        for number in range(2):
+            key = RoomKey("bot", str(number))
+            self.successResultOf(self.rooms.set_approval(key, Approval.APPROVED))
+        self.rooms = self.again()
+        self.assertTrue(self.hear())
+        self.failureResultOf(self.rooms.set_approval(ROOM, Approval.DENIED), StoreError)
+        self.assertEqual(len(self.rooms.page(None, 9)), 2)
         self.rooms.mode = "manual"
         self.assertFalse(self.hear(RoomKey("bot", "3")))
 

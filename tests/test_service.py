@@ -16,6 +16,7 @@ from domaeka.errors import CloseReason, StoreError
 from domaeka.gateway.directory.sweep import LIMITS_SECONDS
 from domaeka.gateway.lifecycle.drain import LAST_SECONDS
 from domaeka.gateway.serving import ServerState
+from domaeka.interfaces import Approval, DeviceKey
 from domaeka.policies.records import Records
 from domaeka.server import GatewayService
 from domaeka.server.service import STORE_SECONDS
@@ -247,6 +248,10 @@ class ReturnTests(ServerCase):
             ("bots.bot_concurrency", "100"),
         ]
         self.server.start()
+        devices = self.server.parts.stores.devices
+        for number in range(self.PHONES):  # more than an address may bring at once
+            key = DeviceKey(BOT, f"{number:016x}")
+            devices.set_approval(key, Approval.APPROVED)
         self.phones = [self.server.phone(number) for number in range(self.PHONES)]
         self.lines = 0
 

@@ -186,6 +186,8 @@ class ChatTests(ReadingTestCase):
         """A room is known by its channel id, or else by its name."""
         self.assertEqual(self.chat(MESSAGE).room_id, "18398338829933617")
         self.assertEqual(self.chat(changed(MESSAGE, channel_id=None)).room_id, "테스트방")
+        title = self.chat(changed(MESSAGE, channel_id=None, room="18398338829933617"))
+        self.assertEqual(title.room_id, '"18398338829933617"')
 
     def test_titles(self) -> None:
         """Names of rooms and senders may be long, and odd, but hold no control characters."""

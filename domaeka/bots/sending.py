@@ -69,14 +69,14 @@ class Speaker:
         Send C{text} to a room, unasked: over the phone on which the room was last heard, among
         those whose bot names are in C{names}.
 
-        @param room: its channel id; or its title, where one approved room alone has it.
+        @param room: its channel id; or its title, where one room alone has it.
         @param device: the device id of another phone.
         @param ttl: as of L{Context.reply<domaeka.bots.api.Context.reply>}.
         @return: await it, or in a thread call C{result()}: the L{Receipt}, once the message waits
             for the phone.
         @raise NoServer: no server serves the bot.
         @raise NoRoom: no such room was heard.
-        @raise AmbiguousRoom: several approved rooms have this title.
+        @raise AmbiguousRoom: several rooms have this title.
         @raise SendRefused: room or phone is not approved, or too much waits.
         @raise TypeError: something is of a wrong type.
         @raise ValueError: the text is empty, or C{ttl} is out of range.

@@ -10,18 +10,19 @@ from domaeka.bots.api import Bot, Runtime
 from domaeka.bots.schedules import Schedules
 from domaeka.errors import AmbiguousRoom, NoRoom, SendRefused
 from domaeka.interfaces import (
+    REFUSED,
     Approval,
     Destination,
     Directory,
-    HeardRoom,
     KeptValues,
+    KnownRoom,
     MessageRefused,
     NotSent,
     Priority,
     RoomBook,
     RoomKey,
 )
-from domaeka.wire import Media
+from domaeka.wire import Media, is_channel_id
 
 #: Longest time that calls wait for the store to be read, in seconds.
 READY_SECONDS: Final = 10.0
@@ -123,9 +124,9 @@ class BotHost:
         @raise BotError: it cannot be sent.
         """
         record = self._find(bot_names or frozenset(self._rooms.bot_names()), room, device)
-        to = Destination(record.key.bot_name, device, record.name, record.key.room_id)
-        if record.key.room_id == record.name:  # no phone knows its id
-            to = Destination(record.key.bot_name, device, record.name, None)
+        room_id = record.key.room_id
+        channel_id = room_id if is_channel_id(room_id) else None  # no phone knows it
+        to = Destination(record.key.bot_name, device, record.name, channel_id)
         sent: Deferred[Any] = maybeDeferred(
             self._directory.send, to, contents, ttl, Priority.NORMAL
         )
@@ -135,39 +136,40 @@ class BotHost:
         """See L{domaeka.bots.link.Host}."""
         return maybeDeferred(self._directory.message, message_id).addCallback(_status)
 
-    def _find(self, bot_names: frozenset[str], room: str, device: str | None) -> HeardRoom:
+    def _find(self, bot_names: frozenset[str], room: str, device: str | None) -> KnownRoom:
         """
-        A room by its channel id, or else by a title that one approved room alone has.
+        A room by its channel id; or by a title that one room alone has, those that an operator has
+        refused apart.  Strangers choose titles: one that looks like a channel id is none.
 
         @raise BotError: there is none.
         """
-        by_id = [one for name in bot_names if (one := self._rooms.record(RoomKey(name, room)))]
-        if by_id and room.isdigit():
-            return _best(by_id, device)
-        found = {one.key: one for one in by_id}
-        for name in bot_names:
-            found |= {one.key: one for one in self._rooms.named(name, room)}
-        approved = [one for one in found.values() if one.approval is Approval.APPROVED]
-        # A channel id is one room, by whatever phones it is heard; a title is one for each bot.
-        places: dict[object, list[HeardRoom]] = {}
-        for one in approved:
-            place = one.key.room_id if one.key.room_id.isdigit() else one.key
-            places.setdefault(place, []).append(one)
-        if len(places) > 1:
-            raise AmbiguousRoom(tuple(sorted(each[0].key.room_id for each in places.values())))
-        if approved:
-            return _best(approved, device)
-        if found:
-            raise SendRefused(NotSent.NOT_APPROVED, "the room is not approved")
+        if is_channel_id(room):
+            by_id = [one for name in bot_names if (one := self._rooms.record(RoomKey(name, room)))]
+            if by_id:
+                return _best(by_id, device)
+        else:
+            found = [one for name in bot_names for one in self._rooms.named(name, room)]
+            meant = [one for one in found if one.approval not in REFUSED]
+            # A channel id is one room, by whatever phones it is heard; a title is one for each bot.
+            places = {
+                one.key.room_id if is_channel_id(one.key.room_id) else one.key for one in meant
+            }
+            if len(places) > 1:
+                raise AmbiguousRoom(tuple(sorted({one.key.room_id for one in meant})))
+            approved = [one for one in meant if one.approval is Approval.APPROVED]
+            if approved:
+                return _best(approved, device)
+            if found:
+                raise SendRefused(NotSent.NOT_APPROVED, "the room is not approved")
         if not self._is_read:
             raise SendRefused("NOT_READY", "the store has not been read yet: no room is known")
         raise NoRoom("no phone of this bot has heard a room with this channel id or title")
 
 
-def _best(found: list[HeardRoom], device: str | None) -> HeardRoom:
+def _best(found: list[KnownRoom], device: str | None) -> KnownRoom:
     """Of one room, as several phones have it: heard on C{device}, approved, the latest."""
 
-    def rank(one: HeardRoom) -> tuple[bool, bool, float]:
+    def rank(one: KnownRoom) -> tuple[bool, bool, float]:
         on_it = device is not None and one.device is not None and one.device.device_id == device
         return on_it, one.approval is Approval.APPROVED, one.last_heard or 0.0
 

@@ -43,6 +43,7 @@ from domaeka.schema import (
     Room,
     Rooms,
 )
+from domaeka.wire import is_channel_id
 
 #: Most items that a command lists by default: more than a server remembers.
 MAX_ITEMS: Final = 1_000_000
@@ -388,11 +389,14 @@ def _note_new(names: Iterable[str]) -> None:
 
 def room_id(api: ApiClient, bot: str | None, room: str) -> str:
     """
-    The id of a room that an operator may call by its name.
+    The id of a room that an operator may call by its name, if one room alone has it.  Strangers
+    choose names: one that looks like a channel id is none.
 
     @param bot: L{None}: of any bot.
     @return: C{room}, if no room is known by it.
     """
+    if is_channel_id(room):
+        return room
     if bot is not None and api.find("/rooms" + path_of(bot, room)) is not None:
         return room
     known = read_as(api.items("/rooms", MAX_ITEMS, bot=bot), Rooms).rooms

@@ -15,6 +15,7 @@ from domaeka.gateway.serving import Serving
 from domaeka.interfaces import Ban, ChatLog, Devices, Dispatcher, Rooms, Sessions
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
+from domaeka.policies.holdings import MinuteRates
 from domaeka.policies.limits import AddressLimits
 from domaeka.policies.liveness import SteadyTime
 from domaeka.policies.outbox import Budget
@@ -22,6 +23,10 @@ from domaeka.wire import Chat, FrameReader, pack_text
 
 #: Period of the sweep, in seconds, and so the most by which a deadline is missed.
 SWEEP_SECONDS: Final = 1.0
+#: Lines of devices that are not approved that the chat log takes in a minute: of an address, and of
+#: all together.  Source: docs/security.md, "Shares".
+UNAPPROVED_LINES: Final = 20
+MAX_UNAPPROVED_LINES: Final = 200
 
 
 class Context:
@@ -87,6 +92,9 @@ class Context:
         self.events = Events()
         self.serving = Serving()
         self.held = HeldChat(metrics.held_messages_dropped.inc)
+        self.unapproved_lines = MinuteRates[int | str](
+            UNAPPROVED_LINES, self.seconds, MAX_UNAPPROVED_LINES
+        )
         self.budget = Budget(settings.queue.total_bytes)
         self._epoch = f"{random.getrandbits(64):016x}"
         self._last_epoch = 0

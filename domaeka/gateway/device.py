@@ -21,12 +21,14 @@ from domaeka.interfaces import (
     RoomKey,
     StatusListener,
 )
+from domaeka.policies.limits import address_key
 from domaeka.policies.liveness import Responsiveness
 from domaeka.policies.outbox import Outbox
 from domaeka.policies.records import KeptOutbox, Records, Taken
 from domaeka.policies.snapshots import ClientIds, OutboxSnapshot, load_snapshot, take_snapshot
+from domaeka.pools import Pool
 from domaeka.schema import Connection, Grade, Queue
-from domaeka.wire import NO_NOTIFICATION, Chat, DeliveryReport, Reply
+from domaeka.wire import NO_NOTIFICATION, Chat, DeliveryReport, Reply, title_id
 
 #: Least time between two log lines on expired messages of a device, and between two on messages
 #: that its chat app refused, in seconds.
@@ -170,7 +172,7 @@ class Device:
             ttl = context.settings.queue.message_ttl
         self.outbox.put(reply, priority, ttl, on_status)
         if context.chat_log is not None and type(reply.content) is str:
-            key, room_id = self.key, reply.channel_id or reply.room
+            key, room_id = self.key, reply.channel_id or title_id(reply.room)
             place = key.bot_name, key.device_id, room_id, reply.room
             contents = "", None, None, reply.content
             context.chat_log.append(ChatLine(context.wall(), "out", *place, *contents))
@@ -210,7 +212,7 @@ class Device:
             self._hold(chat)
             return
         records = self.records
-        if records is None or chat.client_id is None:
+        if records is None or chat.client_id is None or not self.approved:
             if chat.text and self._enter(chat):
                 self._serve(chat, self)
             return
@@ -229,40 +231,63 @@ class Device:
 
     def _hold(self, chat: Chat) -> None:
         """Keep a message until the store has said whether it may be answered."""
-        context, key = self._context, self.key
-        if context.chat_log is not None:
-            self._log_heard(chat, chat.room_id, context.chat_log)
         origin: Origin = self
         if self.records is not None and chat.client_id is not None:
             origin = Answering(self, self.records, self.records.took(chat))
         self.pending += 1
         self.pending_chars += len(chat.text)
+        heard_at = self._context.wall()
 
         def decide(may_be: bool) -> None:
-            room = RoomKey(key.bot_name, chat.room_id)
-            heard = may_be and context.rooms.enter(room, key, chat.room, chat.is_group)
-            if heard and self.approved:
-                context.dispatcher.submit(chat, origin)
-            else:
-                origin.message_done(chat)
-
-        if not context.held.put(key, len(chat.text), decide):
+            if may_be and self._enter(chat, heard_at):
+                self._context.dispatcher.submit(chat, origin)
+                return
+            if not may_be:
+                self._log_unapproved(chat, heard_at)
             origin.message_done(chat)
 
-    def _enter(self, chat: Chat) -> bool:
-        """Note a message in its room, and in the chat log.  @return: whether it is answered."""
-        context, key, room_id = self._context, self.key, chat.room_id
+        if not self._context.held.put(self.key, len(chat.text), decide):
+            self._context.metrics.pools.gave_way(Pool.HELD_CHAT, self.key)
+            decide(False)
+
+    def _enter(self, chat: Chat, heard_at: float | None = None) -> bool:
+        """
+        Note a message in its room, and in the chat log.
+
+        @param heard_at: in seconds since 1970; L{None}: now.
+        @return: whether it is answered.
+        """
+        context, key = self._context, self.key
+        if not self.approved:  # it decides nothing
+            self._log_unapproved(chat, heard_at)
+            return False
+        room_id = chat.room_id
         heard = context.rooms.enter(RoomKey(key.bot_name, room_id), key, chat.room, chat.is_group)
         if context.chat_log is not None:
-            self._log_heard(chat, room_id, context.chat_log)
-        return heard and self.approved
+            self._log_heard(chat, room_id, context.chat_log, heard_at)
+        return heard
 
-    def _log_heard(self, chat: Chat, room_id: str, chat_log: ChatLog) -> None:
+    def _log_unapproved(self, chat: Chat, heard_at: float | None) -> None:
+        """Note a message of a device that is not approved, as long as it has a share of the log."""
+        context = self._context
+        if context.chat_log is None:
+            return
+        address = "" if self.connection is None else self.connection.peer.address
+        claimant = address_key(address)
+        if context.unapproved_lines.take(address if claimant is None else claimant):
+            self._log_heard(chat, chat.room_id, context.chat_log, heard_at)
+        else:
+            context.metrics.pools.gave_way(Pool.UNAPPROVED_LINES, self.key)
+
+    def _log_heard(
+        self, chat: Chat, room_id: str, chat_log: ChatLog, heard_at: float | None
+    ) -> None:
         """Note a message in the chat log."""
         key = self.key
         contents = chat.sender, chat.user_hash, chat.log_id, chat.text
         place = key.bot_name, key.device_id, room_id, chat.room
-        chat_log.append(ChatLine(self._context.wall(), "in", *place, *contents))
+        time = self._context.wall() if heard_at is None else heard_at
+        chat_log.append(ChatLine(time, "in", *place, *contents))
 
     def _serve(self, chat: Chat, origin: Origin) -> None:
         self.pending += 1
@@ -395,11 +420,9 @@ class Device:
         """True for a message that was written to the chat log before a crash, if approved still."""
         context, key = self._context, self.key
         room = RoomKey(key.bot_name, chat.room_id)
-        return (
-            context.rooms.enter(room, key, chat.room, chat.is_group)
-            # A device that the store has not got yet was approved when it said this.
-            and context.devices.approval(key) in (None, Approval.APPROVED)
-        )
+        # A device that the store has not got yet was approved when it said this.
+        approved = context.devices.approval(key) in (None, Approval.APPROVED)
+        return approved and context.rooms.enter(room, key, chat.room, chat.is_group)
 
     def delivery_reported(self, report: DeliveryReport) -> None:
         """Take a delivery report of its client, with a log line once in a while on a refusal."""
@@ -410,8 +433,8 @@ class Device:
         context.metrics.delivery_reports.labels(
             "delivered" if report.ok else "refused_by_app"
         ).inc()
-        room = RoomKey(key.bot_name, message.channel_id or message.room)
-        if report.ok or report.reason == NO_NOTIFICATION:
+        room = RoomKey(key.bot_name, message.channel_id or title_id(message.room))
+        if self.approved and (report.ok or report.reason == NO_NOTIFICATION):
             context.rooms.reported(room, key, report.ok)
         if not report.ok and context.steady.now - self._said_refused >= REFUSED_SAID_SECONDS:
             self._said_refused = context.steady.now

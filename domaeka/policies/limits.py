@@ -312,10 +312,11 @@ class AddressLimits:
 
     def denies(self, address: str) -> bool:
         """True if C{limits.deny} shuts C{address} out."""
-        place = _place(address)
-        if place is None:
-            return False
-        return next(self._listed.matches(*place[:2]), None) is Admission.DENIED
+        return self._listed_as(address) is Admission.DENIED
+
+    def allows(self, address: str) -> bool:
+        """True if C{address} is never limited: it is in C{limits.allow}."""
+        return self._listed_as(address) is Admission.ADMITTED
 
     def give_back(self, address: str) -> None:
         """An attempt that was admitted does not count: it authenticated, or we refused it."""
@@ -501,6 +502,10 @@ class AddressLimits:
         return [self._dated(ban) for ban in self._bans.values() if ban.in_force(now)]
 
     # Inside
+
+    def _listed_as(self, address: str) -> Admission | None:
+        place = _place(address)
+        return None if place is None else next(self._listed.matches(*place[:2]), None)
 
     def _dated(self, ban: Ban) -> Ban:
         """C{ban}, its times by the wall clock."""

@@ -30,15 +30,18 @@ from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits, Ban
 from domaeka.secrets import Secrets
+from domaeka.server.disk import DiskSpace
 from domaeka.server.fatal import Fatal
 from domaeka.server.preflight import State, operator_command
 from domaeka.store.bans import StoredBans
 from domaeka.store.bot_values import BotValues
+from domaeka.store.chat_bound import ChatBound
 from domaeka.store.chat_search import ChatSearch
 from domaeka.store.chatlog import StoredChatLog
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed
 from domaeka.store.devices import StoredDevices
+from domaeka.store.drivers import sqlite_file
 from domaeka.store.durable import DurableStore
 from domaeka.store.outboxes import StoredOutboxes
 from domaeka.store.roles import StoredRoles
@@ -111,6 +114,7 @@ class Stores(NamedTuple):
     rooms: StoredRooms
     sessions: StoredSessions
     chat_log: StoredChatLog
+    chat_bound: ChatBound
     chat_search: ChatSearch
     bans: StoredBans
     roles: StoredRoles
@@ -147,6 +151,7 @@ class Parts(NamedTuple):
     ports: Ports
     drain: Drain
     migrations: Migrations
+    disk: DiskSpace
 
 
 def assemble(
@@ -169,7 +174,21 @@ def assemble(
     keys = Keys(state.secrets, wall)
     signer = keys.signer(settings.auth.clock_skew)
     authentication = Authentication(settings.auth, signer, platform.seconds, wall, metrics)
-    stores = _make_stores(platform, settings, state, authentication, metrics)
+
+    def expected(key: int) -> int:
+        """Number of devices that may come back to an address: no more than there are places."""
+        most = context.settings.server.max_connections
+        return min(stores.devices.last_seen.count(key), most)
+
+    limits = AddressLimits(settings.limits, platform.seconds, wall, expected)
+    stores = _make_stores(
+        platform,
+        settings,
+        state,
+        authentication,
+        metrics,
+        is_limited=lambda address: not limits.allows(address),
+    )
     dispatcher = BotDispatcher(
         bots,
         reactor,
@@ -187,11 +206,6 @@ def assemble(
     http.open(settings.socket)
     lift = operator_command("bans lift \0", state.directory)
 
-    def expected(key: int) -> int:
-        """Number of devices that may come back to an address: no more than there are places."""
-        most = context.settings.server.max_connections
-        return min(stores.devices.last_seen.count(key), most)
-
     context = Context(
         reactor=reactor,
         seconds=platform.seconds,
@@ -199,7 +213,7 @@ def assemble(
         settings=settings,
         signer=signer,
         authentication=authentication,
-        limits=AddressLimits(settings.limits, platform.seconds, wall, expected),
+        limits=limits,
         sessions=stores.sessions,
         devices=stores.devices,
         rooms=stores.rooms,
@@ -246,6 +260,7 @@ def assemble(
         ports=ports,
         drain=Drain(connections, reactor),
         migrations=migrations,
+        disk=DiskSpace(_folders(state), reactor),
     )
     _watch(metrics, parts)
     count_commands(metrics, dispatcher)
@@ -258,6 +273,7 @@ def _make_stores(
     state: State,
     authentication: Authentication,
     metrics: Metrics,
+    is_limited: Callable[[str], bool],
 ) -> Stores:
     reactor, wall = platform.reactor, platform.wall
     database = Database(
@@ -269,8 +285,19 @@ def _make_stores(
     )
     storage, node = settings.storage, state.node
     decisions = DecisionFeed(database, reactor, node)
-    devices = StoredDevices(database, reactor, settings.devices.approval, node=node, wall=wall)
-    rooms = StoredRooms(database, reactor, settings.rooms.approval, node=node, wall=wall)
+    gave_way = metrics.pools.gave_way
+    devices = StoredDevices(
+        database,
+        reactor,
+        settings.devices.approval,
+        node=node,
+        wall=wall,
+        gave_way=gave_way,
+        is_limited=is_limited,
+    )
+    rooms = StoredRooms(
+        database, reactor, settings.rooms.approval, node=node, wall=wall, gave_way=gave_way
+    )
     devices.watch(decisions)
     rooms.watch(decisions)
     roles = StoredRoles(database, node, wall=wall)
@@ -291,12 +318,14 @@ def _make_stores(
             node=node,
             wall=wall,
             observe_dropped=metrics.chat_lines_dropped.inc,
+            gave_way=gave_way,
         ),
+        chat_bound=ChatBound(database, reactor, storage.chat_log_max_bytes, gave_way),
         bans=StoredBans(database, node),
         roles=roles,
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
-        bot_values=BotValues(database, reactor),
+        bot_values=BotValues(database, reactor, gave_way),
         claims=StoredClaims(database, node, wall=wall),
         chat_search=ChatSearch(database, reactor),
     )
@@ -321,6 +350,12 @@ def _make_journal(
     return journal
 
 
+def _folders(state: State) -> list[Path]:
+    """Those that fill up: the state directory, and that of SQLite's file."""
+    file = sqlite_file(state.database)
+    return [state.directory, *([] if file is None else [file.parent])]
+
+
 def _store_bans(stored: StoredBans, bans: Sequence[Ban]) -> None:
     stored.put(bans).addErrback(
         lambda failure: _log.error(
@@ -341,6 +376,7 @@ def _watch(metrics: Metrics, parts: Parts) -> None:
     metrics.bans.watch(lambda: context.limits.banned)
     metrics.sessions.watch(stores.sessions.live)
     metrics.breaker_state.refresh = lambda: _watch_breakers(metrics, parts.dispatcher)
+    metrics.disk_free.watch(parts.disk.free)
     metrics.certificate_expires.watch(lambda: parts.ports.certificate_ends)
     metrics.outbox_bytes.watch(lambda: budget.used)
     metrics.outbox_messages.watch(

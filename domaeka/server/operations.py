@@ -93,6 +93,7 @@ class Operations:
         stores.rooms.mode = settings.rooms.approval
         stores.sessions.lifetime = settings.session.lifetime
         stores.chat_log.days = settings.storage.chat_log_days
+        stores.chat_bound.max_bytes = settings.storage.chat_log_max_bytes
         parts.observer.configure(settings.logging)
         parts.connections.decisions.apply_settings()
         self.log.info(

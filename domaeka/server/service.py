@@ -87,6 +87,8 @@ class GatewayService(LoggedService):
         if parts.keys.secrets.previous_over(parts.context.wall()):
             self.log.info("the previous key has ended: it is not accepted, and may be removed")
         stores.chat_log.start()
+        stores.chat_bound.start()
+        parts.disk.start()
         self._bots_started = parts.dispatcher.start()
         parts.connections.sweep.start()
         self._probe.start()
@@ -185,6 +187,7 @@ class GatewayService(LoggedService):
         self._writing = self._write_to_store()
         yield self._writing
         self._probe.stop()
+        parts.disk.stop()
         parts.ports.stop()
         for site in (self._site, self._local_site):
             site.close()
@@ -204,6 +207,7 @@ class GatewayService(LoggedService):
         journal = self._parts.context.journal
         flushed: Deferred[None] = succeed(None) if journal is None else journal.flush()
         stores.decisions.stop()
+        stores.chat_bound.stop()
         yield self._all(
             kept.addErrback(self._log_lost_messages, len(waiting)),
             flushed.addTimeout(KEEP_SECONDS, self._reactor).addErrback(self._log_unstored),
@@ -273,6 +277,7 @@ def _make_sites(parts: Parts, operations: Operations) -> tuple[Site, Site]:
             "clock": context.authentication.clock_check.health,
             "bots": parts.dispatcher.health,
             "certificate": parts.ports.health,
+            "disk": parts.disk.health,
         },
         needed={"store": lambda: _unread(context)},
         listening=lambda: parts.ports.listening,

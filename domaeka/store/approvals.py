@@ -16,15 +16,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
-from domaeka.interfaces import Approval
+from domaeka.interfaces import REFUSED, Approval
+from domaeka.pools import Pool
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
 from domaeka.store.columns import PREFIX, Read, key_hash, read_rows, upsert, write_each
 from domaeka.store.database import Database
 from domaeka.store.decisions import DecisionFeed, Key, note
 from domaeka.store.threads import Scheduler
 
-#: An operator said no: it holds whatever is heard.
-REFUSED: Final = frozenset({Approval.DENIED, Approval.REVOKED, Approval.BLOCKED})
+#: Most records that gave way and are still in the store, which is in trouble: of more, the next
+#: start finds the first again.
+MAX_GONE: Final = 10_000
 
 
 class _Record(Protocol):
@@ -36,6 +38,10 @@ class _Record(Protocol):
     def approval(self) -> Approval:
         """The state that decides if it is served."""
 
+    @property
+    def decided(self) -> bool:
+        """True if an operator has decided on it."""
+
 
 _K = TypeVar("_K", bound=tuple[str, str])
 _R = TypeVar("_R", bound=_Record)
@@ -44,6 +50,7 @@ _R = TypeVar("_R", bound=_Record)
 class _Change(NamedTuple, Generic[_R]):
     record: _R
     promoted: bool  # from pending to approved, by what was heard and not by an operator
+    gave_way: bool = False  # it is to be removed, unless an operator has decided on it
 
 
 class ApprovalTable(Generic[_K, _R]):
@@ -51,7 +58,7 @@ class ApprovalTable(Generic[_K, _R]):
     Records in memory, and their copy in the store; a subclass says of which things.
 
     @cvar _table: named as what it holds, behind L{PREFIX}; with one column as primary key, and
-        one C{approval}.
+        columns C{approval} and C{decided}.
     @cvar _limit: most records that are read.
     @cvar _newest: the column that orders them: the highest are read.
     @cvar _delay: how long a change waits for others before it is written, in seconds.
@@ -74,12 +81,14 @@ class ApprovalTable(Generic[_K, _R]):
         *,
         node: str = "",
         wall: Callable[[], float],
+        gave_way: Callable[[Pool, object], object] = lambda pool, claimant: None,
     ) -> None:
         """
         @param database: not started yet.
         @param mode: C{manual}: an operator approves new ones; else they are approved at once.
         @param node: the name of this server among others on the store.
         @param wall: the wall clock, in seconds since 1970.
+        @param gave_way: called with each pool that gave way, and at whose cost.
         """
         #: C{devices.approval} or C{rooms.approval}; may be changed at any time.
         self.mode = mode
@@ -91,10 +100,12 @@ class ApprovalTable(Generic[_K, _R]):
         self._said_full = False
         self._keys: list[_K] = []  # sorted
         self._changed: dict[_K, bool] = {}  # see _Change.promoted
+        self._gone: dict[_K, _R] = {}  # gave way, and are to be removed from the store
         self._database = database
         self._reactor = reactor
         self._node = node
         self._wall = wall
+        self._gave_way = gave_way
         self._things = self._table.name.removeprefix(PREFIX)  # for people
         (self._key_column,) = self._table.primary_key.columns
         self._writer = BackgroundWriter(
@@ -123,6 +134,14 @@ class ApprovalTable(Generic[_K, _R]):
 
     def _objection(self, key: _K, approval: Approval) -> str | None:
         """The reason why an operator's decision cannot be taken; L{None}: it can."""
+        raise NotImplementedError
+
+    def _make_room(self, key: _K, approval: Approval) -> bool:
+        """
+        Have others give way to a new record, if need be.
+
+        @return: false if there is no room, and none can give way.
+        """
         raise NotImplementedError
 
     def _loaded(self) -> None:
@@ -176,6 +195,8 @@ class ApprovalTable(Generic[_K, _R]):
 
     def _heard_of(self, key: _K, promoted: bool = False) -> None:
         """Have a record written.  @param promoted: as of L{_Change}."""
+        if self._gone:
+            self._gone.pop(key, None)
         self._changed[key] = promoted or self._changed.get(key, False)
         self._writer.wake()
 
@@ -188,20 +209,49 @@ class ApprovalTable(Generic[_K, _R]):
         said, self._said_full = self._said_full, True
         return not said
 
+    def _let_go(self, key: _K) -> None:
+        """Forget C{key}, which gives way to a new one, here and later in the store."""
+        self._gone[key] = self._remove(key)
+        if len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
+        self._writer.wake()
+
+    def _is_settled(self, record: _R) -> bool:
+        """True if a record never gives way: an operator has decided on it."""
+        return (
+            record.decided
+            or record.approval in REFUSED
+            or (self.mode == "manual" and record.approval is Approval.APPROVED)
+        )
+
     def _take(self) -> list[_Change[_R]]:
-        keys = list(self._changed)[:BATCH_ROWS]
+        gone = [self._gone.pop(key) for key in list(islice(self._gone, BATCH_ROWS))]
+        keys = list(islice(self._changed, BATCH_ROWS - len(gone)))
         # Copies: the writing thread must not see a record change.
-        return [_Change(copy(self._records[key]), self._changed.pop(key)) for key in keys]
+        news = [_Change(copy(self._records[key]), self._changed.pop(key)) for key in keys]
+        return [_Change(record, False, True) for record in gone] + news
 
     def _put_back(self, batch: list[_Change[_R]]) -> None:
-        for record, promoted in batch:
-            if record.key in self._records:  # else it was forgotten meanwhile
+        for record, promoted, gave_way in batch:
+            if gave_way and record.key not in self._records and len(self._gone) < MAX_GONE:
+                self._gone[record.key] = record
+            elif not gave_way and record.key in self._records:  # else it was forgotten meanwhile
                 self._changed[record.key] = promoted or self._changed.get(record.key, False)
 
     def _write(self, connection: Connection, batch: list[_Change[_R]]) -> int:
         """Store news, not decisions.  @return: how many rows the database refused."""
+        gone = [self._to_row(each.record)[self._key_column.name] for each in batch if each.gave_way]
+        if gone:
+            undecided = ~self._table.c.decided
+            refused_ones = self._table.c.approval.in_([each.value for each in REFUSED])
+            connection.execute(
+                self._table.delete().where(self._key_column.in_(gone), undecided, ~refused_ones)
+            )
+        batch = [change for change in batch if not change.gave_way]
+        if not batch:
+            return 0
         rows = [self._to_row(change.record) for change in batch]
-        fixed = self._fixed | {"approval"}
+        fixed = self._fixed | {"approval", "decided"}
         refused = write_each(
             connection, rows, lambda some: upsert(connection, self._table, some, fixed)
         )
@@ -256,12 +306,16 @@ class ApprovalTable(Generic[_K, _R]):
         self, connection: Connection, record: _R, approval: Approval, mends: bool
     ) -> None:
         note(connection, self._node, self._things, [record.key])
-        row = self._to_row(record) | {"approval": approval.value}
-        upsert(connection, self._table, [row], () if mends else row.keys() - {"approval"})
+        row = self._to_row(record) | {"approval": approval.value, "decided": True}
+        fixed = () if mends else row.keys() - {"approval", "decided"}
+        upsert(connection, self._table, [row], fixed)
         self._store_besides(connection, record.key, approval)
 
     def _force(self, record: _R, approval: Approval) -> None:
-        self._put(msgspec.structs.replace(record, approval=approval))  # type: ignore[type-var]
+        if record.key not in self._records:
+            self._make_room(record.key, approval)
+        decided = msgspec.structs.replace(record, approval=approval, decided=True)  # type: ignore[type-var]
+        self._put(decided)
 
     # Forgotten
 
@@ -316,10 +370,11 @@ class ApprovalTable(Generic[_K, _R]):
         for record in found.rows:
             now = self._records.get(record.key)
             if now is None:
-                if len(self._records) < self._limit or record.approval in REFUSED:
+                room = self._make_room(record.key, record.approval)
+                if room or record.approval in REFUSED:
                     self._put(record)
                     self._notify(record.key, record.approval)
-            elif now.approval is not record.approval:
+            elif now.approval is not record.approval or now.decided is not record.decided:
                 self._force(now, record.approval)
                 self._notify(record.key, record.approval)
         for key in set(keys or ()) - {record.key for record in found.rows}:
@@ -330,9 +385,10 @@ class ApprovalTable(Generic[_K, _R]):
     # At the start
 
     def _read(self, connection: Connection, keys: Sequence[str] | None = None) -> Read[_R]:
-        # Refusals first: an operator's must be known, whatever else finds no room.
-        approved_last = case((self._table.c.approval == Approval.APPROVED.value, 1), else_=0)
-        order = (approved_last, self._newest.desc())
+        # An operator's decisions first: they must be known, whatever else finds no room.
+        refused = self._table.c.approval.in_([each.value for each in REFUSED])
+        first = case((refused, 0), (self._table.c.decided, 1), else_=2)
+        order = (first, self._newest.desc())
         return read_rows(connection, self._table, order, self._limit, self._from_row, keys)
 
     def _load(self, found: Read[_R]) -> None:

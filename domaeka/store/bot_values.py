@@ -2,6 +2,7 @@
 Values of bots: JSON under a key, apart for each bot, and in it for each room and person.
 
 Each bot has bounds of its own, and turns of its own: none takes the room or the time of another.
+Once half of a bot's room is taken, none of its rooms and people may have more than what is left.
 Its sums are in a row that each change locks and changes, so that they are right, and L{incr
 <BotValues.incr>} is atomic, with several servers on the store.
 """
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import BotTypeError, BotValueError, StorageFull, StoreError
 from domaeka.interfaces import MAX_VALUE_BYTES as MAX_VALUE_BYTES
+from domaeka.pools import Pool
 from domaeka.store.columns import (
     KEY,
     LONG_TEXT,
@@ -100,6 +102,11 @@ class _Sums:
             return StorageFull(f"the values of a bot have {MAX_BYTES} bytes at most")
         return None
 
+    @property
+    def is_half_full(self) -> bool:
+        """True if half of the room is taken."""
+        return 2 * self.number >= MAX_VALUES or 2 * self.bytes >= MAX_BYTES
+
     def add(self, number: int, size: int) -> None:
         """Count a change."""
         self.number += number
@@ -115,10 +122,11 @@ _Work = Callable[[Connection, _Sums | None], object]
 class _Call:
     """A call that waits, or runs."""
 
-    __slots__ = ("answer", "bot", "deadline", "work", "writes")
+    __slots__ = ("answer", "bot", "deadline", "scope", "work", "writes")
 
-    def __init__(self, bot: str, work: _Work, writes: bool) -> None:
+    def __init__(self, bot: str, scope: str, work: _Work, writes: bool) -> None:
         self.bot = bot
+        self.scope = scope
         self.work = work
         self.writes = writes
         self.answer: Deferred[Any] = Deferred()
@@ -152,9 +160,16 @@ class BotValues:
 
     _log = Logger()
 
-    def __init__(self, database: Database, reactor: Scheduler) -> None:
+    def __init__(
+        self,
+        database: Database,
+        reactor: Scheduler,
+        gave_way: Callable[[Pool, object], object] = lambda pool, claimant: None,
+    ) -> None:
+        """@param gave_way: called where a value finds no room, with its bot and its scope."""
         self._database = database
         self._reactor = reactor
+        self._gave_way = gave_way
         self._waiting: dict[str, deque[_Call]] = {}  # by bot, the next one first
         self._out: list[_Call] | None = None
         self._emptied: Deferred[None] | None = None
@@ -206,7 +221,9 @@ class BotValues:
             begin, last = check_page(prefix, after, limit)
         except BotValueError as error:
             return fail(error)
-        return self._ask(bot, partial(_keys, key_hash(bot, scope), begin, last, limit), False)
+        return self._ask(
+            bot, scope, partial(_keys, key_hash(bot, scope), begin, last, limit), False
+        )
 
     def stop(self) -> "Deferred[None]":
         """
@@ -237,15 +254,15 @@ class BotValues:
         except (BotTypeError, BotValueError, StorageFull) as error:
             return fail(error)
         place = (key_hash(bot, scope), name)
-        return self._ask(bot, partial(work, place=place), writes)
+        return self._ask(bot, scope, partial(work, place=place), writes)
 
-    def _ask(self, bot: str, work: _Work, writes: bool) -> "Deferred[Any]":
+    def _ask(self, bot: str, scope: str, work: _Work, writes: bool) -> "Deferred[Any]":
         if self._stopped:
             return fail(StoreClosed("the store was stopped"))
         waiting = self._waiting.setdefault(bot, deque())
         if len(waiting) >= MAX_WAITING_CALLS:
             return fail(StoreError(f"{MAX_WAITING_CALLS} calls of this bot wait for the store"))
-        call = _Call(bot, work, writes)
+        call = _Call(bot, scope, work, writes)
         call.deadline = self._reactor.callLater(ANSWER_SECONDS, self._late, call)
         waiting.append(call)
         if self._out is None:
@@ -275,6 +292,8 @@ class BotValues:
 
     def _carried_out(self, results: list[object], batch: list[_Call]) -> None:
         for call, result in zip(batch, results, strict=True):
+            if isinstance(result, StorageFull):
+                self._gave_way(Pool.BOT_VALUES, f"{call.bot!r} {call.scope!r}")
             call.finish(result)
 
     def _lost(self, failure: Failure, batch: list[_Call]) -> None:
@@ -451,7 +470,10 @@ def _put(
     assert sums is not None
     size = len(place[1]) + len(value.encode())
     number, more = (1, size) if found is None else (0, size - found.bytes)
-    if (full := sums.full(number, more)) is not None:
+    full = sums.full(number, more)
+    if full is None and scope and sums.is_half_full and (number > 0 or more > 0):
+        full = _over_its_share(connection, place[0], sums, number, more)
+    if full is not None:
         return full
     row = {"value": value, "bytes": size}
     if found is None:
@@ -467,6 +489,20 @@ def _put(
     if write_each(connection, [row], write):
         return StoreError("the store refused the value: it cannot hold all characters in it")
     sums.add(number, more)
+    return None
+
+
+def _over_its_share(
+    connection: Connection, scope_key: str, sums: _Sums, number: int, size: int
+) -> StorageFull | None:
+    """The reason why a room, or a person, may not have more: what is left is for the others."""
+    theirs = BOT_VALUES.c.scope_key == scope_key
+    count = connection.scalar(select(func.count()).where(theirs)) or 0
+    if number > 0 and count + number > MAX_VALUES - sums.number:
+        return StorageFull("of the values of this bot, a room or a person has as many as are left")
+    held = connection.scalar(select(func.sum(BOT_VALUES.c.bytes)).where(theirs)) or 0
+    if size > 0 and held + size > MAX_BYTES - sums.bytes:
+        return StorageFull("of the bytes of this bot, a room or a person has as many as are left")
     return None
 
 

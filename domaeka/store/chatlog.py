@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import StoreError
 from domaeka.interfaces import ChatLine
+from domaeka.pools import Pool
 from domaeka.store.background import BATCH_ROWS, BackgroundWriter
 from domaeka.store.columns import (
     KEY,
@@ -104,6 +105,34 @@ class _Batch(msgspec.Struct):
         return len(self.lines)
 
 
+class _Shares:
+    """Lines, and their bytes, of each phone that wait."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, ...], list[int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def clear(self) -> None:
+        self._of.clear()
+
+    def add(self, line: ChatLine, size: int, lines: int = 1) -> None:
+        """Count a line of C{size} bytes; both below 0: it waits no more."""
+        share = self._of.setdefault(line[2:4], [0, 0])
+        share[0] += lines
+        share[1] += size
+
+    def largest(self, by_lines: bool) -> tuple[str, ...]:
+        """The phone that has the most, of lines or of bytes."""
+        return max(self._of, key=lambda phone: self._of[phone][not by_lines])
+
+    def has_more(self, phone: tuple[str, ...], line: ChatLine, size: int, by_lines: bool) -> bool:
+        """True if C{phone} has more than that of C{line} would have with it."""
+        lines, held = self._of.get(line[2:4], (0, 0))
+        return self._of[phone][0] > lines + 1 if by_lines else self._of[phone][1] > held + size
+
+
 class StoredChatLog:
     """
     The chat log (L{domaeka.interfaces.ChatLog}): each line is stored once, or counted as dropped.
@@ -121,6 +150,7 @@ class StoredChatLog:
         node: str = "",
         wall: Callable[[], float],
         observe_dropped: Callable[[int], object] = lambda lines: None,
+        gave_way: Callable[[Pool, object], object] = lambda pool, claimant: None,
     ) -> None:
         """
         @param days: how long lines are kept.
@@ -128,7 +158,9 @@ class StoredChatLog:
         @param enabled: False: no lines are written; old ones are removed in any case.
         @param wall: the wall clock, in seconds since 1970, by which they grow old.
         @param observe_dropped: called with each number of lines that are dropped.
+        @param gave_way: called for each line that finds no room, with its phone.
         """
+        self._gave_way = gave_way
         #: C{storage.chat_log_days}; may be changed at any time.
         self.days = days
         #: The number of lines that found no room, or could not be stored.
@@ -142,6 +174,7 @@ class StoredChatLog:
         # With the size of each: a text may grow while it is stored, by what Python notes of it.
         self._lines: deque[tuple[ChatLine, int]] = deque()
         self._bytes = 0
+        self._shares = _Shares()  # empty, but while there was no room of late
         self._in_flight: _Batch | None = None  # the first lines, until they are in the store
         self._node_key = key_hash(node)
         self._dropped_since = 0  # since the last line of the log on this
@@ -170,15 +203,55 @@ class StoredChatLog:
             return
         lines = self._lines
         size = getsizeof(line.text)
-        if len(lines) >= MAX_WAITING_LINES or self._bytes + size > MAX_WAITING_BYTES:
-            self._drop(1)
+        if (
+            len(lines) >= MAX_WAITING_LINES or self._bytes + size > MAX_WAITING_BYTES
+        ) and not self._make_room(line, size):
             return
+        if self._shares:
+            self._shares.add(line, size)
         lines.append((line, size))
         self._bytes += size
         if len(lines) == 1:  # the writer knows of those behind it
             self._writer.wake()
         elif len(lines) >= BATCH_ROWS:
             self._writer.hurry()
+
+    def _make_room(self, line: ChatLine, size: int) -> bool:
+        """
+        Have the last lines of the phone that has the most give way to C{line}.
+
+        @return: false, if C{line} is dropped: its own phone has the most.
+        """
+        shares = self._shares
+        if not shares:
+            for waiting in self._lines:
+                shares.add(*waiting)
+        while len(self._lines) >= MAX_WAITING_LINES or self._bytes + size > MAX_WAITING_BYTES:
+            by_lines = len(self._lines) >= MAX_WAITING_LINES
+            phone = shares.largest(by_lines)
+            if shares.has_more(phone, line, size, by_lines):
+                place = self._last_of(phone)
+            else:
+                phone, place = line[2:4], None
+            self._gave_way(Pool.WAITING_CHAT_LINES, f"{phone[0]!r} {phone[1]!r}")
+            self._drop(1)
+            if place is None:
+                return False
+            dropped, dropped_size = self._lines[place]
+            del self._lines[place]
+            self._bytes -= dropped_size
+            shares.add(dropped, -dropped_size, -1)
+        return True
+
+    def _last_of(self, phone: tuple[str, ...]) -> int | None:
+        """The place of the last line of a phone that is not being written; L{None}: none is."""
+        for back, (line, _) in enumerate(reversed(self._lines), 1):
+            place = len(self._lines) - back
+            if place < len(self._in_flight or ()):
+                break
+            if line[2:4] == phone:
+                return place
+        return None
 
     def _drop(self, lines: int) -> None:
         if not self._dropped_since:
@@ -236,7 +309,12 @@ class StoredChatLog:
     def _written(self, batch: _Batch, refused: int) -> None:
         self._in_flight = None
         for _ in batch.lines:
-            self._bytes -= self._lines.popleft()[1]
+            line, size = self._lines.popleft()
+            self._bytes -= size
+            if self._shares:
+                self._shares.add(line, -size, -1)
+        if len(self._lines) < MAX_WAITING_LINES // 2 and self._bytes < MAX_WAITING_BYTES // 2:
+            self._shares.clear()
         if self._dropped_since and len(self._lines) < MAX_WAITING_LINES // 2:
             dropped, self._dropped_since = self._dropped_since, 0
             self._log.warn(
@@ -266,6 +344,7 @@ class StoredChatLog:
             )
 
         lines = self._lines
+        self._shares.clear()
         in_flight = len(self._in_flight or ())
         self._lines = deque(islice(lines, in_flight))
         for line, size in islice(lines, in_flight, None):
@@ -279,7 +358,7 @@ class StoredChatLog:
         if room_id is not None:
             wanted.append(CHAT_LINES.c.room_id == storable(room_id, TITLE_CHARS))
         # Behind the batch that is being written.
-        first, last = yield self._database.run_bulk(_bounds)
+        first, last = yield self._database.run_bulk(bounds)
         for start in range(first, last + 1, _SEARCHED_IDS):
             stop = min(start + _SEARCHED_IDS, last + 1)
             yield self._database.run_bulk(_remove, start, stop, wanted)
@@ -396,7 +475,7 @@ def _write(node_key: str, connection: Connection, batch: _Batch) -> int:
     return len(write_each(connection, batch.lines, partial(insert_lines, connection)))
 
 
-def _bounds(connection: Connection) -> tuple[int, int]:
+def bounds(connection: Connection) -> tuple[int, int]:
     """The first and the last id of a line; 0 and -1 where there is none."""
     ids = CHAT_LINES.c.id
     first, last = connection.execute(select(func.min(ids), func.max(ids))).one()

@@ -5,19 +5,23 @@ All but an operator's decision is answered from memory.  No device is approved b
 been read; afterwards memory knows whom an operator has refused, and the store may be in trouble.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Column, Connection, Row
+from sqlalchemy import Boolean, Column, Connection, Row
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from domaeka.interfaces import Approval, ApprovalListener, DeviceFacts, DeviceKey
+from domaeka.interfaces import REFUSED, Approval, ApprovalListener, DeviceFacts, DeviceKey
+from domaeka.policies.holdings import Holdings, MinuteRates
 from domaeka.policies.last_seen import LastSeen
+from domaeka.policies.limits import address_key
+from domaeka.pools import Pool
 from domaeka.store import sessions
-from domaeka.store.approvals import REFUSED, ApprovalTable
+from domaeka.store.approvals import ApprovalTable
 from domaeka.store.columns import (
     KEY,
     NAME,
@@ -40,6 +44,8 @@ from domaeka.wire import is_name
 MAX_DEVICES: Final = 100_000
 #: Most devices that wait for an operator.  Source: docs/settings.md, C{devices.approval}.
 MAX_PENDING: Final = 1000
+#: Most new devices of an address in a minute.  Source: docs/security.md, "Shares".
+NEW_A_MINUTE: Final = 20
 #: Shortest interval at which C{last_seen} of a connected device is written, in seconds.
 HEARD_SECONDS: Final = 600.0
 #: The same for a device that connects again and again.
@@ -60,6 +66,7 @@ DEVICES: Final = table(
     Column("device_ip", NAME, nullable=False),
     Column("device_info", TITLE, nullable=False),
     Column("address", NAME, nullable=False),
+    Column("decided", Boolean, nullable=False),
 )
 
 
@@ -70,6 +77,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     @ivar first_seen: seconds since 1970; L{None}: entered by an operator, not seen yet.
     @ivar last_seen: likewise, when it was last heard; while it is connected, at most
         L{HEARD_SECONDS} behind.
+    @ivar decided: true if an operator has decided on it.
     """
 
     key: DeviceKey
@@ -77,6 +85,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     facts: DeviceFacts
     first_seen: float | None
     last_seen: float | None
+    decided: bool = False
 
 
 class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
@@ -102,11 +111,27 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         *,
         node: str = "",
         wall: Callable[[], float],
+        gave_way: Callable[[Pool, object], object] = lambda pool, claimant: None,
+        is_limited: Callable[[str], bool] = lambda address: True,
     ) -> None:
-        """See L{ApprovalTable}."""
+        """
+        See L{ApprovalTable}.
+
+        @param is_limited: says if an address may bring so many new devices a minute only.
+        """
         self._listeners: list[ApprovalListener] = []
         self.last_seen = LastSeen(wall)
-        super().__init__(database, reactor, mode, node=node, wall=wall)
+        self._is_limited = is_limited
+        self._new = MinuteRates[int | str](NEW_A_MINUTE, reactor.seconds)
+        #: Those that wait for their turn, connected, and how many of an address: nobody new goes
+        #: before them.
+        self._waiting: dict[DeviceKey, int | str] = {}
+        self._queues: Counter[int | str] = Counter()
+        self._here: set[DeviceKey] = set()  # connected
+        #: By address those that may give way: all of them, and those that are pending.
+        self._away = Holdings[DeviceKey, int | str]()
+        self._away_pending = Holdings[DeviceKey, int | str]()
+        super().__init__(database, reactor, mode, node=node, wall=wall, gave_way=gave_way)
 
     def add_listener(self, listener: ApprovalListener) -> None:
         """Call C{listener} at decisions of an operator."""
@@ -126,6 +151,9 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         record = self._records.get(key)
         if record is None:
             return self._enter_new(key, facts)
+        self._here.add(key)
+        self._away.remove(key)
+        self._away_pending.remove(key)
         now = self._wall()
         approval = record.approval
         promoted = approval is Approval.PENDING and self.mode != "manual"
@@ -138,7 +166,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         ):
             return approval
         first_seen = now if record.first_seen is None else record.first_seen
-        self._put(DeviceRecord(key, approval, _clipped(facts), first_seen, now))
+        self._put(DeviceRecord(key, approval, _clipped(facts), first_seen, now, record.decided))
         self._heard_of(key, promoted)
         return approval
 
@@ -149,9 +177,10 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             return Approval.PENDING  # an operator may have refused it
         facts = _clipped(facts)
         approval = Approval.PENDING if self.mode == "manual" else Approval.APPROVED
-        if len(self._records) >= MAX_DEVICES or (
-            approval is Approval.PENDING and self._pending >= MAX_PENDING
-        ):
+        if self._is_limited(facts.address) and not self._has_turn(key, _holder(facts)):
+            self._gave_way(Pool.NEW_DEVICES, facts.address)
+            return None
+        if not self._make_room(key, approval):
             if self._full_is_news():
                 self._log.warn(
                     "no room for new devices: {devices} known, {pending} of them pending",
@@ -160,18 +189,55 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
                 )
             return None
         now = self._wall()
+        self._here.add(key)
         self._put(DeviceRecord(key, approval, facts, now, now))
         self._heard_of(key)
         return approval
+
+    def _has_turn(self, key: DeviceKey, holder: int | str) -> bool:
+        """True if an address may bring a new device now; else that waits while it is connected."""
+        if (key in self._waiting or not self._queues[holder]) and self._new.take(holder):
+            self._wait_no_more(key)
+            return True
+        if key not in self._waiting:
+            self._waiting[key] = holder
+            self._queues[holder] += 1
+        return False
+
+    def _wait_no_more(self, key: DeviceKey) -> None:
+        holder = self._waiting.pop(key, None)
+        if holder is not None:
+            self._queues[holder] -= 1
+            if not self._queues[holder]:
+                del self._queues[holder]
+
+    def _make_room(self, key: DeviceKey, approval: Approval) -> bool:
+        """Likewise; of the address that has the most, the one that was seen longest ago goes."""
+        while approval is Approval.PENDING and self._pending >= MAX_PENDING:
+            if not self._one_gives_way(self._away_pending, Pool.PENDING_DEVICES):
+                return False
+        while len(self._records) >= MAX_DEVICES:
+            if not self._one_gives_way(self._away, Pool.DEVICES):
+                return False
+        return True
+
+    def _one_gives_way(self, away: Holdings[DeviceKey, int | str], pool: Pool) -> bool:
+        key = away.first()
+        if key is None:
+            return False
+        self._gave_way(pool, self._records[key].facts.address)
+        self._let_go(key)
+        return True
 
     def _objection(self, key: DeviceKey, approval: Approval) -> str | None:
         known = self._records.get(key)
         waits = known is not None and known.approval is Approval.PENDING
         if not (is_name(key.bot_name) and is_name(key.device_id)):
             return "no device can have this name"
-        if known is None and len(self._records) >= MAX_DEVICES:
+        if known is None and len(self._records) >= MAX_DEVICES and not self._away:
             return f"{MAX_DEVICES} devices are known: no room for more"
-        if approval is Approval.PENDING and not waits and self._pending >= MAX_PENDING:
+        full = self._pending >= MAX_PENDING and not (known is None and self._away_pending)
+        if approval is Approval.PENDING and not waits and full:
             return f"{MAX_PENDING} devices are pending: no room for more"
         return None
 
@@ -188,6 +254,11 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     def heard(self, key: DeviceKey, ended: float | None = None) -> None:
         """See L{domaeka.interfaces.Devices}."""
         record = self._records.get(key)
+        if ended is not None:
+            self._here.discard(key)
+            self._wait_no_more(key)
+            if record is not None:
+                self._note_away(record)
         if record is None or record.last_seen is None:
             return  # its signature has not held
         now = self._wall() if ended is None else ended
@@ -208,22 +279,39 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
 
     def _remove(self, key: DeviceKey) -> DeviceRecord:
         self.last_seen.forget(key)
+        self._away.remove(key)
+        self._away_pending.remove(key)
         return super()._remove(key)
 
     def _loaded(self) -> None:
         for record in sorted(self._records.values(), key=lambda record: record.last_seen or 0.0):
-            self._note_address(record)
+            self._note(record)
 
     def _put(self, record: DeviceRecord) -> None:
         super()._put(record)
+        if self._waiting:  # an operator may have decided on it
+            self._wait_no_more(record.key)
         if self._is_loaded:
-            self._note_address(record)
+            self._note(record)
 
-    def _note_address(self, record: DeviceRecord) -> None:
-        if record.last_seen is None or record.approval in REFUSED:
+    def _note(self, record: DeviceRecord) -> None:
+        if record.last_seen is None or record.approval is not Approval.APPROVED:
             self.last_seen.forget(record.key)
         else:
             self.last_seen.seen(record.key, record.facts.address, record.last_seen)
+        self._note_away(record)
+
+    def _note_away(self, record: DeviceRecord) -> None:
+        """Note if a device may give way to others."""
+        key, may = record.key, record.key not in self._here and not self._is_settled(record)
+        for away, those in (
+            (self._away, may),
+            (self._away_pending, may and record.approval is Approval.PENDING),
+        ):
+            if those:
+                away.put(key, _holder(record.facts))
+            else:
+                away.remove(key)
 
     def _notify(self, key: DeviceKey, approval: Approval) -> None:
         for listener in self._listeners:
@@ -245,6 +333,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             ),
             seconds_in(row.first_seen),
             seconds_in(row.last_seen),
+            bool(row.decided),
         )
 
     def _to_row(self, record: DeviceRecord) -> dict[str, object]:
@@ -261,7 +350,14 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             "device_ip": facts.device_ip,
             "device_info": facts.device_info,
             "address": facts.address,
+            "decided": record.decided,
         }
+
+
+def _holder(facts: DeviceFacts) -> int | str:
+    """The claimant of a device's place: its address, of IPv6 a /64."""
+    key = address_key(facts.address)
+    return facts.address if key is None else key
 
 
 def _clipped(facts: DeviceFacts) -> DeviceFacts:

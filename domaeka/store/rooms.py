@@ -14,6 +14,8 @@ from sqlalchemy import Boolean, Column, Row
 from twisted.logger import Logger
 
 from domaeka.interfaces import Approval, DeviceKey, RoomKey
+from domaeka.policies.holdings import Holdings
+from domaeka.pools import Pool
 from domaeka.store.approvals import ApprovalTable
 from domaeka.store.columns import (
     KEY,
@@ -49,6 +51,7 @@ ROOMS: Final = table(
     Column("approval", NAME, nullable=False),
     Column("device_id", NAME),
     Column("last_heard", TIME),
+    Column("decided", Boolean, nullable=False),
 )
 
 
@@ -58,6 +61,9 @@ class RoomRecord(msgspec.Struct):
 
     @ivar device: the phone on which it was last heard; L{None}: entered by an operator, not
         heard yet.
+    @ivar before: another phone on which it was heard before that.  Not kept over a restart, as is
+        C{entered_by}: the phone on which it was heard first.
+    @ivar decided: true if an operator has decided on it.
     @ivar last_heard: seconds since 1970, or L{None}.
     @ivar written: when C{last_heard} was last given to the store.
     @ivar judged_at: when C{device} last heard the room, or reported, in seconds since 1970, that a
@@ -73,6 +79,9 @@ class RoomRecord(msgspec.Struct):
     written: float = 0.0
     judged_at: float = 0.0
     can_answer: bool = False
+    decided: bool = False
+    before: DeviceKey | None = None
+    entered_by: DeviceKey | None = None
 
     def is_answerable(self, app_started_at: float | None) -> bool | None:
         """
@@ -102,6 +111,9 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
     def __init__(self, *args: Any, **named: Any) -> None:
         """See L{ApprovalTable}."""
         self._titled: dict[str, dict[RoomKey, None]] = {}  # the rooms that bear each title
+        #: Those that may give way: by their bots, and of each bot by the phones that entered them.
+        self._bots = Holdings[RoomKey, str]()
+        self._phones: dict[str, Holdings[RoomKey, DeviceKey | None]] = {}
         super().__init__(*args, **named)
 
     # domaeka.interfaces.Rooms
@@ -112,7 +124,10 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         if room is None:
             return self._enter_new(key, device, name, is_group)
         now = self._wall()
-        room.device = device
+        if room.device is not device:
+            if room.device != device:
+                room.before = room.device
+            room.device = device
         room.last_heard = room.judged_at = now
         room.can_answer = True
         if (
@@ -126,6 +141,9 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
                 self._titled.setdefault(name, {})[key] = None
             room.is_group = is_group
             room.written = now
+            self._bots.renew(key)
+            if key.bot_name in self._phones:
+                self._phones[key.bot_name].renew(key)
             self._heard_of(key)
         if room.approval is Approval.APPROVED:
             return True
@@ -146,7 +164,8 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         if not self._is_loaded or self._is_damaged(key):
             return False  # an operator may have refused it
         answered = self.mode != "manual"
-        if not self._has_room(key):
+        approval = Approval.APPROVED if answered else Approval.PENDING
+        if not self._make_room(key, approval):
             if self._full_is_news():
                 self._log.warn(
                     "no room for new rooms: {rooms} known, {count} of the bot {bot}",
@@ -156,16 +175,35 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
                 )
             return answered
         now = self._wall()
-        approval = Approval.APPROVED if answered else Approval.PENDING
-        self._put(RoomRecord(key, name, is_group, approval, device, now, now))
+        new = RoomRecord(key, name, is_group, approval, device, now, now, entered_by=device)
+        self._put(new)
         self._heard_of(key)
         return answered
+
+    def _make_room(self, key: RoomKey, approval: Approval) -> bool:
+        """
+        Likewise; of the phone that has entered the most, the room that was heard longest ago goes:
+        of the same bot if that has as many as a bot may have, else of the bot that has the most.
+        """
+        while not self._has_room(key):
+            of_bot = self._of_bot.get(key.bot_name, 0) >= MAX_BOT_ROOMS
+            bot_name = key.bot_name if of_bot else self._bots.largest()
+            phones = None if bot_name is None else self._phones.get(bot_name)
+            first = None if phones is None else phones.first()
+            if first is None:
+                return False
+            holder = self._records[first].entered_by
+            self._gave_way(Pool.ROOMS, bot_name if holder is None else holder)
+            self._let_go(first)
+        return True
 
     def _objection(self, key: RoomKey, approval: Approval) -> str | None:
         if not (is_name(key.bot_name) and 0 < len(key.room_id) <= TITLE_CHARS):
             return "no room can have this name"
         if key not in self._records and not self._has_room(key):
-            return "there is no room for more rooms"
+            of_bot = self._of_bot.get(key.bot_name, 0) >= MAX_BOT_ROOMS
+            if key.bot_name not in self._phones if of_bot else not self._bots:
+                return "there is no room for more rooms"
         return None
 
     def _unheard(self, key: RoomKey, approval: Approval) -> RoomRecord:
@@ -174,8 +212,10 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
     def forget_device(self, device: DeviceKey) -> None:
         """Remove C{device}, which was forgotten, from the rooms that were last heard on it."""
         for room in self._rooms_of(device.bot_name):
+            if room.before == device:
+                room.before = None
             if room.device == device:
-                room.device = None
+                room.device, room.before = room.before, None
                 self._heard_of(room.key)
 
     def _put(self, record: RoomRecord) -> None:
@@ -184,10 +224,35 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
             self._lose_title(before)
         super()._put(record)
         self._titled.setdefault(record.name, {})[record.key] = None
+        if self._is_loaded:
+            self._note_holder(record)
+
+    def _loaded(self) -> None:
+        for room in sorted(self._records.values(), key=lambda room: room.last_heard or 0.0):
+            self._note_holder(room)
+
+    def _note_holder(self, room: RoomRecord) -> None:
+        """Note if a room may give way to others."""
+        key = room.key
+        if self._is_settled(room):
+            self._keep(key)
+        else:
+            self._bots.put(key, key.bot_name)
+            self._phones.setdefault(key.bot_name, Holdings()).put(key, room.entered_by)
+
+    def _keep(self, key: RoomKey) -> None:
+        """Have a room give way to none, any more."""
+        phones = self._phones.get(key.bot_name)
+        if phones is not None:
+            self._bots.remove(key)
+            phones.remove(key)
+            if not phones:
+                del self._phones[key.bot_name]
 
     def _remove(self, key: RoomKey) -> RoomRecord:
         room = super()._remove(key)
         self._lose_title(room)
+        self._keep(key)
         return room
 
     def _lose_title(self, room: RoomRecord) -> None:
@@ -219,14 +284,17 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
     def _from_row(self, row: Row[Any]) -> RoomRecord:
         heard = seconds_in(row.last_heard)
         bot_name = text_in(row.bot_name)
+        phone = None if row.device_id is None else DeviceKey(bot_name, text_in(row.device_id))
         return RoomRecord(
             RoomKey(bot_name, text_in(row.room_id)),
             text_in(row.name),
             row.is_group,
             Approval(row.approval),
-            None if row.device_id is None else DeviceKey(bot_name, text_in(row.device_id)),
+            phone,
             heard,
             heard or 0.0,
+            decided=bool(row.decided),
+            entered_by=phone,
         )
 
     def _to_row(self, room: RoomRecord) -> dict[str, object]:
@@ -239,4 +307,5 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
             "approval": room.approval.value,
             "device_id": None if room.device is None else room.device.device_id,
             "last_heard": None if room.last_heard is None else milliseconds(room.last_heard),
+            "decided": room.decided,
         }

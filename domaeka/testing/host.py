@@ -139,6 +139,8 @@ class MemoryRoom(NamedTuple):
     device: DeviceKey | None
     approval: Approval = Approval.APPROVED
     last_heard: float | None = 0.0
+    before: DeviceKey | None = None
+    decided: bool = False
 
 
 class SentUnasked(NamedTuple):

@@ -127,21 +127,28 @@ class Refusal(DomaekaError):
     """A request is not granted; the client is told why."""
 
     def __init__(
-        self, status: int, code: str, text: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str,
+        text: str,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         """
         @param status: the HTTP status, 400 or above.
         @param code: a word for programs, in capitals.
+        @param details: more of the error, for programs.
         """
         super().__init__(text)
         self.status = status
         self.code = code
         self.text = text
         self.headers = headers or {}
+        self.details = details or {}
 
     def answer(self) -> Answer:
         """The answer that tells the client."""
-        error = {"error": {"code": self.code, "message": self.text}}
+        error = {"error": {"code": self.code, "message": self.text, **self.details}}
         return Answer(msgspec.json.encode(error), self.status, headers=self.headers)
 
 

@@ -63,8 +63,10 @@ from domaeka.wire.server import (
     encode_probe,
     encode_reply,
     encode_shutdown,
+    is_channel_id,
     media_address,
     media_pieces,
+    title_id,
 )
 
 __all__ = [
@@ -116,6 +118,7 @@ __all__ = [
     "encode_probe",
     "encode_reply",
     "encode_shutdown",
+    "is_channel_id",
     "is_name",
     "media_address",
     "media_pieces",
@@ -123,4 +126,5 @@ __all__ = [
     "read_server_frame",
     "sayable",
     "timestamp_text",
+    "title_id",
 ]

@@ -106,6 +106,19 @@ class Handshake(msgspec.Struct, gc=False):
         return Dialect.V32 if old else Dialect.V33
 
 
+def is_channel_id(text: str) -> bool:
+    """True for a channel id: a string of digits."""
+    return text.isdigit() and text.isascii()
+
+
+def title_id(title: str) -> str:
+    """
+    Id of a room whose channel id the phone does not know: its title.  Strangers choose titles: one
+    that looks like a channel id stands in quotes, and is none.
+    """
+    return f'"{title}"' if is_channel_id(title) else title
+
+
 class Chat(msgspec.Struct, gc=False):
     """
     A chat message.
@@ -131,8 +144,8 @@ class Chat(msgspec.Struct, gc=False):
 
     @property
     def room_id(self) -> str:
-        """Id of the room: its channel id, or else its name."""
-        return self.channel_id or self.room
+        """Id of the room: its channel id, or else the L{title_id}."""
+        return self.channel_id or title_id(self.room)
 
     @property
     def timestamp(self) -> datetime | None:

@@ -25,6 +25,7 @@ from domaeka.gateway.conversation.handshake import (
     release_token,
     settled_capabilities,
     taken_capabilities,
+    waits_for_entry,
 )
 from domaeka.gateway.conversation.keepalive import KeepAlive
 from domaeka.gateway.conversation.states import NEXT, sooner
@@ -561,10 +562,8 @@ class Conversation:
             if not proven:
                 return
         shown = handshake.session_token
-        wants_token = "session" in peer.capabilities and (proven or shown is not None)
-        if wants_token:
-            self._waits_for_store = True
-            self._transport.pause_reading()
+        # Before it authenticates: its outbox is opened behind the reply.
+        self._waits_for_store = "session" in peer.capabilities and (proven or shown is not None)
         if proven:
             if self._membership.refuses_server(key):
                 self.close(
@@ -574,8 +573,10 @@ class Conversation:
                 )
                 return
             self._authenticate(Auth)
-        if wants_token:
-            asking = ask_store(context, key, shown, peer.key_id if proven else None)
+        self._waits_for_store |= proven and waits_for_entry(context, peer)
+        if self._waits_for_store:
+            self._transport.pause_reading()
+            asking = ask_store(context, peer, shown, peer.key_id if proven else None)
             asked = Deferred.fromCoroutine(asking)
             asked.addCallback(self._store_answered).addErrback(self._store_failed)
         else:

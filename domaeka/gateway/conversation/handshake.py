@@ -1,7 +1,9 @@
 """The handshake: the peer's name, its capabilities, its session token, and the reply."""
 
 from sys import intern
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from twisted.internet.defer import Deferred
 
 from domaeka.errors import StoreError
 from domaeka.gateway.context import Context
@@ -10,6 +12,10 @@ from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
 from domaeka.policies.auth import AuthFault
 from domaeka.texts_ko import APPROVED_TEXT, NOT_APPROVED_TEXT
 from domaeka.wire import Auth, Handshake, encode_handshake_complete, timestamp_text
+
+#: Time after which a device that has signed, and is not entered, gets the reply to its handshake,
+#: in seconds: whoever makes devices up is slowed down.
+NOT_ENTERED_SECONDS: Final = 1.0
 
 
 class Token(NamedTuple):
@@ -62,16 +68,21 @@ def settled_capabilities(peer: Peer) -> frozenset[str]:
     return left
 
 
-async def ask_store(context: Context, key: DeviceKey, shown: object, key_id: str | None) -> Token:
+async def ask_store(context: Context, peer: Peer, shown: object, key_id: str | None) -> Token:
     """
-    Have the store judge the token that was shown, if any, and issue a fresh one.
+    Have the store judge the token that was shown, if any, and issue a fresh one.  A device that
+    waits for its entry gets none, and waits for L{NOT_ENTERED_SECONDS}.
 
     @param shown: of whatever type; L{None}: none.
     @param key_id: of the key of a valid signature beside it; L{None}: there was none.
     @return: no token where the store is slow or gone, so that nobody waits for it.
     """
-    sessions = context.sessions
-    assert sessions is not None
+    sessions, key = context.sessions, peer.key
+    if waits_for_entry(context, peer):
+        waited: Deferred[Token] = Deferred()
+        context.call_later(NOT_ENTERED_SECONDS, lambda: waited.callback(Token()))
+        return await waited
+    assert sessions is not None and key is not None
     try:
         if shown is not None:
             resumption = await sessions.resume(shown, key, key_id)
@@ -81,6 +92,15 @@ async def ask_store(context: Context, key: DeviceKey, shown: object, key_id: str
         return Token() if key_id is None else Token(await sessions.issue(key, key_id))
     except StoreError:
         return Token()
+
+
+def waits_for_entry(context: Context, peer: Peer) -> bool:
+    """True for a device that has signed and is not entered: its address brings too many."""
+    if not peer.signed or peer.key is None or context.held.holding:
+        return False
+    if context.settings.devices.approval != "signed":
+        return False  # it is served no sooner for being entered
+    return context.devices.approval(peer.key) is None
 
 
 def handshake_reply(
@@ -96,7 +116,9 @@ def handshake_reply(
     assert peer.key is not None
     approval = context.devices.approval(peer.key)
     approved = approval is Approval.APPROVED or (
-        approval is None and settings.devices.approval == "signed"
+        approval is None
+        and settings.devices.approval == "signed"
+        and not waits_for_entry(context, peer)
     )
     more: dict[str, object] = {}
     if tells_capabilities:

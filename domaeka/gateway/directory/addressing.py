@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 from domaeka.interfaces import (
+    REFUSED,
     Approval,
     Destination,
     DeviceKey,
@@ -13,7 +14,10 @@ from domaeka.interfaces import (
     RoomIndex,
     RoomKey,
 )
+from domaeka.wire import is_channel_id, title_id
 
+#: Most rooms that are named where several have a title.
+MAX_CANDIDATES: Final = 20
 _APPROVED: Final = Approval.APPROVED
 
 
@@ -37,7 +41,7 @@ def find_target(destination: Destination, devices: Devices, rooms: RoomIndex) ->
     if device_id is not None:
         key = DeviceKey(bot_name, device_id)
     elif record is not None and record.device is not None:
-        key = record.device
+        key = _phone_of(record, devices)
     else:
         raise MessageRefused(NotSent.NO_PHONE, "no phone has heard this room: name a device")
     approval = devices.approval(key)
@@ -49,20 +53,48 @@ def find_target(destination: Destination, devices: Devices, rooms: RoomIndex) ->
         raise MessageRefused(NotSent.NOT_APPROVED, f"the room is {record.approval}")
     if not name:
         raise MessageRefused(NotSent.NO_ROOM, "the room's name is not known: give room, too")
-    if channel_id is None and record is not None and record.key.room_id != name:
-        channel_id = record.key.room_id
-    return Target(key, name, channel_id)
+    known = record.key.room_id if record is not None else channel_id
+    return Target(key, name, known if known is not None and is_channel_id(known) else None)
+
+
+def _phone_of(record: KnownRoom, devices: Devices) -> DeviceKey:
+    """
+    The phone on which a room was last heard, of those that are approved.
+
+    @raise MessageRefused: no phone knows the room's id, and several have heard one of this title,
+        which may be as many rooms.
+    """
+    assert record.device is not None
+    approved = [
+        phone
+        for phone in (record.device, record.before)
+        if phone is not None and devices.approval(phone) is _APPROVED
+    ]
+    if len(approved) > 1 and not is_channel_id(record.key.room_id):
+        text = "several phones have heard this title, and none knows the room's id: name a device"
+        raise MessageRefused(NotSent.AMBIGUOUS, text, [record])
+    return approved[0] if approved else record.device
 
 
 def _find_room(destination: Destination, rooms: RoomIndex) -> KnownRoom | None:
-    """The record of the room; of several of one name the one heard last, on the phone if given."""
-    bot_name, device_id, room, channel_id = destination
+    """
+    The record of the room.
+
+    Strangers choose titles, so a title never decides between rooms: it is enough where one room
+    of the bot has it, those that an operator has refused apart.  It never passes for a channel id.
+    """
+    bot_name, _, room, channel_id = destination
     if channel_id is not None:
         return rooms.record(RoomKey(bot_name, channel_id))
     if room is None:
         return None
-    found = rooms.named(bot_name, room)
-    for record in found:
-        if device_id is None or record.device == (bot_name, device_id):
-            return record
-    return found[0] if found else rooms.record(RoomKey(bot_name, room))
+    named = rooms.named(bot_name, room)
+    found = [record for record in named if record.approval not in REFUSED]
+    if len(found) > 1:
+        first = found[:MAX_CANDIDATES]
+        ids = [one.key.room_id for one in first if is_channel_id(one.key.room_id)]  # no titles
+        text = f"{len(found)} rooms have this title: give channel_id: {', '.join(ids)}"
+        raise MessageRefused(NotSent.AMBIGUOUS, text, first)
+    for record in found or named:
+        return record
+    return rooms.record(RoomKey(bot_name, title_id(room)))

@@ -62,6 +62,18 @@ class Decisions:
                 self._manager.ask_approval(device, DeviceFacts(version=""), False)
         self._context.held.release(self._context.call_soon)
 
+    def enter_waiting(self) -> None:
+        """Have devices be entered that were too many of their address when they signed."""
+        for member in self._registry:
+            peer = member.peer
+            if not peer.signed or peer.closing or peer.key is None or peer.facts is None:
+                continue
+            device = self._registry.device(peer.key)
+            if device is None or device.approved or device.connection is not member:
+                continue
+            if self._context.devices.approval(peer.key) is None:
+                self._manager.ask_approval(device, peer.facts, True)
+
     def approval_changed(self, key: DeviceKey, approval: Approval) -> None:
         """Apply an approval to the open connection, and to what waits, at once."""
         device = self._registry.device(key)

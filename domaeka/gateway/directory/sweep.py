@@ -93,6 +93,7 @@ class Sweep:
             judged_at = self._limits_due - LIMITS_SECONDS
             self._limits_due = now + LIMITS_SECONDS
             self._guarded(self._sweep_limits, judged_at)
+            self._guarded(self._decisions.enter_waiting)
             self._guarded(self._check_clock)
         if now >= self._forget_due:
             self._forget_due = now + FORGET_SECONDS

@@ -14,7 +14,7 @@ import msgspec
 from domaeka.interfaces import Approval, ChatLine, DeviceKey, RoomKey
 from domaeka.store.columns import NAME_CHARS, TITLE_CHARS, key_hash, milliseconds, storable
 from domaeka.store.imports.source import LINE_TIMES, Heard, Row
-from domaeka.wire import is_name
+from domaeka.wire import is_name, title_id
 
 #: Most examples of rows that were not taken, for each reason.
 MAX_EXAMPLES: Final = 3
@@ -210,7 +210,7 @@ def room_id(channel: str, bot_name: str, room_name: str) -> str:
     without an id is known by its name.  Source: docs/protocol.md, "Chat".
     """
     first, _, rest = channel.partition("_")
-    return (first if rest == bot_name else channel) or room_name
+    return (first if rest == bot_name else channel) or title_id(room_name)
 
 
 def text(value: object) -> str:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from domaeka.bots.media import is_path, prepare
 from domaeka.config import Settings
-from domaeka.interfaces import Destination, Directory, MessageRefused, NotSent, Priority
+from domaeka.interfaces import Destination, Directory, KnownRoom, MessageRefused, NotSent, Priority
 from domaeka.schema import Accepted, MediaItem, Message, NewMessage
 from domaeka.web.api.endpoints import (
     Endpoint,
@@ -18,6 +18,7 @@ from domaeka.web.api.endpoints import (
     endpoint,
     not_found,
     settled,
+    time_text,
 )
 from domaeka.web.routes import Refusal
 from domaeka.wire import Media, media_address
@@ -29,9 +30,22 @@ _STATUSES: Final = {
     NotSent.NO_PHONE: HTTPStatus.CONFLICT,
     NotSent.NO_ROOM: HTTPStatus.CONFLICT,
     NotSent.NOT_APPROVED: HTTPStatus.CONFLICT,
+    NotSent.AMBIGUOUS: HTTPStatus.CONFLICT,
     NotSent.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
     NotSent.SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+
+
+def _candidate(room: KnownRoom) -> dict[str, object]:
+    """One of the rooms of a title, for programs."""
+    return {
+        "room": room.key.room_id,
+        "name": room.name,
+        "device": None if room.device is None else room.device.device_id,
+        "last_heard": time_text(room.last_heard),
+        "status": room.approval,
+        "decided": room.decided,
+    }
 
 
 class MessagePages(EndpointGroup):
@@ -54,7 +68,9 @@ class MessagePages(EndpointGroup):
         refusals={
             HTTPStatus.CONFLICT: "`NO_PHONE`: no phone is known for the room; `NO_ROOM`: its name "
             "is not known, give `room`, too; `NOT_APPROVED`: the phone, or the room, is known and "
-            "not approved",
+            "not approved; `AMBIGUOUS`: several rooms have this title, give `channel_id`; "
+            "`candidates` in the error has the first 20, each with `room`, `name`, `device`, "
+            "`last_heard`, `status` and `decided` (by an operator)",
             HTTPStatus.SERVICE_UNAVAILABLE: "`QUEUE_FULL`: there is no room for it to wait; "
             "`SHUTTING_DOWN`",
         },
@@ -70,7 +86,13 @@ class MessagePages(EndpointGroup):
         try:
             message = await settled(self._directory.send(to, contents, new.ttl, priority))
         except MessageRefused as error:
-            raise Refusal(_STATUSES[error.why], error.why, str(error)) from None
+            details = {"candidates": list(map(_candidate, error.candidates))}
+            raise Refusal(
+                _STATUSES[error.why],
+                error.why,
+                str(error),
+                details=details if error.candidates else None,
+            ) from None
         return Accepted(message)
 
     @endpoint(
