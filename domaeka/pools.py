@@ -17,6 +17,14 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    BOT_BREAKERS = "bot_breakers"
+    BOT_CALLS = "bot_calls"
+    BOT_PATTERNS = "bot_patterns"
+    BOT_QUESTIONS = "bot_questions"
+    BOT_SLOTS = "bot_slots"
+    BOT_THREADS = "bot_threads"
+    BOT_VALUES = "bot_values"
+    BOT_WAITING = "bot_waiting"
     PLACES = "places"
 
 

@@ -24,7 +24,8 @@ MAX_REFUSED: Final = 10_000
 #: Most people, or rooms, whose calls of a command are counted; the one whose time ends first gives
 #: way.  Source: as above.
 MAX_WINDOWS: Final = 10_000
-#: Most rooms that are told of one and the same cooldown.
+#: Most rooms that are remembered as told of one and the same cooldown; the one told first is
+#: forgotten first.
 _MAX_TOLD: Final = 1000
 
 #: A bot name, a room, and perhaps a user hash.
@@ -41,7 +42,7 @@ class _Window:
     def __init__(self, ends: float) -> None:
         self.ends = ends
         self.used = 0
-        self.told: set[tuple[str, str]] = set()
+        self.told: dict[tuple[str, str], None] = {}
 
 
 class Windows:
@@ -74,9 +75,11 @@ class Windows:
         if window.used < self.cooldown.rate:
             window.used += 1
             return None
-        if room in window.told or len(window.told) >= _MAX_TOLD:
+        if room in window.told:
             return 0.0
-        window.told.add(room)
+        if len(window.told) >= _MAX_TOLD:
+            del window.told[next(iter(window.told))]
+        window.told[room] = None
         return window.ends - now
 
     def _make_room(self, now: float) -> None:

@@ -183,6 +183,7 @@ def assemble(
         busy=metrics.refused_messages.inc,
         seconds=platform.seconds,
         holds=stores.roles.holds,
+        gave_way=metrics.pools.gave_way,
     )
     http = Listener(platform.sockets, "http.port", settings.http.interface, settings.http.port)
     http.open(settings.socket)
@@ -222,7 +223,15 @@ def assemble(
         platform.loop, reactor, stores.claims, wall, lambda: context.settings.bots.timeout
     )
     dispatcher.attach(
-        BotHost(dispatcher, reactor, directory, stores.rooms, stores.bot_values, schedules)
+        BotHost(
+            dispatcher,
+            reactor,
+            directory,
+            stores.rooms,
+            stores.bot_values,
+            schedules,
+            gave_way=metrics.pools.gave_way,
+        )
     )
     stores.devices.add_listener(connections.decisions.approval_changed)
     converse = partial(Conversation, context, connections.manager)
@@ -299,7 +308,7 @@ def _make_stores(
         roles=roles,
         outboxes=StoredOutboxes(database, node),
         durable=DurableStore(database, node),
-        bot_values=BotValues(database, reactor),
+        bot_values=BotValues(database, reactor, metrics.pools.gave_way),
         claims=StoredClaims(database, node, wall=wall),
         chat_search=ChatSearch(database, reactor),
     )

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import BotTypeError, BotValueError, StorageFull, StoreError
 from domaeka.interfaces import MAX_VALUE_BYTES as MAX_VALUE_BYTES
+from domaeka.pools import Pool
 from domaeka.store.columns import (
     KEY,
     LONG_TEXT,
@@ -92,12 +93,25 @@ class _Sums:
         self.bytes = size
         self.changed = False
 
-    def full(self, number: int, size: int) -> StorageFull | None:
-        """The bound that a change would go over; a bot that is over it may take less room."""
+    def full(
+        self, number: int, size: int, held: Callable[[], tuple[int, int]] | None
+    ) -> StorageFull | None:
+        """
+        The bound that a change would go over; a bot that is over it may take less room.
+
+        @param held: counts the values of the room or the person, and their bytes; L{None}: they are
+            the bot's own.  It is called only above half of a bound: below it nobody holds more
+            than is left.
+        """
         if number > 0 and self.number + number > MAX_VALUES:
             return StorageFull(f"a bot has {MAX_VALUES} values at most")
         if size > 0 and self.bytes + size > MAX_BYTES:
             return StorageFull(f"the values of a bot have {MAX_BYTES} bytes at most")
+        if held is not None and (
+            (number > 0 and 2 * (self.number + number) > MAX_VALUES)
+            or (size > 0 and 2 * (self.bytes + size) > MAX_BYTES)
+        ):
+            return share_fault(*held(), self.number, self.bytes, number, size)
         return None
 
     def add(self, number: int, size: int) -> None:
@@ -115,10 +129,11 @@ _Work = Callable[[Connection, _Sums | None], object]
 class _Call:
     """A call that waits, or runs."""
 
-    __slots__ = ("answer", "bot", "deadline", "work", "writes")
+    __slots__ = ("answer", "bot", "deadline", "scope", "work", "writes")
 
-    def __init__(self, bot: str, work: _Work, writes: bool) -> None:
+    def __init__(self, bot: str, scope: str, work: _Work, writes: bool) -> None:
         self.bot = bot
+        self.scope = scope
         self.work = work
         self.writes = writes
         self.answer: Deferred[Any] = Deferred()
@@ -152,7 +167,14 @@ class BotValues:
 
     _log = Logger()
 
-    def __init__(self, database: Database, reactor: Scheduler) -> None:
+    def __init__(
+        self,
+        database: Database,
+        reactor: Scheduler,
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
+    ) -> None:
+        """@param gave_way: called when a value is refused, for there is no room."""
+        self._gave_way = gave_way
         self._database = database
         self._reactor = reactor
         self._waiting: dict[str, deque[_Call]] = {}  # by bot, the next one first
@@ -237,15 +259,15 @@ class BotValues:
         except (BotTypeError, BotValueError, StorageFull) as error:
             return fail(error)
         place = (key_hash(bot, scope), name)
-        return self._ask(bot, partial(work, place=place), writes)
+        return self._ask(bot, partial(work, place=place), writes, scope)
 
-    def _ask(self, bot: str, work: _Work, writes: bool) -> "Deferred[Any]":
+    def _ask(self, bot: str, work: _Work, writes: bool, scope: str = "") -> "Deferred[Any]":
         if self._stopped:
             return fail(StoreClosed("the store was stopped"))
         waiting = self._waiting.setdefault(bot, deque())
         if len(waiting) >= MAX_WAITING_CALLS:
             return fail(StoreError(f"{MAX_WAITING_CALLS} calls of this bot wait for the store"))
-        call = _Call(bot, work, writes)
+        call = _Call(bot, scope, work, writes)
         call.deadline = self._reactor.callLater(ANSWER_SECONDS, self._late, call)
         waiting.append(call)
         if self._out is None:
@@ -275,6 +297,8 @@ class BotValues:
 
     def _carried_out(self, results: list[object], batch: list[_Call]) -> None:
         for call, result in zip(batch, results, strict=True):
+            if isinstance(result, StorageFull):
+                self._gave_way(Pool.BOT_VALUES, f"the bot {call.bot!r} {call.scope}", 1)
             call.finish(result)
 
     def _lost(self, failure: Failure, batch: list[_Call]) -> None:
@@ -323,6 +347,24 @@ def check_value(value: bytes) -> None:
     """@raise StorageFull: a value is too long."""
     if len(value) > MAX_VALUE_BYTES:
         raise StorageFull(f"a value has {MAX_VALUE_BYTES} bytes of JSON at most")
+
+
+def share_fault(
+    held: int, held_bytes: int, all_values: int, all_bytes: int, number: int, size: int
+) -> StorageFull | None:
+    """
+    The bound of a room or a person that a change would go over: it holds no more values, and no
+    more bytes, than its bot may have yet.
+
+    @param held: its values; C{held_bytes}: their bytes.
+    @param all_values: those of the bot; C{all_bytes}: their bytes.
+    @param number: how many values more; C{size}: how many bytes more.
+    """
+    if (number > 0 and held + number > MAX_VALUES - all_values) or (
+        size > 0 and held_bytes + size > MAX_BYTES - all_bytes
+    ):
+        return StorageFull("this room or person has stored as much as the bot has room for yet")
+    return None
 
 
 def check_page(prefix: str, after: str | None, limit: int) -> tuple[bytes, bytes]:
@@ -451,7 +493,14 @@ def _put(
     assert sums is not None
     size = len(place[1]) + len(value.encode())
     number, more = (1, size) if found is None else (0, size - found.bytes)
-    if (full := sums.full(number, more)) is not None:
+
+    def held() -> tuple[int, int]:
+        count, total = func.count(), func.coalesce(func.sum(BOT_VALUES.c.bytes), 0)
+        of_scope = select(count, total).where(BOT_VALUES.c.scope_key == place[0])
+        row = connection.execute(of_scope).one()
+        return int(row[0]), int(row[1])
+
+    if (full := sums.full(number, more, held if scope else None)) is not None:
         return full
     row = {"value": value, "bytes": size}
     if found is None:
