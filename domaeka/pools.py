@@ -19,6 +19,7 @@ class Pool(StrEnum):
 
     BOT_BREAKERS = "bot_breakers"
     BOT_CALLS = "bot_calls"
+    BOT_COOLDOWNS = "bot_cooldowns"
     BOT_PATTERNS = "bot_patterns"
     BOT_QUESTIONS = "bot_questions"
     BOT_SLOTS = "bot_slots"

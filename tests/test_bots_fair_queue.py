@@ -59,9 +59,10 @@ class FairQueueTests(SynchronousTestCase):
 
     def test_limits_a_command(self) -> None:
         """A command has a part of the places of a phone; others go on."""
-        slow = [self.arrive(place(f"r{number}", command="slow")) for number in range(6)]
-        self.assertEqual(slow, ["runs"] * 4 + ["waits"] * 2)
-        self.assertEqual(self.arrive(place("r9", command="fast")), "runs")
+        self.queue.limit(30, 3)
+        slow = [self.arrive(place(f"r{number}", command="slow")) for number in range(15)]
+        self.assertEqual(slow, ["runs"] * 13 + ["waits"] * 2)
+        self.assertEqual(self.arrive(place("r99", command="fast")), "runs")
 
     def test_last_place(self) -> None:
         """Where there is one place, it is used."""
@@ -141,6 +142,12 @@ class FairQueueTests(SynchronousTestCase):
         phone = self.queue.bots["bot"].phones["d1"]
         self.assertLessEqual(phone.chars, MAX_CHARS_PER_PHONE)
         self.assertEqual(self.arrive(place("a"), chars=100), "runs")
+
+    def test_longest_text(self) -> None:
+        """A text of whatever length that is let in at all runs beside short ones."""
+        self.arrive(place("a"))
+        self.assertEqual(self.arrive(place("b"), chars=2 * MAX_CHARS_PER_PHONE), "runs")
+        self.assertEqual(self.arrive(place("c"), chars=2 * MAX_CHARS_PER_PHONE), "refused")
 
     def test_waits_so_long(self) -> None:
         """What has waited too long is let go, and told of once for each who waits."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from domaeka import Bot, Context
-from domaeka.bots import dialogs
+from domaeka import Bot, Context, cooldown
+from domaeka.bots import dialogs, gate
 from domaeka.bots.breakers import MAX_GUARDS
 from domaeka.bots.coroutines import BotLoop
 from domaeka.bots.dispatch import WAIT_SECONDS
@@ -188,6 +188,28 @@ class BreakerTests(FairBotsCase):
         self.assertIs(breaker.state, BreakerState.CLOSED)
 
 
+class CooldownTests(FairBotsCase):
+    """People whose calls are counted."""
+
+    pools = (Pool.BOT_COOLDOWNS,)
+
+    def add_commands(self, bot: Bot) -> None:
+        @bot.command("# once", cooldown=cooldown(1, 60), reactor=True)
+        async def once(ctx: Context) -> str:
+            return "here"
+
+    def test_many_people(self) -> None:
+        """However many call, others may as often as they might; somebody else's time is over."""
+        self.patch(gate, "MAX_WINDOWS", 10)
+        for number in range(30):
+            self.assertEqual(self.say("# once", "their", f"u{number}"), ["here"])
+        self.assertNotEqual(self.say("# once", "their", "u29"), ["here"])
+        for origin in (self.phone, self.strangers):
+            room = f"home of {origin.key.device_id}"
+            self.assertEqual(self.say("# once", room, "honest", origin), ["here"])
+        self.assert_gave_way(self.metrics, Pool.BOT_COOLDOWNS, 20)
+
+
 class SlotTests(FairBotsCase):
     """Commands that are slow, or hang."""
 
@@ -202,13 +224,28 @@ class SlotTests(FairBotsCase):
         self.assert_served()
 
     def test_many_people_in_ten_rooms(self) -> None:
-        """A phone has half of the places, a command two thirds of them, and no room many."""
+        """They leave a place to another room, for the same command, too."""
         for number in range(60):
-            self.say("# slow", f"r{number % 10}", f"u{number}")
-        self.assertEqual(len(self.outside.names), 10)
-        for number in range(60):
-            self.say("# other", f"r{number % 10}", f"u{number}")
-        self.assertLessEqual(len(self.outside.names), 15)
+            self.say("# slow", f"r{number // 6}", f"u{number}")
+        self.assertEqual(len(self.outside.names), 12)
+        for person in ("honest", None):
+            self.say("# slow", "home", person)
+            self.outside.waiting[-1].callback("done")
+            self.assertEqual(self.strangers.texts[-1], "done")
+            self.assert_served(person=person)
+
+    def test_a_command_that_hangs(self) -> None:
+        """Wherever it is used, it leaves places to other commands, and half to other phones."""
+        for number in range(300):
+            self.say("# slow", f"r{number}", f"u{number}")
+        self.assertEqual(len(self.outside.names), 13)
+        self.assert_served()
+
+    def test_a_phone(self) -> None:
+        """It has half of the places, the last of them for yet another command."""
+        for number in range(300):
+            self.say(("# slow", "# other")[number % 2], f"r{number}", f"u{number}")
+        self.assertEqual(len(self.outside.names), 14)
         self.assertEqual(self.say("# price 3", "home", "honest", self.phone), ["3 won"])
 
     def test_rooms_whose_people_are_not_known(self) -> None:
@@ -273,8 +310,10 @@ class WaitingTests(FairBotsCase):
             self.say("# slow", "home", "honest")
         told = {reply.channel_id for reply in self.strangers.replies}
         self.assertNotIn("home", told)
-        self.outside.waiting[0].callback("done")
         self.assertEqual(self.outside.names[-1], "honest")
+        for _ in range(3):
+            self.outside.waiting[-1].callback("done")
+            self.assertEqual(self.outside.names[-1], "honest")
         self.assert_gave_way(self.metrics, Pool.BOT_WAITING)
 
     def test_another_person_of_the_room(self) -> None:

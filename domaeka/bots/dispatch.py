@@ -141,7 +141,7 @@ class BotDispatcher:
         self._host: BotHost | None = None
         self._dialogs = Dialogs(self, self._seconds, gave_way)
         self._back = self._back_from_loop  # one for all runs
-        self._gate = Gate(say, self._seconds, holds)
+        self._gate = Gate(say, self._seconds, holds, gave_way)
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False

@@ -2,9 +2,9 @@
 A fair queue of commands: who may run at once, who waits, and who gives way.
 
 A bot name has so many places.  Nobody takes the last ones: a phone holds no more of them than it
-leaves free, so half at most, and a person no more than his phone may have yet.  A room holds one
-once its phone holds a few, and a command a part of its phone's.  What waits takes turns: the phones
-of a bot, the rooms of a phone, the people of a room.
+leaves free, so half at most, a person no more than his phone may have yet, a command three times as
+many.  A room holds one once its phone holds a tenth.  What waits takes turns: the phones of a bot,
+the rooms of a phone, the people of a room.
 """
 
 from collections import deque
@@ -27,10 +27,13 @@ MAX_WAITING_PER_BOT: Final = 4000
 MAX_CHARS_PER_PHONE: Final = 500_000
 #: A text takes this part, at most, of the characters that are left: short ones always find room.
 _TEXT_PART: Final = 4
-#: The part of a bot's places up to which a phone's rooms may have more than one each; and that of
-#: one command on one phone.
-_BUSY_PART: Final = 6
-_COMMAND_PART: Final = 3
+#: The part of a bot's places up to which a phone's rooms may have more than one each.
+_BUSY_PART: Final = 10
+#: A command of a phone holds so many times as many places, at most, as the phone may have yet.
+_COMMAND_TIMES: Final = 3
+
+#: Most holders of a kind that are kept to be used again.
+_MAX_SPARE: Final = 32
 
 #: A person of a phone: the user hash; or the room's id in a tuple, where the phone knows no hash.
 Who: TypeAlias = str | tuple[str]
@@ -115,6 +118,21 @@ class _Bot(_Holder):
         self.ready: dict[str, _Phone] = {}
 
 
+class _Spare:
+    """Holders that have nothing, to be used again: to make them costs more than all else."""
+
+    def __init__(self) -> None:
+        self.bots: list[_Bot] = []
+        self.phones: list[_Phone] = []
+        self.rooms: list[_Room] = []
+        self.people: list[_Person] = []
+
+    def keep(self, kept: list[Any], holder: object) -> None:
+        """Keep one, if there are few."""
+        if len(kept) < _MAX_SPARE:
+            kept.append(holder)
+
+
 class Slot:
     """A place that a message holds while it is worked on."""
 
@@ -183,6 +201,7 @@ class FairQueue(Generic[T]):
         #: All that waits, for all bots, oldest first.
         self._waiting: dict[Waiting[T], None] = {}
         self._number = 0
+        self._spare = _Spare()
 
     @property
     def waiting(self) -> int:
@@ -194,7 +213,6 @@ class FairQueue(Generic[T]):
         self._bot_limit = bot_limit
         self._room_limit = room_limit
         self._busy = max(room_limit, bot_limit // _BUSY_PART)
-        self._command_limit = max(room_limit, bot_limit // _COMMAND_PART)
 
     # What comes
 
@@ -206,7 +224,7 @@ class FairQueue(Generic[T]):
         phone = bot.phones.get(place.phone.device_id)
         if phone is None:
             return bot.running < self._bot_limit
-        if _TEXT_PART * chars > MAX_CHARS_PER_PHONE - phone.chars:
+        if _is_too_long(chars, phone.chars):
             return False
         room = phone.rooms.get(place.room_id)
         person = phone.people.get(place.who)
@@ -227,7 +245,7 @@ class FairQueue(Generic[T]):
             left > 0
             and (room is None or self._has_room(phone, room))
             and (person is None or person.running < left)
-            and phone.commands.get(command, 0) < self._command_limit
+            and phone.commands.get(command, 0) < _COMMAND_TIMES * left
         )
 
     def _has_room(self, phone: _Phone, room: _Room) -> bool:
@@ -237,7 +255,7 @@ class FairQueue(Generic[T]):
     def enter(self, place: Place, chars: int) -> Slot:
         """Count a message that was free to start, or goes on, as running."""
         holders = self._holders(place)
-        self._run(holders, place)
+        self._run(holders, place.command)
         holders[1].chars += chars
         return Slot(place, chars, holders)
 
@@ -270,8 +288,10 @@ class FairQueue(Generic[T]):
     def leave(self, slot: Slot) -> None:
         """Count a message that ran as ended.  L{next} gives those that may start now."""
         bot, phone, room, person = slot.holders
-        for holder in slot.holders:
-            holder.running -= 1
+        bot.running -= 1
+        phone.running -= 1
+        room.running -= 1
+        person.running -= 1
         phone.chars -= slot.chars
         command = slot.place.command
         left = phone.commands[command] - 1
@@ -279,7 +299,7 @@ class FairQueue(Generic[T]):
             phone.commands[command] = left
         else:
             del phone.commands[command]
-        self._forget(slot.place, bot, phone, room, person)
+        self._forget(slot.place, slot.holders)
 
     def next(self, bot_name: str) -> tuple[T, Slot] | None:
         """@return: a message that starts now, and counts as running; L{None} if none may."""
@@ -293,7 +313,7 @@ class FairQueue(Generic[T]):
                     place = entry.place
                     holders = self._holders(place)
                     room = holders[2]
-                    self._run(holders, place)
+                    self._run(holders, place.command)
                     phone.chars += entry.chars
                     self._remove(entry)
                     for turns, key in (
@@ -354,7 +374,7 @@ class FairQueue(Generic[T]):
             lane = max(room.lanes.values(), key=lambda lane: len(lane.waiting))
             own = room.lanes[place.who]
             return self._newest((own if len(lane.waiting) <= len(own.waiting) + 1 else lane,))
-        if _TEXT_PART * entry.chars > MAX_CHARS_PER_PHONE - (phone.chars - entry.chars):
+        if _is_too_long(entry.chars, phone.chars - entry.chars):
             return self._of_largest(phone, entry, lambda holder: holder.chars)
         if phone.waiting > MAX_WAITING_PER_PHONE:
             return self._of_largest(phone, entry, lambda holder: holder.waiting)
@@ -388,25 +408,29 @@ class FairQueue(Generic[T]):
 
     def _holders(self, place: Place) -> _Holders:
         """Those to whom a message counts, made where they are not there."""
-        bot = self.bots.get(place.phone.bot_name)
+        (bot_name, device_id), room_id, who, _ = place
+        spare = self._spare
+        bot = self.bots.get(bot_name)
         if bot is None:
-            bot = self.bots[place.phone.bot_name] = _Bot()
-        phone = bot.phones.get(place.phone.device_id)
+            bot = self.bots[bot_name] = spare.bots.pop() if spare.bots else _Bot()
+        phone = bot.phones.get(device_id)
         if phone is None:
-            phone = bot.phones[place.phone.device_id] = _Phone()
-        room = phone.rooms.get(place.room_id)
+            phone = bot.phones[device_id] = spare.phones.pop() if spare.phones else _Phone()
+        room = phone.rooms.get(room_id)
         if room is None:
-            room = phone.rooms[place.room_id] = _Room()
-        person = phone.people.get(place.who)
+            room = phone.rooms[room_id] = spare.rooms.pop() if spare.rooms else _Room()
+        person = phone.people.get(who)
         if person is None:
-            person = phone.people[place.who] = _Person()
+            person = phone.people[who] = spare.people.pop() if spare.people else _Person()
         return bot, phone, room, person
 
-    def _run(self, holders: _Holders, place: Place) -> None:
-        for holder in holders:
-            holder.running += 1
-        commands = holders[1].commands
-        commands[place.command] = commands.get(place.command, 0) + 1
+    def _run(self, holders: _Holders, command: Hashable) -> None:
+        bot, phone, room, person = holders
+        bot.running += 1
+        phone.running += 1
+        room.running += 1
+        person.running += 1
+        phone.commands[command] = phone.commands.get(command, 0) + 1
 
     def _add(self, entry: Waiting[T]) -> None:
         place = entry.place
@@ -453,18 +477,33 @@ class FairQueue(Generic[T]):
                 del phone.ready[place.room_id]
                 if not phone.ready:
                     del bot.ready[place.phone.device_id]
-        self._forget(place, bot, phone, room, person)
+        self._forget(place, holders)
 
-    def _forget(self, place: Place, bot: _Bot, phone: _Phone, room: _Room, person: _Person) -> None:
+    def _forget(self, place: Place, holders: _Holders) -> None:
         """Forget those who have nothing that runs or waits."""
+        bot, phone, room, person = holders
+        (bot_name, device_id), room_id, who, _ = place
+        spare = self._spare
         if not person.running and not person.waiting:
-            del phone.people[place.who]
+            del phone.people[who]
+            spare.keep(spare.people, person)
         if not room.running and not room.waiting:
-            del phone.rooms[place.room_id]
+            del phone.rooms[room_id]
+            spare.keep(spare.rooms, room)
             if not phone.rooms:
-                del bot.phones[place.phone.device_id]
+                del bot.phones[device_id]
+                spare.keep(spare.phones, phone)
                 if not bot.phones:
-                    del self.bots[place.phone.bot_name]
+                    del self.bots[bot_name]
+                    spare.keep(spare.bots, bot)
+
+
+def _is_too_long(chars: int, others: int) -> bool:
+    """
+    True if a text leaves too little of its phone's characters; but where the others are few beside
+    it, the longest is let through.
+    """
+    return _TEXT_PART * chars > MAX_CHARS_PER_PHONE - others and _TEXT_PART * others > chars
 
 
 def _to_end(turns: dict[Any, Any], key: Hashable) -> None:

@@ -22,12 +22,12 @@ from domaeka.pools import Pool
 
 #: Longest search of a pattern in a message, in seconds of processor time.  Source: docs/bots.md,
 #: "Handlers".
-SEARCH_SECONDS: Final = 0.1
+SEARCH_SECONDS: Final = 0.03
 #: A pattern is not searched for in what a person writes for this time, in seconds, after a search
 #: was broken off.
 AVOID_SECONDS: Final = 60.0
 #: Searches for a pattern that are broken off within that time; then nobody's messages are searched
-#: until it is over: they would take 2 % of the processor's time.
+#: until it is over: they would take more than 0.5 % of the time.
 MAX_BROKEN_OFF: Final = 10
 #: Most people whose messages are not searched for patterns; the first one gives way.
 MAX_AVOIDED: Final = 1000
@@ -151,7 +151,7 @@ class Searches:
         self._gave_way(Pool.BOT_PATTERNS, place, 1)
         if not times:
             _log.warn(
-                "the pattern of {command} takes more than {held_seconds:.1f} s on what somebody "
+                "the pattern of {command} takes more than {held_seconds:.2f} s on what somebody "
                 "wrote: it is not searched for in what that person writes for a while ({place})",
                 command=str(function),
                 held_seconds=SEARCH_SECONDS,
