@@ -21,7 +21,15 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    BOT_BREAKERS = "bot breakers"
+    BOT_CALLS = "bot calls"
+    BOT_COOLDOWNS = "bot cooldowns"
+    BOT_PATTERNS = "bot patterns"
+    BOT_QUESTIONS = "bot questions"
+    BOT_SLOTS = "bot slots"
+    BOT_THREADS = "bot threads"
     BOT_VALUES = "bot values"
+    BOT_WAITING = "bot waiting"
     CHAT_LOG = "chat log"
     DEVICES = "devices"
     EVENT_STREAMS = "event streams"

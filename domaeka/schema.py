@@ -612,10 +612,15 @@ class BotCommand(msgspec.Struct):
     operators_only: bool
     calls: int
     failures: Annotated[int, Meta(description="calls that failed or took too long")]
-    breaker: _State
+    breaker: Annotated[_State, Meta(description="for all but those in `open_for`")]
     allow: Annotated[
         str, Meta(description="who may use it, as its `allow=` says; empty: everybody")
     ] = ""
+    open_for: Annotated[
+        list[str],
+        Meta(description="phones with the rooms and people for whom alone it is open, 20 at most"),
+    ] = []
+    open_for_count: Annotated[int, Meta(description="how many they are")] = 0
 
 
 class LoadedBot(msgspec.Struct):

@@ -6,6 +6,7 @@ from typing import Final
 BUSY_TEXT: Final = "지금은 요청이 많아 받지 못했습니다. 잠시 뒤에 다시 보내 주세요."
 FAILED_TEXT: Final = "요청을 처리하다가 오류가 났습니다."
 TIMEOUT_TEXT: Final = "시간이 너무 오래 걸려 요청을 그만두었습니다."
+LATE_TEXT: Final = "앞의 요청이 많아 차례가 오지 않았습니다. 잠시 뒤에 다시 보내 주세요."
 OPEN_TEXT: Final = "지금은 이 명령을 쓸 수 없습니다. 잠시 뒤에 다시 보내 주세요."
 NO_ANSWER_TEXT: Final = "대답이 없어 그만두었습니다."
 USAGE_TEXT: Final = "사용법: {usage}"

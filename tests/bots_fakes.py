@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 
 from domaeka.bots.access import Holds
 from domaeka.bots.api import Bot
+from domaeka.bots.breakers import GaveWay
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.interfaces import DeviceKey
@@ -50,6 +51,9 @@ class FakeThreads:
             result.errback()
         else:
             result.callback(value)
+
+    def health(self) -> str | None:
+        return None
 
     def close(self) -> "Deferred[None]":
         self.closed = True
@@ -120,6 +124,7 @@ class Served:
         now: float | None = None,
         values: MemoryValues | None = None,
         claims: MemoryClaims | None = None,
+        gave_way: GaveWay = lambda pool, claimant, count: None,
     ) -> None:
         """
         @param now: by the wall clock.
@@ -147,6 +152,7 @@ class Served:
             failed=self.failures.append,
             busy=self._count_busy,
             holds=holds,
+            gave_way=gave_way,
         )
         self.host = MemoryHost(
             self.dispatcher,

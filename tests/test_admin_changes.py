@@ -1,10 +1,12 @@
 """Tests for L{domaeka.web.api.changes} and L{domaeka.web.api.bots}."""
 
 from domaeka import Bot, operators, role
+from domaeka.bots.breakers import CommandBreaker
 from domaeka.bots.commands import Event
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.gateway.lifecycle.migration import MigrationPlan
 from tests.api_case import ApiCase
+from tests.bots_fakes import FakeOrigin, make_chat
 
 
 class ChangesTests(ApiCase):
@@ -95,6 +97,8 @@ class BotsTests(ApiCase):
                     "failures": 1,
                     "breaker": "closed",
                     "allow": "",
+                    "open_for": [],
+                    "open_for_count": 0,
                 }
             ],
         )
@@ -103,10 +107,26 @@ class BotsTests(ApiCase):
     def test_breaker(self) -> None:
         """A command that keeps failing is left alone, which shows; later it is tried again."""
         breaker = self.dispatcher.breakers()["# 가격"]
-        for _ in range(5):
-            breaker.failed(breaker.begin())  # type: ignore[union-attr, arg-type]
+        assert isinstance(breaker, CommandBreaker)
+        origin = FakeOrigin()
+        for number in range(5):
+            chat = make_chat("# 가격", channel_id=f"{number}", user_hash=f"u{number}")
+            breaker.failed(breaker.begin(chat, origin), chat, origin)
         (command,) = self.get("/bots")["bots"][1]["commands"]
-        self.assertEqual(command["breaker"], "open")
+        self.assertEqual((command["breaker"], command["open_for"]), ("open", []))
+
+    def test_breaker_of_a_person(self) -> None:
+        """A command that is left alone for some people shows for how many, and for whom."""
+        breaker = self.dispatcher.breakers()["# 가격"]
+        assert isinstance(breaker, CommandBreaker)
+        origin = FakeOrigin()
+        for number in range(5 * 21):
+            chat = make_chat("# 가격", user_hash=f"u{number // 5}")
+            breaker.failed(breaker.begin(chat, origin), chat, origin, ValueError())
+        (command,) = self.get("/bots")["bots"][1]["commands"]
+        self.assertEqual((command["breaker"], command["open_for_count"]), ("closed", 21))
+        self.assertEqual(len(command["open_for"]), 20)
+        self.assertEqual(command["open_for"][0], "'봇' 'd1' room '1001' person 'u0'")
 
     def test_same_name(self) -> None:
         """Bots for different phones may have a command of one name; listeners are no services."""

@@ -10,9 +10,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
 from domaeka.bots.failures import listening
+from domaeka.bots.patterns import Searches
 from domaeka.bots.routing import Router
-from domaeka.bots.steps import HoldUps
 from domaeka.errors import ConfigError
+from domaeka.interfaces import DeviceKey
 from domaeka.texts_ko import FAILED_TEXT
 from tests.bots_fakes import FakeOrigin, Served, make_chat
 
@@ -26,7 +27,7 @@ class RouterTests(SynchronousTestCase):
         """The name of the function that takes a message, and its arguments."""
         chat = make_chat(text, channel_id=room)
         chat.is_mention = mention
-        match = Router(bots).find(chat, phone)
+        match = Router(bots).find(chat, DeviceKey(phone, "d1"))
         return None if match is None else (match[0].name, text[match[1] :])
 
     def bot(self, name: str, *commands: str, **more: object) -> Bot:
@@ -53,15 +54,14 @@ class RouterTests(SynchronousTestCase):
             self.assertEqual(found and found[0], name, (phone, room, text))
 
     def test_slow_pattern(self) -> None:
-        """A listener whose pattern holds up the reactor is named, with file and line."""
+        """A search that would not end is broken off, and its listener named, with its place."""
         bot = Bot("slow")
-        bot.on_message(pattern="b$")(lambda ctx: None)
-        times = iter((10.0, 11.0, 11.0))
-        router = Router([bot], hold_ups=HoldUps(lambda: next(times)))
+        bot.on_message(pattern="(a+)+$")(lambda ctx: None)
+        router = Router([bot], searches=Searches(lambda: 0.0))
         with capturedLogs() as events:
-            self.assertIsNone(router.find(make_chat("a"), "봇"))
+            self.assertIsNone(router.find(make_chat("a" * 100 + "!"), DeviceKey("봇", "d1")))
         (said,) = [formatEvent(event) for event in events]
-        self.assertIn("held up the reactor for 1.0 s", said)
+        self.assertIn("takes more than 0.03 s", said)
         self.assertIn("test_bots_routing.py:", said)
 
     def test_clash(self) -> None:

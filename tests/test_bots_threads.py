@@ -12,7 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, Context
 from domaeka.bots.dispatch import BotDispatcher
-from domaeka.bots.threads import JOIN_SECONDS, MAX_CALLS, CommandThreads, ThreadsBusy
+from domaeka.bots.threads import (
+    JOIN_SECONDS,
+    MAX_CALLS,
+    MAX_THREADS,
+    CommandThreads,
+    ThreadsBusy,
+)
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.logs import text_line
 from domaeka.testing.loop import VirtualBotLoop
@@ -96,15 +102,17 @@ class CommandThreadsTests(SynchronousTestCase):
         self.assertIn("in late", line.splitlines()[2])
 
     def test_is_bounded(self) -> None:
-        """So many calls may wait; then, and after the end, there is no thread free."""
-        calls = [self.threads.call(self.release.wait, PATIENCE) for _ in range(MAX_CALLS)]
-        self.failureResultOf(self.threads.call(print), ThreadsBusy)
-        for call in calls:
+        """A function has half of the calls that may wait; after the end none is made."""
+        most = MAX_THREADS // 2 + MAX_CALLS // 2
+        calls = [self.threads.call(self.release.wait, PATIENCE) for _ in range(most)]
+        self.failureResultOf(self.threads.call(self.release.wait, PATIENCE), ThreadsBusy)
+        for call in reversed(calls):
             call.cancel()
             self.failureResultOf(call, CancelledError)
         self.release.set()
-        for _ in calls:
+        for _ in range(MAX_THREADS // 2):
             self.reactor.run_one()
+        self.assertTrue(self.reactor.asked.empty())
         self.threads.close()
         self.failureResultOf(self.threads.call(print), ThreadsBusy)
 

@@ -12,6 +12,7 @@ from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import Bot, BreakerOpen, Context
+from domaeka.bots.breakers import CommandBreaker
 from domaeka.bots.fair_queue import MAX_WAITING_PER_ROOM
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import ConfigError
@@ -211,16 +212,19 @@ class QueueTests(DispatchTestCase):
         self.assertEqual(self.origin.texts, ["a", "b", "d", "c"])
 
     def test_bot_is_limited_over_all_its_phones(self) -> None:
-        """Phones of one bot share its places; another bot has its own."""
-        others = FakeOrigin(device_id="d2"), FakeOrigin(bot_name="other")
-        for room in ("1", "2"):
-            for _ in range(2):
-                self.served.say("# wait", channel_id=room)
-        for other in others:
-            self.dispatcher.submit(make_chat("# echo hi", channel_id="3"), other)
-        self.assertEqual([other.texts for other in others], [[], ["hi"]])
+        """Phones of one bot share its places, each half of what is left; other bots have theirs."""
+        phones = [FakeOrigin(device_id=f"p{number}") for number in range(4)]
+        for phone in phones:
+            for room in ("1", "2", "3"):
+                text = f"# wait {phone.key.device_id}"
+                self.dispatcher.submit(make_chat(text, room, f"u{room}"), phone)
+        self.assertEqual(self.outside.names, ["p0", "p0", "p1", "p2"])
+        other = FakeOrigin(bot_name="other")
+        for origin in (phones[3], other):
+            self.dispatcher.submit(make_chat("# echo hi", "4"), origin)
+        self.assertEqual((phones[3].texts, other.texts), ([], ["hi"]))
         self.outside.waiting[0].callback(None)
-        self.assertEqual(others[0].texts, ["hi"])
+        self.assertEqual(self.outside.names[4:], ["p3"])
 
     def test_many_that_waited_are_answered_at_once(self) -> None:
         """A long queue of quick commands neither recurses nor is lost."""
@@ -405,17 +409,24 @@ class BreakerTests(DispatchTestCase):
     breaker = BreakerSettings(failure_threshold=3, recovery_timeout=60.0)
 
     def test_open_is_said_once_in_a_room(self) -> None:
-        """An open breaker answers each room once, until it opens anew."""
+        """A breaker that is open for a person answers his room once, until it opens anew."""
         for _ in range(5):
             self.served.say("# fail")
         self.served.say("# fail", channel_id="2")
-        self.assertEqual(self.origin.texts, [FAILED_TEXT] * 3 + [OPEN_TEXT] * 2)
-        self.assertIs(self.dispatcher.breakers()["# fail"].state, BreakerState.OPEN)
+        self.assertEqual(self.origin.texts, [FAILED_TEXT] * 3 + [OPEN_TEXT, FAILED_TEXT])
+        self.assertEqual(self.open_for("# fail"), ["'봇' 'd1' room '1001' person 'u1'"])
         self.served.wait(60)
         del self.origin.replies[:]
         for _ in range(3):
             self.served.say("# fail")
         self.assertEqual(self.origin.texts, [FAILED_TEXT, OPEN_TEXT])
+
+    def open_for(self, name: str) -> list[str]:
+        """For whom alone the breaker of a command is open."""
+        breaker = self.dispatcher.breakers()[name]
+        assert isinstance(breaker, CommandBreaker)
+        self.assertIs(breaker.state, BreakerState.CLOSED)
+        return breaker.open_for()
 
     def reload(self, breaker: BreakerSettings) -> None:
         """The same command, of other code."""
@@ -460,12 +471,13 @@ class BreakerTests(DispatchTestCase):
         self.assertEqual(self.origin.texts[-1], "hi")
 
     def test_too_long_is_a_failure(self) -> None:
-        """A command that hangs is left alone too."""
+        """A command that hangs for several rooms is left alone too, by all."""
         for room in ("1", "2", "3"):
-            self.served.say("# wait", channel_id=room)
-        self.served.wait(11)
-        self.served.say("# wait", channel_id="1")
+            self.served.say("# wait", channel_id=room, user_hash=f"u{room}")
+        self.served.wait(22)
+        self.served.say("# wait", channel_id="4", user_hash="u4")
         self.assertEqual(self.origin.texts, [TIMEOUT_TEXT] * 3 + [OPEN_TEXT])
+        self.assertIs(self.dispatcher.breakers()["# wait"].state, BreakerState.OPEN)
 
     def test_service_that_is_open(self) -> None:
         """A command that needs what is open is answered for once, and is not to blame."""
@@ -490,4 +502,9 @@ class BreakerTests(DispatchTestCase):
         self.served.wait(60)
         self.served.say("# wait")
         self.dispatcher.close()
-        self.assertIs(self.dispatcher.breakers()["# wait"].state, BreakerState.HALF_OPEN)
+        self.assertEqual(len(self.open_for("# wait")), 1)
+        breaker = self.dispatcher.breakers()["# wait"]
+        assert isinstance(breaker, CommandBreaker)
+        place = self.served.said[-1], self.origin
+        breaker.succeeded(breaker.begin(*place), 0.0, *place)
+        self.assertEqual(breaker.open_for(), [])

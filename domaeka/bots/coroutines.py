@@ -466,15 +466,43 @@ class _Executor(ThreadPoolExecutor):
         self._handover = handover
 
     def submit(self, function: Any, /, *args: Any, **named: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
+        future = _InThread(self._handover)
         self._handover.call(self._start, future, partial(function, *args, **named))
         return future
 
-    def _start(self, future: "Future[Any]", function: Callable[[], Any]) -> None:
-        if future.set_running_or_notify_cancel():
-            self._threads_of_bots.call(function).addCallbacks(
-                future.set_result, lambda failure: future.set_exception(_awaitable(failure.value))
-            )
+    def _start(self, future: "_InThread", function: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        calling = self._threads_of_bots.call(function)
+        future.calling = calling
+        calling.addCallbacks(
+            future.set_result, lambda failure: future.set_exception(_awaitable(failure.value))
+        )
+
+
+class _InThread(Future[Any]):
+    """
+    A call in a thread.  It is given up where nobody waits for it any more, as the threads count
+    those that hang.
+
+    @ivar calling: fires with its result; used in the reactor's thread.
+    """
+
+    def __init__(self, handover: Handover) -> None:
+        super().__init__()
+        self._handover = handover
+        self.calling: Deferred[Any] | None = None
+
+    def cancel(self) -> bool:
+        """See C{concurrent.futures.Future}."""
+        if super().cancel():
+            return True
+        self._handover.call(self._give_up)
+        return False
+
+    def _give_up(self) -> None:
+        if self.calling is not None:
+            self.calling.cancel()
 
 
 def _awaitable(error: BaseException) -> BaseException:

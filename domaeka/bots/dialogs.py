@@ -8,6 +8,7 @@ question's own runs.  A message that names a command is that command, and the qu
 import asyncio
 import inspect
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final, Protocol
 
@@ -16,19 +17,29 @@ from twisted.internet.defer import Deferred
 from domaeka.bots.api import Check, Message
 from domaeka.bots.commands import Runs
 from domaeka.bots.coroutines import is_on_loop
+from domaeka.bots.fair_queue import Who
 from domaeka.bots.runs import Run
-from domaeka.errors import AskTimeout, BotError, BotTypeError, BotValueError
-from domaeka.interfaces import Origin
+from domaeka.bots.shares import Shares
+from domaeka.errors import AskTimeout, BotTypeError, BotValueError
+from domaeka.interfaces import DeviceKey, Origin
+from domaeka.pools import Pool
 from domaeka.wire import Chat
 
-#: Most questions that wait, and most of them in one room.  Source: docs/bots.md, "Limits".
+#: Most questions that wait, most of them in one room, and most of one person in all rooms of a
+#: phone.  A question counts as one for each L{UNIT_CHARS} of the message that its function has been
+#: given.  Source: docs/bots.md, "Limits".
 MAX_QUESTIONS: Final = 20_000
 MAX_ROOM_QUESTIONS: Final = 2000
+MAX_PERSON_QUESTIONS: Final = 100
+#: Characters of a message that are kept in memory with a question that counts as one.
+UNIT_CHARS: Final = 1000
 #: Longest time that a question waits, in seconds.  Source: as above.
 MAX_ASK_SECONDS: Final = 86_400.0
 
 #: A bot name and a room.
 _Place = tuple[str, str]
+#: A phone, and a room of it, by the id in a tuple; or a person of it.
+_Claimant = tuple[DeviceKey, Who]
 
 
 class _Answer(asyncio.Future[Message]):
@@ -57,7 +68,17 @@ class _Question:
     @ivar future: asyncio's, or a Deferred, which gets the answer.
     """
 
-    __slots__ = ("asked_at", "check", "ends_at", "future", "person", "place", "run")
+    __slots__ = (
+        "asked_at",
+        "check",
+        "claimants",
+        "ends_at",
+        "future",
+        "person",
+        "place",
+        "run",
+        "units",
+    )
 
     def __init__(
         self,
@@ -76,6 +97,9 @@ class _Question:
         self.check = check
         self.asked_at = now
         self.ends_at = now + timeout
+        phone, room_id, who, _ = run.in_queue
+        self.claimants: set[_Claimant] = {(phone, (room_id,)), (phone, who)}
+        self.units = 1 + len(run._chat.text) // UNIT_CHARS
 
     def __lt__(self, other: "_Question") -> bool:
         """By their ends."""
@@ -88,15 +112,30 @@ class Lanes(Protocol):
     def suspend(self, run: Run) -> None:
         """A run waits for a person: its place is free, and its message is done."""
 
-    def resume(self, run: Run, waited: float) -> None:
-        """A run goes on, after it has waited for so many seconds."""
+    def resume(self, run: Run, waited: float, then: Callable[[], object]) -> None:
+        """A run goes on by C{then}, in its turn, after it has waited for so many seconds."""
+
+    def resumed(self, run: Run, waited: float) -> None:
+        """A run has gone on of its own accord."""
 
 
 class Dialogs:
     """The questions that wait, one of a person in a room.  All but L{ask} is the reactor's."""
 
-    def __init__(self, lanes: Lanes, seconds: Callable[[], float]) -> None:
-        """@param seconds: the time now, in seconds."""
+    def __init__(
+        self,
+        lanes: Lanes,
+        seconds: Callable[[], float],
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
+    ) -> None:
+        """
+        @param seconds: the time now, in seconds.
+        @param gave_way: called when a question ends for want of room.
+        """
+        self._gave_way = gave_way
+        self._phones: Shares[DeviceKey] = Shares()
+        self._holders: dict[DeviceKey, Shares[_Claimant]] = {}
+        self._questions: dict[_Claimant, dict[_Question, None]] = {}  # oldest first
         self._lanes = lanes
         self._seconds = seconds
         self._rooms: dict[_Place, dict[str | None, _Question]] = {}
@@ -141,26 +180,72 @@ class Dialogs:
         if isinstance(future, asyncio.Future) and future.done():
             return
         place = run._origin.key.bot_name, run._chat.room_id
-        room = self._rooms.get(place, {})
         if run.question is not None:
             self._fail(run, future, BotValueError("a question of this message waits already"))
             return
-        if self.waiting >= MAX_QUESTIONS or len(room) >= MAX_ROOM_QUESTIONS:
-            self._fail(run, future, BotError("too many questions wait"))
-            return
         person = None if anyone else _person(run._chat)
-        before = room.get(person)
-        if before is not None:
-            self._end(before, AskTimeout(is_replaced=True))
         now = self._seconds()
         question = _Question(run, place, person, future, check, now, timeout)
+        self._make_room(question)
+        while (before := self._rooms.get(place, {}).get(person)) is not None:
+            self._end(before, AskTimeout(is_replaced=True))
         self._rooms.setdefault(place, {})[person] = question
-        self.waiting += 1
+        self._count(question)
         heappush(self._due, question)
         run.question = question
         if text:
             run.reply(text)
         self._lanes.suspend(run)
+
+    def _make_room(self, new: _Question) -> None:
+        """End questions of whoever has most, the oldest first, until there is room for another."""
+        phone = new.run._origin.key
+        while True:
+            victim = next(filter(None, (self._over(one, new) for one in new.claimants)), None)
+            if victim is None:
+                if self._phones.total + new.units <= MAX_QUESTIONS:
+                    return
+                largest = self._phones.largest()
+                if (
+                    self._phones[largest] <= self._phones[phone] + new.units
+                    and phone in self._holders
+                ):
+                    largest = phone
+                victim = self._oldest(self._holders[largest].largest())
+            self._gave_way(Pool.BOT_QUESTIONS, victim.run.in_queue, 1)
+            self._end(victim, AskTimeout())
+
+    def _over(self, claimant: _Claimant, new: _Question) -> _Question | None:
+        """The oldest question of a claimant that would have too many."""
+        held = self._holders[claimant[0]][claimant] if claimant[0] in self._holders else 0
+        is_person = isinstance(claimant[1], str)
+        most = MAX_PERSON_QUESTIONS if is_person else MAX_ROOM_QUESTIONS
+        return self._oldest(claimant) if held and held + new.units > most else None
+
+    def _oldest(self, claimant: _Claimant) -> _Question:
+        return next(iter(self._questions[claimant]))
+
+    def _count(self, question: _Question) -> None:
+        self.waiting += 1
+        for claimant in question.claimants:
+            phone = claimant[0]
+            self._holders.setdefault(phone, Shares()).add(claimant, question.units)
+            self._questions.setdefault(claimant, {})[question] = None
+        self._phones.add(phone, question.units)
+
+    def _discount(self, question: _Question) -> None:
+        self.waiting -= 1
+        for claimant in question.claimants:
+            phone = claimant[0]
+            holders = self._holders[phone]
+            holders.remove(claimant, question.units)
+            if not holders:
+                del self._holders[phone]
+            questions = self._questions[claimant]
+            del questions[question]
+            if not questions:
+                del self._questions[claimant]
+        self._phones.remove(phone, question.units)
 
     def take(self, chat: Chat, origin: Origin) -> bool:
         """Give a message to the question that waits for it.  @return: False: none does."""
@@ -213,7 +298,7 @@ class Dialogs:
         question = run.question
         if question is not None:
             self._remove(question)
-            self._lanes.resume(run, self._seconds() - question.asked_at)
+            self._lanes.resumed(run, self._seconds() - question.asked_at)
 
     def _end(
         self, question: _Question, outcome: Message | Exception, origin: Origin | None = None
@@ -224,11 +309,9 @@ class Dialogs:
         if origin is not None:
             run._origin = origin  # the phone on which the person is heard now
         self._remove(question)
-        self._lanes.resume(run, self._seconds() - question.asked_at)
-        if isinstance(outcome, Message):
-            self._settle(run, question.future, outcome)
-        else:
-            self._fail(run, question.future, outcome)
+        settle: Any = self._settle if isinstance(outcome, Message) else self._fail
+        then = partial(settle, run, question.future, outcome)
+        self._lanes.resume(run, self._seconds() - question.asked_at, then)
 
     def _remove(self, question: _Question) -> None:
         question.run.question = None
@@ -236,7 +319,7 @@ class Dialogs:
         del room[question.person]
         if not room:
             del self._rooms[question.place]
-        self.waiting -= 1
+        self._discount(question)
         if len(self._due) > 2 * self.waiting + 100:  # of those that were answered
             self._due = sorted(each for each in self._due if each.run.question is each)
 

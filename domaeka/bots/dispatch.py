@@ -6,7 +6,7 @@ from functools import partial
 from itertools import takewhile
 from threading import get_ident
 from types import CoroutineType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -17,32 +17,35 @@ from twisted.python.failure import Failure
 
 from domaeka.bots import hooks
 from domaeka.bots.access import Allow, Holds
+from domaeka.bots.answers import Mistakes, done, say, say_usage, send
 from domaeka.bots.api import Bot, Check, Message, OnFate
 from domaeka.bots.arguments import BadArguments
+from domaeka.bots.breakers import Breakers, CommandBreaker, GaveWay, Told
 from domaeka.bots.builtin import builtin_bot
 from domaeka.bots.commands import Command, Event, Runs
 from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dialogs import Dialogs
-from domaeka.bots.failures import report
-from domaeka.bots.fair_queue import FairQueue
+from domaeka.bots.fair_queue import Dropped, FairQueue, Place
 from domaeka.bots.gate import Gate
+from domaeka.bots.patterns import Searches
 from domaeka.bots.routing import Router
-from domaeka.bots.runs import Run, Served, ids
+from domaeka.bots.runs import Run, Served
 from domaeka.bots.services import Service, attach_services, services
 from domaeka.bots.steps import HoldUps, first_step
-from domaeka.bots.threads import Reactor, Threads
+from domaeka.bots.threads import Reactor, Threads, ThreadsBusy
 from domaeka.bots.unasked import BotHost
 from domaeka.config import BotsSettings, BreakerSettings
 from domaeka.errors import AskTimeout
 from domaeka.interfaces import Origin
-from domaeka.policies.retry import Breaker, BreakerOpen
+from domaeka.policies.retry import BreakerOpen
+from domaeka.pools import Pool
 from domaeka.texts_ko import (
     BUSY_TEXT,
     FAILED_TEXT,
+    LATE_TEXT,
     NO_ANSWER_TEXT,
     OPEN_TEXT,
     TIMEOUT_TEXT,
-    USAGE_TEXT,
 )
 from domaeka.wire import Chat, Reply
 
@@ -50,21 +53,35 @@ _T = TypeVar("_T")
 
 #: Interval of the checks if runs have taken too long, in seconds.
 SWEEP_SECONDS: Final = 1.0
-#: A command that takes this part of its time-out counts as failed for its breaker.  Source:
-#: docs/bots.md, "Breakers".
-SLOW_PART: Final = 0.5
+#: Longest time that a message waits for its turn, in seconds.  Source: docs/bots.md, "Limits".
+WAIT_SECONDS: Final = 60.0
 #: Longest time that a function of C{on_start} or C{on_stop} may take, in seconds.
 HOOK_SECONDS: Final = 10.0
 #: Longest time that a stop waits for functions of C{on_stop}, in seconds.
 STOP_SECONDS: Final = 5.0
-#: Most rooms that are remembered as notified of an open breaker: others get no notice.
-_MAX_NOTIFIED: Final = 10_000
+#: Most services of which rooms are remembered as told: a bot names them.
+_MAX_TOLD: Final = 1000
 
 _NOTHING: Final[Mapping[str, object]] = {}
 #: Both, for asyncio's is not Twisted's.
 _CANCELLED: Final = (CancelledError, asyncio.CancelledError)
 
 _log = Logger()
+
+
+class _Turn(NamedTuple):
+    """
+    A message that waits for its turn: to call a command; or, where there is a run, to go on with it
+    by C{then}.
+    """
+
+    served: Served
+    start: int
+    chat: Chat
+    origin: Origin
+    run: Run | None = None
+    then: Callable[[], object] | None = None
+    since: float = 0.0
 
 
 class BotDispatcher:
@@ -87,6 +104,7 @@ class BotDispatcher:
         busy: Callable[[], None],
         seconds: Callable[[], float] | None = None,
         holds: Holds | None = None,
+        gave_way: GaveWay = lambda pool, claimant, count: None,
     ) -> None:
         """
         @param bots: the bots beside the built-in one.
@@ -97,6 +115,7 @@ class BotDispatcher:
         @param busy: called for each message that is refused, for too many wait.
         @param seconds: the time now, in seconds, which never steps; by default the reactor's.
         @param holds: says if somebody holds a role; by default nobody does.
+        @param gave_way: called when something that is shared gives way.
         @raise ConfigError: two commands have the same name.
         """
         self._reactor = reactor
@@ -107,21 +126,22 @@ class BotDispatcher:
         self._served: dict[Command, Served] = {}
         self._count_failed = failed
         self._count_busy = busy
-        self._queue: FairQueue[tuple[Served, int, Chat, Origin]] = FairQueue(
-            settings.bot_concurrency, settings.room_concurrency
+        self._gave_way = gave_way
+        self._queue: FairQueue[_Turn] = FairQueue(
+            settings.bot_concurrency, settings.room_concurrency, gave_way
         )
-        self._breaker_terms: tuple[BreakerSettings, float] | None = None
-        self._breakers: dict[str, Breaker] = {}
-        self._notified: dict[str, tuple[int, set[tuple[str, str]]]] = {}  # by breaker
-        self._warned: set[Command] = set()
+        self._breakers = Breakers(self._seconds, gave_way)
+        self._told: dict[str, Told] = {}  # that a service is left alone, by its name
+        self._mistakes = Mistakes()
         self._hold_ups = HoldUps(self._seconds)
+        self._searches = Searches(self._seconds, gave_way)
         self._bots: tuple[Bot, ...] = ()
         self._started = False
         self._hook: Command | None = None  # of start or stop, that runs
         self._host: BotHost | None = None
-        self._dialogs = Dialogs(self, self._seconds)
+        self._dialogs = Dialogs(self, self._seconds, gave_way)
         self._back = self._back_from_loop  # one for all runs
-        self._gate = Gate(self._say, self._seconds, holds)
+        self._gate = Gate(say, self._seconds, holds, gave_way)
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
@@ -139,38 +159,24 @@ class BotDispatcher:
         """
         loaded = tuple(bots)
         served = builtin_bot(loaded, settings.builtin), *loaded
-        router = Router(served, self._gate.allows, self._hold_ups)
+        router = Router(served, self._gate.allows, self._searches)
         before = self._bots
         self._bots = served
         self._router = router
         self._look_up = router.look_up
         self._timeout = settings.timeout
         self._gate.apply(settings.operators, router.handlers())
-        terms = breaker, settings.timeout
-        if terms != self._breaker_terms:
+        if self._breakers.apply(router.handlers(), breaker, settings.timeout):
             attach_services(self._seconds, breaker)
-            self._breaker_terms = terms
-            self._breakers = {}
-            self._notified.clear()  # openings are counted anew
-        # A breaker that is open stays open.
-        self._breakers = {
-            command.name: self._breakers.get(command.name)
-            or Breaker(
-                command.name,
-                self._seconds,
-                breaker.failure_threshold,
-                breaker.recovery_timeout,
-                settings.timeout * SLOW_PART,
-            )
-            for command in router.handlers()
-        }
-        known = self.breakers()
-        self._notified = {name: rooms for name, rooms in self._notified.items() if name in known}
+            self._told.clear()  # openings are counted anew
+        known = services()
+        self._told = {name: told for name, told in self._told.items() if name in known}
         self._served = {}
         for bot in served:
             self._serve(bot, (), (), ())
-        self._warned &= set(self._served)
+        self._mistakes.keep(self._served)
         self._hold_ups.keep(self._served)
+        self._searches.keep(self._served.__contains__)
         self._queue.limit(settings.bot_concurrency, settings.room_concurrency)
         if self._started:
             gone = [bot for bot in before if bot not in served]
@@ -198,7 +204,7 @@ class BotDispatcher:
         on_error = *own(Event.ERROR), *on_error
         for command in (*own(Event.COMMAND), *own(Event.MESSAGE)):
             name = command.name
-            breaker, observe = self._breakers[name], self._observe(name)
+            breaker, observe = self._breakers.of(command), self._observe(name)
             wrapped = bool(before or after or on_error)
             around = before, after, on_error
             self._served[command] = Served(
@@ -269,9 +275,16 @@ class BotDispatcher:
         self._link(self._bots)
         return self._call_hooks(Event.START, self._bots).addCallback(self._bots_started)
 
-    def breakers(self) -> Mapping[str, Breaker | Service]:
-        """Each command and each outside service by name; their C{state} is for metrics."""
-        return {**services(), **self._breakers}
+    def breakers(self) -> Mapping[str, CommandBreaker | Service]:
+        """
+        Each command and each outside service by name; their C{state} is for metrics.  Of commands
+        with one name it is that of one that is open.
+        """
+        return {**services(), **self._breakers.by_name()}
+
+    def breaker(self, command: Command) -> CommandBreaker:
+        """The breaker of a command that is served."""
+        return self._breakers.of(command)
 
     def bots(self) -> tuple[Bot, ...]:
         """All bots that are served, the built-in one first."""
@@ -286,10 +299,10 @@ class BotDispatcher:
         return tuple(self._served)
 
     def health(self) -> str | None:
-        """A L{HealthCheck<domaeka.interfaces.HealthCheck>}: what holds up the bots' loop."""
+        """A L{HealthCheck<domaeka.interfaces.HealthCheck>}: the bots' loop, and threads."""
         hold_up = self.loop.hold_up
         if hold_up is None:
-            return None
+            return self._threads.health()
         return f"{hold_up.what} has held up the bots' loop for {self.loop_held():.0f} s"
 
     def loop_held(self) -> float:
@@ -317,14 +330,17 @@ class BotDispatcher:
             self._host.close()
         if self._sweeper.running:
             self._sweeper.stop()
-        for _, _, chat, origin in self._queue.clear():
-            self._done(chat, origin)
-        runs = [*self._running, *self._dialogs.runs()]
+        turns = self._queue.clear()
+        for turn in turns:
+            if turn.run is None:
+                done(turn.chat, turn.origin)
+        lined_up = (turn.run for turn in turns if turn.run is not None and turn.run.turn is turn)
+        runs = [*self._running, *self._dialogs.runs(), *lined_up]
         self._running.clear()
         for run in runs:
             run.ended()
             self._dialogs.forget(run)
-            run.served.breaker.dropped(run.permit)
+            self._count_nothing(run)
             self._run_done(run)
             _cancel(run)
         stopped: Deferred[None] = succeed(None)
@@ -348,37 +364,57 @@ class BotDispatcher:
     def submit(self, chat: Chat, origin: Origin) -> None:
         """See L{domaeka.interfaces.Dispatcher}."""
         look_up = self._look_up
-        if look_up is not None:
-            found = look_up(chat.text)
-        else:
-            found = self._router.find(chat, origin.key.bot_name)
+        found = look_up(chat.text) if look_up is not None else self._router.find(chat, origin.key)
         if (
             self._dialogs.waiting
             and (found is None or found[0].event is not Event.COMMAND)
             and self._dialogs.take(chat, origin)
         ):
-            self._done(chat, origin)
+            done(chat, origin)
             return
         if found is None or self._closed:
-            self._done(chat, origin)
+            done(chat, origin)
             return
         command, start = found
         served = self._served[command]
         if served.is_gated and not self._gate.admits(command, chat, origin):
-            self._done(chat, origin)
+            done(chat, origin)
             return
         queue = self._queue
-        if not queue.bots or queue.is_free(origin.key.bot_name, chat.room_id):
-            if self._begin(served, start, chat, origin):
-                queue.enter(origin.key.bot_name, chat.room_id)
-            return
-        bot_name = origin.key.bot_name
-        room_id = chat.room_id
-        if not queue.wait(bot_name, room_id, (served, start, chat, origin), len(chat.text)):
-            self._count_busy()
-            if queue.should_warn(bot_name, room_id):
-                self._say(chat, origin, BUSY_TEXT)
-            self._done(chat, origin)
+        place = None
+        if queue.bots:
+            place = Place.of(chat, origin.key, command)
+            if not queue.is_free(place, len(chat.text)):
+                self._line_up(place, _Turn(served, start, chat, origin))
+                return
+        run = self._begin(served, start, chat, origin)
+        if run is not None:
+            run.slot = queue.enter(place or Place.of(chat, origin.key, command), len(chat.text))
+
+    def _line_up(self, place: Place, turn: _Turn) -> None:
+        """Have a message wait for its turn, or be refused where too many wait."""
+        deadline = self._now() + WAIT_SECONDS
+        dropped = self._queue.wait(place, turn, len(turn.chat.text), deadline)
+        for each in dropped:
+            self._refuse(each, BUSY_TEXT)
+        if dropped:
+            self._start_next(place.phone.bot_name)
+
+    def _refuse(self, dropped: Dropped[_Turn], text: str) -> None:
+        """A message does not wait for its turn any more."""
+        turn, tell = dropped
+        run = turn.run
+        if run is not None and run.turn is not turn:
+            return  # it has gone on meanwhile
+        self._count_busy()
+        if tell:
+            say(turn.chat, turn.origin, text)
+        if run is None:
+            done(turn.chat, turn.origin)
+        else:
+            self._leave(run)
+            self._count_nothing(run)
+            _cancel(run)
 
     # Runtime, for contexts
 
@@ -418,21 +454,37 @@ class BotDispatcher:
         """A run waits for a person: its place is free, and its message is done."""
         self._run_done(run)
         if run.waits_for is not None:
-            del self._running[run]
-            self._queue.leave(run._origin.key.bot_name, run._chat.room_id)
-            self._start_next(run)
+            self._free(run)
+            self._start_next(run._origin.key.bot_name)
 
-    def resume(self, run: Run, waited: float) -> None:
-        """A run goes on, after it has waited for so many seconds: more may run now than usual."""
+    def resume(self, run: Run, waited: float, then: Callable[[], object]) -> None:
+        """A run goes on by C{then}, in its turn, after it has waited for so many seconds."""
+        run.began += waited
+        if run.waits_for is None or run.over:
+            then()
+        elif self._queue.is_free(run.in_queue, len(run._chat.text)):
+            self._go_on(run)
+            then()
+        else:
+            now = self._seconds()
+            turn = _Turn(run.served, 0, run._chat, run._origin, run, then, now)
+            run.turn = turn
+            self._line_up(run.in_queue, turn)
+
+    def resumed(self, run: Run, waited: float) -> None:
+        """A run has gone on of its own accord: more may run now than usual."""
         run.began += waited
         if run.waits_for is not None and not run.over:
-            self._queue.enter(run._origin.key.bot_name, run._chat.room_id)
-            self._wait(run, run.waits_for)
+            self._go_on(run)
+
+    def _go_on(self, run: Run) -> None:
+        run.slot = self._queue.enter(run.in_queue, len(run._chat.text))
+        self._wait(run, run.waits_for)
 
     # A run
 
-    def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> bool:
-        """Let a command run.  @return: True if it holds its place, for it waits."""
+    def _begin(self, served: Served, start: int, chat: Chat, origin: Origin) -> Run | None:
+        """Let a command run.  @return: its run, if that holds a place, for it waits."""
         command = served.command
         arguments: tuple[object, ...] = ()
         named: Mapping[str, object] = _NOTHING
@@ -440,15 +492,16 @@ class BotDispatcher:
             try:
                 arguments, named = command.arguments.parse(chat.text[start:])
             except BadArguments as error:
-                self._say_usage(command, error, chat, origin)
-                self._done(chat, origin)
-                return False
+                say_usage(command, error, chat, origin)
+                done(chat, origin)
+                return None
         try:
-            permit = served.breaker.begin()
-        except BreakerOpen as refusal:
-            self._notify_open(refusal, chat, origin)
-            self._done(chat, origin)
-            return False
+            permit = served.breaker.begin(chat, origin)
+        except BreakerOpen:
+            if served.breaker.is_news(chat, origin):
+                say(chat, origin, OPEN_TEXT)
+            done(chat, origin)
+            return None
         began = self._seconds()
         run = Run(chat, origin, start, self, served=served, permit=permit, began=began)
         if command.arguments is not None:
@@ -473,21 +526,21 @@ class BotDispatcher:
         # An error in a bot's code, even sys.exit(), ends its own run only.
         except BaseException as error:
             self._failed(run, error)
-            return False
+            return None
         finally:
             if runs is Runs.ON_REACTOR:
                 self._hold_ups.step_ended(command, run.began)
         # The check for a Deferred takes 0.8 µs.
         if type(outcome) is str or outcome is None or not isinstance(outcome, Deferred):
             self._succeeded(run, outcome)
-            return False
+            return None
         outcome.addCallback(run._settled)
         outcome.addBoth(self._came_back, run)
         if run.over:
-            return False
-        return self._wait(run, outcome)
+            return None
+        return run if self._wait(run, outcome) else None
 
-    def _begin_on_loop(self, run: Run) -> bool:
+    def _begin_on_loop(self, run: Run) -> Run | None:
         """Likewise, for a function that runs on the bots' loop."""
         command = run.served.command
         function: Callable[..., object] = command.function
@@ -502,18 +555,22 @@ class BotDispatcher:
             run,
         )
         if run.over:  # in virtual time
-            return False
-        return self._wait(run, call)
+            return None
+        return run if self._wait(run, call) else None
 
     def _wait(self, run: Run, waits_for: Any) -> bool:
         """@return: False if it waits for a person: then it holds no place."""
         run.waits_for = waits_for
         if run.question is not None:
             return False
-        since = min(max(0.0, self._seconds() - self._swept_at), SWEEP_SECONDS)
-        run.deadline = self._elapsed + since + self._timeout
+        run.deadline = self._now() + self._timeout
         self._running[run] = None
         return True
+
+    def _now(self) -> float:
+        """The time by the clock of deadlines, in seconds."""
+        since = min(max(0.0, self._seconds() - self._swept_at), SWEEP_SECONDS)
+        return self._elapsed + since
 
     def _back_from_loop(self, run: Run, outcome: object) -> None:
         if run._files_sent is not None and not isinstance(outcome, Failure):
@@ -526,9 +583,11 @@ class BotDispatcher:
     def _from_thread(self, value: object, command: Command) -> object:
         """Go on with a function that should not have been called in a thread."""
         if isinstance(value, Deferred):
-            self._warn_once(command, "gives a Deferred: annotate it so, or use inlineCallbacks")
+            self._mistakes.warn_once(
+                command, "gives a Deferred: annotate it so, or use inlineCallbacks"
+            )
         elif asyncio.iscoroutine(value):
-            self._warn_once(command, "gives a coroutine: make it async def")
+            self._mistakes.warn_once(command, "gives a coroutine: make it async def")
             result: Deferred[object] = Deferred(lambda _: call.cancel())
             call = self.loop.call(lambda: value, (), partial(_settle, result), command)
             return result
@@ -548,7 +607,7 @@ class BotDispatcher:
         else:
             self._succeeded(run, result)
         if run.waits_for is not None:
-            self._start_next(run)
+            self._start_next(run._origin.key.bot_name)
 
     def _time_out(self, run: Run) -> None:
         """A run has taken too long."""
@@ -557,53 +616,63 @@ class BotDispatcher:
         _log.warn("{command} took too long and was given up ({place})", place=run.place, **fields)
         try:
             self._count_failure(run)
-            self._say(run._chat, run._origin, TIMEOUT_TEXT)
+            say(run._chat, run._origin, TIMEOUT_TEXT)
         finally:
             self._run_done(run)
             _cancel(run)
-            self._start_next(run)
+            self._start_next(run._origin.key.bot_name)
 
     def _succeeded(self, run: Run, value: object) -> None:
         served = run.served
         took = self._seconds() - run.began
-        served.breaker.succeeded(run.permit, took)
-        served.observe(took)
         chat = run._chat
         origin = run._origin
+        served.breaker.succeeded(run.permit, took, chat, origin)
+        served.observe(took)
         if isinstance(value, str):
             if value:
-                self._say(chat, origin, value)
+                say(chat, origin, value)
         elif value is not None:
-            self._warn_once(served.command, f"returned {type(value).__name__}, which is no text")
+            self._mistakes.warn_once(
+                served.command, f"returned {type(value).__name__}, which is no text"
+            )
         if not run.is_done:
-            self._done(chat, origin)
+            done(chat, origin)
 
     def _failed(self, run: Run, failed: BaseException | Failure) -> None:
         error = failed.value if isinstance(failed, Failure) else failed
         if isinstance(error, BreakerOpen):
             # The command has not failed: a service that it needs has.
-            run.served.breaker.dropped(run.permit)
+            self._count_nothing(run)
             self._notify_open(error, run._chat, run._origin)
         elif isinstance(error, AskTimeout):
-            run.served.breaker.dropped(run.permit)
+            self._count_nothing(run)
             if not error.is_replaced:  # else the newer question says enough
-                self._say(run._chat, run._origin, NO_ANSWER_TEXT)
+                say(run._chat, run._origin, NO_ANSWER_TEXT)
         elif isinstance(error, BadArguments):
-            run.served.breaker.dropped(run.permit)
-            self._say_usage(run.served.command, error, run._chat, run._origin)
+            self._count_nothing(run)
+            say_usage(run.served.command, error, run._chat, run._origin)
+        elif isinstance(error, ThreadsBusy):
+            self._count_nothing(run)
+            self._count_busy()
+            self._gave_way(Pool.BOT_THREADS, f"{run}, {run.in_queue}", 1)
+            say(run._chat, run._origin, BUSY_TEXT)
         else:
             run.report("a command failed", failed)
-            self._count_failure(run)
+            self._count_failure(run, error)
             text = FAILED_TEXT if run.error_text is None else run.error_text
             if text:
-                self._say(run._chat, run._origin, text)
+                say(run._chat, run._origin, text)
         self._run_done(run)
 
-    def _count_failure(self, run: Run) -> None:
+    def _count_failure(self, run: Run, error: BaseException | None = None) -> None:
         served = run.served
-        served.breaker.failed(run.permit)
+        served.breaker.failed(run.permit, run._chat, run._origin, error)
         served.observe(self._seconds() - run.began)
         self._count_failed(served.command.name)
+
+    def _count_nothing(self, run: Run) -> None:
+        run.served.breaker.dropped(run.permit, run._chat, run._origin)
 
     # The queue
 
@@ -612,16 +681,36 @@ class BotDispatcher:
         run.ended()
         if run.question is not None:
             self._dialogs.forget(run)
-        elif run.waits_for is not None:
-            del self._running[run]
-            self._queue.leave(run._origin.key.bot_name, run._chat.room_id)
+        self._free(run)
 
-    def _start_next(self, run: Run) -> None:
-        """Start commands in the place that C{run} left."""
-        bot_name = run._origin.key.bot_name
-        while (item := self._queue.next(bot_name)) is not None:
-            if not self._begin(*item):
-                self._queue.leave(bot_name, item[2].room_id)
+    def _free(self, run: Run) -> None:
+        """A run is not worked on: its place is free."""
+        self._running.pop(run, None)
+        slot, run.slot, run.turn = run.slot, None, None
+        if slot is not None:
+            self._queue.leave(slot)
+
+    def _start_next(self, bot_name: str) -> None:
+        """Start what may start of those that wait."""
+        while (found := self._queue.next(bot_name)) is not None:
+            turn, slot = found
+            run = turn.run
+            if run is None:
+                run = self._begin(turn.served, turn.start, turn.chat, turn.origin)
+            elif run.turn is turn:
+                run.turn = None
+                run.began += self._seconds() - turn.since
+                run.slot = slot
+                self._wait(run, run.waits_for)
+                assert turn.then is not None
+                turn.then()
+                continue
+            else:  # it has gone on, or ended
+                run = None
+            if run is None:
+                self._queue.leave(slot)
+            else:
+                run.slot = slot
 
     def _sweep(self) -> None:
         """End the runs that have taken too long."""
@@ -635,6 +724,11 @@ class BotDispatcher:
         self._elapsed += passed
         due = self._elapsed
         self._dialogs.sweep()
+        late = self._queue.expire(due)
+        for dropped in late:
+            self._refuse(dropped, LATE_TEXT)
+        for bot_name in {turn.origin.key.bot_name for turn, _ in late}:
+            self._start_next(bot_name)
         for run in list(takewhile(lambda run: run.deadline <= due, self._running)):
             if not run.over:
                 try:
@@ -644,65 +738,23 @@ class BotDispatcher:
 
     # Answers
 
-    def _say(self, chat: Chat, origin: Origin, text: str) -> None:
-        try:
-            origin.send(Reply(chat.room, chat.channel_id, origin.key.bot_name, text))
-        except Exception as error:
-            report("an answer was lost", error, ids(chat, origin))
-
     def send(self, origin: Origin, reply: Reply, ttl: float | None, on_fate: OnFate) -> None:
         """Send a reply.  To be called in the reactor's thread."""
-        listener = None
-        if on_fate is not None:
-            # Later: a bot may well answer again, but not while the outbox is at work.
-            later = partial(self._reactor.callFromThread, on_fate)
-
-            def listener(status: str, reason: str) -> None:
-                later(status)
-
-        try:
-            origin.send(reply, ttl, listener)
-        except Exception as error:
-            room = reply.channel_id or reply.room
-            report("an answer was lost", error, {**origin.key.log_fields, "room": room})
+        send(self._reactor, origin, reply, ttl, on_fate)
 
     def _run_done(self, run: Run) -> None:
         """The message of a run is done, unless it was before."""
         if not run.is_done:
             run.is_done = True
-            self._done(run._chat, run._origin)
-
-    def _done(self, chat: Chat, origin: Origin) -> None:
-        try:
-            origin.message_done(chat)
-        except Exception as error:
-            report("a message was not closed", error, ids(chat, origin))
-
-    def _say_usage(self, command: Command, error: BadArguments, chat: Chat, origin: Origin) -> None:
-        """Tell a room that the arguments of a command do not fit, and how it is used."""
-        usage = USAGE_TEXT.format(usage=command.usage)
-        self._say(chat, origin, "\n".join(filter(None, (str(error), usage))))
+            done(run._chat, run._origin)
 
     def _notify_open(self, refusal: BreakerOpen, chat: Chat, origin: Origin) -> None:
-        """Tell a room that a breaker is open: once for each opening."""
-        opening, rooms = self._notified.get(refusal.name, (0, set()))
-        if opening != refusal.opening:
-            rooms = set()
-            self._notified[refusal.name] = refusal.opening, rooms
-        room = origin.key.bot_name, chat.room_id
-        if room not in rooms and len(rooms) < _MAX_NOTIFIED:
-            rooms.add(room)
-            self._say(chat, origin, OPEN_TEXT)
-
-    def _warn_once(self, command: Command, text: str) -> None:
-        if command not in self._warned:
-            self._warned.add(command)
-            _log.warn(
-                "{command} {mistake} ({place})",
-                command=command.name,
-                mistake=text,
-                place=command.place,
-            )
+        """Tell a room that a service is left alone: once for each opening."""
+        if len(self._told) >= _MAX_TOLD and refusal.name not in self._told:
+            self._told.clear()
+        told = self._told.setdefault(refusal.name, Told())
+        if told.is_first(refusal.opening, (origin.key.bot_name, chat.room_id)):
+            say(chat, origin, OPEN_TEXT)
 
 
 def _settle(result: "Deferred[object]", command: Command, outcome: object) -> None:

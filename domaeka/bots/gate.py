@@ -14,6 +14,7 @@ from domaeka import texts_ko
 from domaeka.bots.access import Allow, Cooldown, Holds, operators
 from domaeka.bots.commands import Command, Event
 from domaeka.interfaces import Origin
+from domaeka.pools import Pool
 from domaeka.wire import Chat
 
 #: Least time between two answers to a person who may not use what he asks for, in seconds.
@@ -24,7 +25,8 @@ MAX_REFUSED: Final = 10_000
 #: Most people, or rooms, whose calls of a command are counted; the one whose time ends first gives
 #: way.  Source: as above.
 MAX_WINDOWS: Final = 10_000
-#: Most rooms that are told of one and the same cooldown.
+#: Most rooms that are remembered as told of one and the same cooldown; the one told first is
+#: forgotten first.
 _MAX_TOLD: Final = 1000
 
 #: A bot name, a room, and perhaps a user hash.
@@ -41,15 +43,24 @@ class _Window:
     def __init__(self, ends: float) -> None:
         self.ends = ends
         self.used = 0
-        self.told: set[tuple[str, str]] = set()
+        self.told: dict[tuple[str, str], None] = {}
 
 
 class Windows:
     """The calls of a command that its cooldown counts."""
 
-    def __init__(self, cooldown: Cooldown, seconds: Callable[[], float]) -> None:
-        """@param seconds: the time now, in seconds."""
+    def __init__(
+        self,
+        cooldown: Cooldown,
+        seconds: Callable[[], float],
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
+    ) -> None:
+        """
+        @param seconds: the time now, in seconds.
+        @param gave_way: called when somebody's calls are forgotten for want of room.
+        """
         self.cooldown = cooldown
+        self._gave_way = gave_way
         self._seconds = seconds
         self._open: dict[_Key, _Window] = {}  # that which ends first is the first
 
@@ -74,16 +85,20 @@ class Windows:
         if window.used < self.cooldown.rate:
             window.used += 1
             return None
-        if room in window.told or len(window.told) >= _MAX_TOLD:
+        if room in window.told:
             return 0.0
-        window.told.add(room)
+        if len(window.told) >= _MAX_TOLD:
+            del window.told[next(iter(window.told))]
+        window.told[room] = None
         return window.ends - now
 
     def _make_room(self, now: float) -> None:
         while self._open:
             first = next(iter(self._open))
-            if self._open[first].ends > now and len(self._open) < MAX_WINDOWS:
-                break
+            if self._open[first].ends > now:
+                if len(self._open) < MAX_WINDOWS:
+                    break
+                self._gave_way(Pool.BOT_COOLDOWNS, " ".join(map(repr, first)), 1)
             del self._open[first]
 
 
@@ -95,12 +110,15 @@ class Gate:
         say: Callable[[Chat, Origin, str], object],
         seconds: Callable[[], float],
         holds: Holds | None = None,
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
     ) -> None:
         """
         @param say: sends a text to the room of a message.
         @param seconds: the time now, in seconds.
         @param holds: says if somebody holds a role; by default nobody does.
+        @param gave_way: as of L{Windows}.
         """
+        self._gave_way = gave_way
         self._say = say
         self._seconds = seconds
         self._holds = holds
@@ -129,7 +147,7 @@ class Gate:
             numbers[name] += 1
             windows = before.get(place)
             if windows is None or windows.cooldown != command.cooldown:
-                windows = Windows(command.cooldown, self._seconds)
+                windows = Windows(command.cooldown, self._seconds, self._gave_way)
             self._by_place[place] = self._windows[command] = windows
 
     def is_operator(self, chat: Chat) -> bool:

@@ -4,6 +4,7 @@ answer, from the bots' loop, the reactor, or any thread.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final, Protocol, TypeVar
@@ -15,6 +16,7 @@ from domaeka.bots.coroutines import Pending, is_on_loop
 from domaeka.bots.failures import report
 from domaeka.errors import BotError, BotTypeError, NoServer, SendRefused, StoreError
 from domaeka.interfaces import KeptValues
+from domaeka.pools import Pool
 from domaeka.wire import Media
 
 #: Most calls of a bot that wait for the server.  Source: docs/bots.md, "Sending, schedules and
@@ -51,6 +53,9 @@ class Host(Protocol):
 
     def status(self, message_id: str) -> "Deferred[str | None]":
         """@return: the delivery status of a message; L{None}: not known."""
+
+    def gave_way(self, pool: Pool, claimant: object, count: int) -> object:
+        """Something that is shared has given way."""
 
     @property
     def values(self) -> KeptValues:
@@ -90,7 +95,8 @@ class Link:
         self._lock = Lock()
         self._host: Host | None = None
         self._was_served = False
-        self._waiting: set[Answer[Any]] = set()
+        self._waiting: dict[Answer[Any], str] = {}
+        self._claims: Counter[str] = Counter()
 
     def attach(self, host: Host) -> None:
         """A server serves the bot from now on."""
@@ -108,23 +114,30 @@ class Link:
         for answer in waiting:
             answer.fail(self._no_server())
 
-    def ask(self, what: str, begin: Callable[[Host], Any]) -> "Answer[Any]":
+    def ask(self, what: str, begin: Callable[[Host], Any], claimant: str = "") -> "Answer[Any]":
         """
         Have C{begin} called in the reactor's thread, once the store has been read.
 
         @param what: what the author calls.
+        @param claimant: the room or person on whose behalf; empty: the bot's own.
         @raise NoServer: no server serves the bot.
-        @raise SendRefused: L{MAX_WAITING} calls of the bot wait.
+        @raise SendRefused: L{MAX_WAITING} calls of the bot wait; or as many for this room or
+            person as there is room for yet.
         """
         what = f"{what} at {_place()}"
         with self._lock:
             host = self._host
             if host is None:
                 raise self._no_server()
-            if len(self._waiting) >= MAX_WAITING:
-                raise SendRefused("QUEUE_FULL", f"{MAX_WAITING} calls of this bot wait already")
+            free = MAX_WAITING - len(self._waiting)
+            is_full = free <= 0 or (claimant and self._claims[claimant] >= free)
             answer: Answer[Any] = Answer(what, host.in_reactor_thread)
-            self._waiting.add(answer)
+            if not is_full:
+                self._waiting[answer] = claimant
+                self._claims[claimant] += 1
+        if is_full:
+            host.hand_over(host.gave_way, Pool.BOT_CALLS, claimant, 1)
+            raise SendRefused("QUEUE_FULL", f"{MAX_WAITING - free} calls of this bot wait already")
         # It must not hold itself: an error that nobody has seen is logged when it is gone.
         answer.add_done_callback(self._over)
         if host.in_reactor_thread():
@@ -135,7 +148,10 @@ class Link:
 
     def _over(self, answer: Any) -> None:
         with self._lock:
-            self._waiting.discard(answer)
+            claimant = self._waiting.pop(answer)
+            self._claims[claimant] -= 1
+            if not self._claims[claimant]:
+                del self._claims[claimant]
 
     def _begin(self, host: Host, begin: Callable[[Host], Any], answer: "Answer[Any]") -> None:
         if answer.done():  # cancelled, or the server has ended

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from domaeka.bots.access import Allow
 from domaeka.bots.api import Bot
-from domaeka.bots.commands import Command, CommandTable, Event, Filter
-from domaeka.bots.steps import HoldUps
+from domaeka.bots.commands import Command, CommandTable, Event
+from domaeka.bots.fair_queue import Place
+from domaeka.bots.patterns import Searches
+from domaeka.interfaces import DeviceKey
 from domaeka.wire import Chat
 
 
@@ -41,16 +43,16 @@ class Router:
         self,
         bots: Sequence[Bot],
         allows: Callable[[Allow | None, Chat], bool] = lambda allow, chat: allow is None,
-        hold_ups: HoldUps | None = None,
+        searches: Searches | None = None,
     ) -> None:
         """
         @param allows: says if the sender of a message is among those who may.
-        @param hold_ups: names listeners whose patterns take long.
+        @param searches: searches for listeners' patterns.
         @raise ConfigError: two commands for one phone and room have the same name.
         """
         self._bots = bots
         self._allows = allows
-        self._hold_ups = hold_ups
+        self._searches = searches or Searches(lambda: 0.0)
         for one in bots:
             CommandTable(one.commands)
         for one, other in combinations(bots, 2):
@@ -67,32 +69,28 @@ class Router:
             None if self._only is None or self._only.listeners else self._only.commands.find
         )
 
-    def find(self, chat: Chat, bot_name: str) -> tuple[Command, int] | None:
+    def find(self, chat: Chat, phone: DeviceKey) -> tuple[Command, int] | None:
         """
         The handler of a message.
 
-        @param bot_name: of the phone.
         @return: it, and where its arguments begin in the text.
         """
-        table = self._only or self._table(chat, bot_name)
+        table = self._only or self._table(chat, phone.bot_name)
         found = table.commands.find(chat.text)
         if found is None and table.listeners:
             for listener in table.listeners:
-                if (
-                    listener.takes is not None
-                    and self._takes(listener, listener.takes, chat)
-                    and self._allows(listener.allow, chat)
-                ):
+                if self._takes(listener, chat, phone) and self._allows(listener.allow, chat):
                     return listener, 0
         return found
 
-    def _takes(self, listener: Command, takes: Filter, chat: Chat) -> bool:
-        if takes.pattern is None or self._hold_ups is None:
-            return takes(chat.text, chat.is_mention)
-        began = self._hold_ups.seconds()
-        found = takes(chat.text, chat.is_mention)
-        self._hold_ups.step_ended(listener, began)
-        return found
+    def _takes(self, listener: Command, chat: Chat, phone: DeviceKey) -> bool:
+        takes = listener.takes
+        if takes is None or not takes(chat.text, chat.is_mention):
+            return False
+        if takes.pattern is None:
+            return True
+        place = Place.of(chat, phone, listener)
+        return self._searches.finds(takes.pattern, chat.text, place)
 
     def commands(self) -> Iterator[Command]:
         """Each command once, in the order in which they were registered."""

@@ -9,12 +9,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from domaeka.bots.api import Context, OnFate
+from domaeka.bots.breakers import CommandBreaker
 from domaeka.bots.commands import Command, Runs
 from domaeka.bots.coroutines import Coroutines, Pending
 from domaeka.bots.failures import report
+from domaeka.bots.fair_queue import Place, Slot
 from domaeka.bots.storage import BotStore
 from domaeka.interfaces import Origin
-from domaeka.policies.retry import Breaker
 from domaeka.wire import Chat, Media
 
 
@@ -30,7 +31,7 @@ class Served(msgspec.Struct, frozen=True, eq=False):
     """
 
     command: Command
-    breaker: Breaker
+    breaker: CommandBreaker
     observe: Callable[[float], None]
     before: tuple[Command, ...] = ()
     after: tuple[Command, ...] = ()
@@ -61,6 +62,8 @@ class Run(Context, eq=False, kw_only=True):
     @ivar arguments: what the function is given behind the context; C{named}: by name.
     @ivar deadline: when it times out, by the dispatcher's clock.
     @ivar waits_for: the Deferred of the function's result, or its call on the loop, if it waits.
+    @ivar slot: its place among those that are worked on, if it holds one.
+    @ivar turn: the place in the queue where it waits to go on, if it does.
     @ivar question: the question that waits for a person, if one does.
     @ivar is_done: True once the phone was told that its message is done.
     @ivar unsent: results of L{reply_media} that failed while it ran.
@@ -75,6 +78,8 @@ class Run(Context, eq=False, kw_only=True):
     deadline: float = 0.0
     over: bool = False
     waits_for: Any = None
+    slot: Slot | None = None
+    turn: Any = None
     question: Any = None
     is_done: bool = False
     unsent: "tuple[Sent | Pending[None], ...]" = ()
@@ -98,6 +103,16 @@ class Run(Context, eq=False, kw_only=True):
     def place(self) -> str:
         """The place of the function in the author's code."""
         return self.served.command.place
+
+    @property
+    def in_queue(self) -> Place:
+        """Whose it is, and what it calls, for the queue."""
+        return Place.of(self._chat, self._origin.key, self.served.command)
+
+    @property
+    def claimant(self) -> object:
+        """The person for whom it runs, in his room; or the room, where the phone knows nobody."""
+        return self.in_queue[:3]
 
     @property
     def _store(self) -> BotStore | None:

@@ -58,7 +58,7 @@ class BotStore:
         def decoded(value: bytes | None) -> Any:
             return default if value is None else msgspec.json.decode(value)
 
-        return self._link.ask("store.get()", begin)
+        return self._link.ask("store.get()", begin, self._scope)
 
     def set(self, key: str, value: Any) -> Answer[None]:
         """
@@ -68,13 +68,17 @@ class BotStore:
         """
         text = encoded(value)
         return self._link.ask(
-            "store.set()", lambda host: host.values.set(self._bot, self._scope, key, text)
+            "store.set()",
+            lambda host: host.values.set(self._bot, self._scope, key, text),
+            self._scope,
         )
 
     def delete(self, key: str) -> Answer[bool]:
         """Remove a key and its value.  @return: True if there was one."""
         return self._link.ask(
-            "store.delete()", lambda host: host.values.delete(self._bot, self._scope, key)
+            "store.delete()",
+            lambda host: host.values.delete(self._bot, self._scope, key),
+            self._scope,
         )
 
     def incr(self, key: str, by: int | float = 1) -> Answer[int | float]:
@@ -85,14 +89,16 @@ class BotStore:
         @raise TypeError: the value, or C{by}, is no number.
         """
         return self._link.ask(
-            "store.incr()", lambda host: host.values.incr(self._bot, self._scope, key, by)
+            "store.incr()",
+            lambda host: host.values.incr(self._bot, self._scope, key, by),
+            self._scope,
         )
 
     def keys(self, prefix: str = "") -> Answer[list[str]]:
         """All keys that begin with C{prefix}, in the order of their code points."""
         if not isinstance(prefix, str):
             raise BotTypeError(f"prefix: a text, not {type(prefix).__name__}")
-        return self._link.ask("store.keys()", lambda host: self._keys(host, prefix))
+        return self._link.ask("store.keys()", lambda host: self._keys(host, prefix), self._scope)
 
     @inlineCallbacks
     def _keys(self, host: Host, prefix: str) -> Any:

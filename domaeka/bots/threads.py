@@ -1,7 +1,8 @@
 """Threads for functions that may block: plain commands, and the reading of files."""
 
-from collections.abc import Callable
-from contextvars import copy_context
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextvars import Context, copy_context
 from functools import partial
 from threading import Thread
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -19,8 +20,14 @@ _T = TypeVar("_T")
 
 #: Most threads.  Source: docs/bots.md, "Limits"; as many as one bot may use at once.
 MAX_THREADS: Final = 30
-#: Most calls that run or wait for a thread.  Source: as above.
+#: Most calls that wait for a thread.  Source: as above.
 MAX_CALLS: Final = 1000
+#: Most threads more, in the place of those whose calls were given up and do not come back.  Source:
+#: as above.
+MAX_HANGING: Final = 30
+#: Most of those for one person, or one room where a phone knows nobody.  Source: as above; as many
+#: as run for a room at once.
+MAX_CLAIMANT_HANGING: Final = 3
 #: Longest time that a stop waits for busy threads, in seconds.
 JOIN_SECONDS: Final = 2.0
 
@@ -55,6 +62,9 @@ class Threads(Protocol):
             one that has cannot be stopped, and its result is dropped.
         """
 
+    def health(self) -> str | None:
+        """A L{HealthCheck<domaeka.interfaces.HealthCheck>}: threads that hang."""
+
     def close(self) -> "Deferred[None]":
         """Take no more calls.  @return: fires, in bounded time, when the threads are done."""
 
@@ -66,13 +76,33 @@ class _DaemonPool(ThreadPool):
 
 
 class _Call:
-    """A call; only the reactor's thread writes C{given_up}."""
+    """
+    A call.  @ivar key: the function that is called in the end; C{holders}: that, and the function
+    with the person for whom, where he is known; C{begun}: it is in a thread.
+    """
 
-    __slots__ = ("function", "given", "given_up")
+    __slots__ = ("begun", "function", "given", "given_up", "holders", "key", "result", "work")
 
-    def __init__(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         self.function = function
-        self.given = args[0] if args else None
+        key: Any = function
+        given = args
+        while isinstance(key, partial):
+            key, given = key.func, key.args + given
+            # asyncio.to_thread() has a context of its own call it
+            if isinstance(getattr(key, "__self__", None), Context) and given:
+                key, given = given[0], given[1:]
+        self.key: Hashable = key if isinstance(key, Hashable) else id(key)
+        self.given = given[0] if given else None
+        claimant = getattr(self.given, "claimant", None)
+        self.holders: tuple[Hashable, ...] = (
+            (self.key,) if claimant is None else (self.key, (self.key, claimant))
+        )
+        self.work: Callable[[], Any] = partial(copy_context().run, function, *args, **named)
+        self.result: Deferred[Any] = Deferred()
+        self.begun = False
         self.given_up = False
 
     @property
@@ -80,56 +110,137 @@ class _Call:
         """Fields for the log, where it was given a command's context."""
         return dict(getattr(self.given, "log_fields", {}))
 
+    @property
+    def name(self) -> str:
+        """The name of its function."""
+        return getattr(self.key, "__qualname__", "a function")
+
 
 class CommandThreads:
     """
-    A bounded pool of daemonic threads, made when first needed: a thread that is stuck for ever
-    costs its place in the pool, and does not hold up the end of the process.
+    A bounded pool of daemonic threads, made when first needed.
+
+    A function has half of the threads at most, and of the calls that wait; functions take turns.  A
+    thread whose call was given up hangs until it comes back, and another one takes its place,
+    L{MAX_HANGING} at most.  A function whose calls hang is not called while as many of them hang
+    as may hang yet; nor is it for a person for whom L{MAX_CLAIMANT_HANGING} of them hang.  None
+    holds up the end of the process.
     """
 
     def __init__(self, reactor: Reactor) -> None:
         """@param reactor: results come back in its thread."""
         self._reactor = reactor
         self._pool: ThreadPool | None = None
-        self._calls = 0
+        self._waiting: dict[Hashable, dict[_Call, None]] = {}  # by function, the next one first
+        self._running: Counter[Hashable] = Counter()  # by function
+        self._hanging: dict[_Call, None] = {}  # the one that was given up first is the first
+        self._hangs: Counter[Hashable] = Counter()  # by function, and by function and person
         self._closed = False
 
     def call(self, function: Callable[..., _T], *args: Any, **named: Any) -> "Deferred[_T]":
-        """See L{Threads}.  Fails with L{ThreadsBusy} if too many calls wait, or after L{close}."""
-        if self._closed or self._calls >= MAX_CALLS:
-            return fail(ThreadsBusy("no thread is free"))
-        if self._pool is None:
-            self._pool = _DaemonPool(0, MAX_THREADS, "domaeka-bots")
-            self._pool.start()
-        call = _Call(function, args)
+        """
+        See L{Threads}.  Fails with L{ThreadsBusy} if too many calls of the function wait or hang,
+        or too many of the room or the person, or after L{close}.
+        """
+        call = _Call(function, args, named)
+        if self._closed:
+            return fail(ThreadsBusy("the threads are closed"))
+        reason = self._reason_against(call)
+        if reason:
+            return fail(ThreadsBusy(reason))
+        call.result = Deferred(lambda _: self._give_up(call))
+        self._waiting.setdefault(call.key, {})[call] = None
+        self._begin()
+        return call.result
 
-        def give_up(_: object) -> None:
-            call.given_up = True
+    def _reason_against(self, call: _Call) -> str:
+        waiting = self._waiting.get(call.key, ())
+        free = MAX_CALLS - sum(map(len, self._waiting.values()))
+        if len(waiting) >= free:
+            return "too many calls wait for a thread"
+        hangs = self._hangs
+        if hangs:
+            if hangs[call.key] and hangs[call.key] >= MAX_HANGING - len(self._hanging):
+                return f"{call.name} hangs in too many threads"
+            if any(hangs[one] >= MAX_CLAIMANT_HANGING for one in call.holders[1:]):
+                return f"{call.name} hangs too often for this person"
+        return ""
 
-        result: Deferred[_T] = Deferred(give_up)
-        self._calls += 1
-        context = copy_context()
+    def health(self) -> str | None:
+        """See L{Threads}."""
+        if not self._hanging:
+            return None
+        first = next(iter(self._hanging))
+        return f"{len(self._hanging)} threads hang, the first of them in {first.name}"
 
-        def work() -> _T:
-            if call.given_up:
-                raise CancelledError
-            return context.run(function, *args, **named)
+    def _begin(self) -> None:
+        """Have threads make calls that wait, the functions in turn."""
+        if self._closed:
+            return
+        running = self._running
+        free = min(MAX_THREADS, MAX_THREADS + MAX_HANGING - len(self._hanging)) - running.total()
+        while free > 0:
+            ready = (key for key in self._waiting if running[key] < MAX_THREADS // 2)
+            key = next(ready, None)
+            if key is None:
+                return
+            call = next(iter(self._waiting[key]))
+            self._take(call)
+            if key in self._waiting:
+                self._waiting[key] = self._waiting.pop(key)  # behind the others
+            free -= 1
+            if self._pool is None:
+                self._pool = _DaemonPool(0, MAX_THREADS + MAX_HANGING, "domaeka-bots")
+                self._pool.start()
+            self._make(self._pool, call)
 
-        def came_back(succeeded: bool, value: Any) -> None:
-            self._reactor.callFromThread(self._came_back, call, result, value)
+    def _make(self, pool: ThreadPool, call: _Call) -> None:
+        self._running[call.key] += 1
+        call.begun = True
+        pool.callInThreadWithCallback(partial(self._worked, call), call.work)
 
-        self._pool.callInThreadWithCallback(came_back, work)
-        return result
+    def _take(self, call: _Call) -> None:
+        """A call waits no longer."""
+        waiting = self._waiting[call.key]
+        del waiting[call]
+        if not waiting:
+            del self._waiting[call.key]
 
-    def _came_back(self, call: _Call, result: "Deferred[Any]", value: object) -> None:
-        self._calls -= 1
+    def _give_up(self, call: _Call) -> None:
+        call.given_up = True
+        if not call.begun:
+            self._take(call)
+            return
+        self._left(call)
+        self._hanging[call] = None
+        self._hangs.update(call.holders)
+        self._begin()
+
+    def _left(self, call: _Call) -> None:
+        self._running[call.key] -= 1
+        if not self._running[call.key]:
+            del self._running[call.key]
+
+    def _worked(self, call: _Call, succeeded: bool, value: Any) -> None:
+        """In a thread."""
+        self._reactor.callFromThread(self._came_back, call, value)
+
+    def _came_back(self, call: _Call, value: object) -> None:
+        call.work = _nothing
         if not call.given_up:
+            self._left(call)
+            self._begin()
             if isinstance(value, Failure):
-                result.errback(value)
+                call.result.errback(value)
             else:
-                result.callback(value)
-        elif not isinstance(value, Failure):
-            name = getattr(call.function, "__qualname__", None)
+                call.result.callback(value)
+            return
+        del self._hanging[call]
+        self._hangs.subtract(call.holders)
+        self._hangs = +self._hangs
+        self._begin()
+        if not isinstance(value, Failure):
+            name = call.name
             _log.warn("{function} came back after it was given up", function=name, **call.fields)
         elif not isinstance(value.value, CancelledError):
             report("a call failed after it was given up", value, call.fields, call.function)
@@ -137,9 +248,13 @@ class CommandThreads:
     def close(self) -> "Deferred[None]":
         """See L{Threads}.  Waits for L{JOIN_SECONDS} at most."""
         self._closed = True
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             return succeed(None)
-        pool, self._pool = self._pool, None
+        for waiting in self._waiting.values():
+            for call in waiting:
+                self._make(pool, call)
+        self._waiting.clear()
         joined: Deferred[None] = Deferred()
         joined.addTimeout(JOIN_SECONDS, cast(IReactorTime, self._reactor))
         joined.addErrback(_still_busy)
@@ -150,6 +265,10 @@ class CommandThreads:
 
         Thread(target=join, name="domaeka-bots-join", daemon=True).start()
         return joined
+
+
+def _nothing() -> None:
+    """What a call that has come back holds no longer."""
 
 
 def _still_busy(failure: Failure) -> None:

@@ -22,6 +22,7 @@ from domaeka.interfaces import (
     RoomBook,
     RoomKey,
 )
+from domaeka.pools import Pool
 from domaeka.wire import Media, is_channel_id
 
 #: Longest time that calls wait for the store to be read, in seconds.
@@ -42,8 +43,13 @@ class BotHost:
         values: KeptValues,
         schedules: Schedules,
         is_read: bool = False,
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
     ) -> None:
-        """@param is_read: the store has been read; else L{store_read} is called once it has."""
+        """
+        @param is_read: the store has been read; else L{store_read} is called once it has.
+        @param gave_way: called when something that is shared has given way.
+        """
+        self.gave_way = gave_way
         self.hand_over = runtime.hand_over
         self.in_reactor_thread = runtime.in_reactor_thread
         self._call_in_thread = runtime.call_in_thread

@@ -354,7 +354,7 @@ def bots_table(bots: Iterable[LoadedBot]) -> Table:
                 one.allow or ("operators" if one.operators_only else "all"),
                 f"{one.calls}",
                 Text(f"{one.failures}", "red" if one.failures else ""),
-                one.breaker,
+                _breaker(one),
             )
         if not bot.commands:
             yield bot.name, Text("no commands", "yellow"), "", "", "", "", ""
@@ -366,6 +366,13 @@ def bots_table(bots: Iterable[LoadedBot]) -> Table:
         fold="BOT COMMAND ALIASES",
         spare="ALIASES FOR",
     )
+
+
+def _breaker(command: BotCommand) -> str:
+    """The state of its breaker, and for how many rooms and people alone it is open."""
+    if not command.open_for_count:
+        return command.breaker
+    return f"{command.breaker}, open for {command.open_for_count}"
 
 
 def services_table(services: Iterable[ServiceState]) -> Table:
@@ -480,10 +487,9 @@ def overview(server: str, seen: Overview) -> Table:
     breakers: list[BotCommand | ServiceState] = [*seen.bots.services]
     breakers[:0] = (command for bot in seen.bots.bots for command in bot.commands)
     for one in breakers:
-        if one.breaker != "closed":
-            rows.append(
-                ("breaker", say(f"{one.name}: {one.breaker}", _STYLES.get(one.breaker, "")))
-            )
+        state = _breaker(one) if isinstance(one, BotCommand) else one.breaker
+        if state != "closed":
+            rows.append(("breaker", say(f"{one.name}: {state}", _STYLES.get(one.breaker, ""))))
     rows += (("errors", f"{kind}: {count:.0f}") for kind, count in stats.errors.items())
     if seen.drain.draining:
         rows.append(("drain", drain_line(seen.drain)))

@@ -1,8 +1,9 @@
 """Retries: back-off between connections, and circuit breakers around calls."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import IntEnum
+from itertools import count
 from math import inf
 from typing import Final
 
@@ -133,6 +134,7 @@ class Breaker:
     __slots__ = (
         "_failures",
         "_generation",
+        "_next_generation",
         "_recovery_timeout",
         "_seconds",
         "_since",
@@ -150,6 +152,7 @@ class Breaker:
         failure_threshold: int,
         recovery_timeout: float,
         slow: float,
+        next_generation: Callable[[], int] | None = None,
     ) -> None:
         """
         @param name: what is guarded.
@@ -157,6 +160,8 @@ class Breaker:
         @param failure_threshold: failures that open it, 1 or more.
         @param recovery_timeout: how long it stays open, in seconds.
         @param slow: a call that takes this long has failed, in seconds.
+        @param next_generation: gives ascending numbers, for breakers that share their permits: one
+            of any of them is good for each whose last change was before it.
         """
         self.name = name
         self.opening = 0
@@ -165,8 +170,10 @@ class Breaker:
         self._recovery_timeout = recovery_timeout
         self._slow = slow
         self._state = _CLOSED
-        self._generation = 1
-        self._failures: deque[float] = deque()  # when; fewer than the threshold
+        self._next_generation = next_generation or count(1).__next__
+        self._generation = 0
+        # When, and whose; fewer than the threshold.
+        self._failures: deque[tuple[float, tuple[Hashable, ...]]] = deque()
         self._since = 0.0  # when it opened, or when the probe began
 
     @property
@@ -175,6 +182,26 @@ class Breaker:
         if self._state is _OPEN and self._waited():
             return _HALF_OPEN
         return self._state
+
+    @property
+    def admits(self) -> bool:
+        """True if the next call may be made."""
+        return self._state is _CLOSED or self._waited()
+
+    @property
+    def is_settled(self) -> bool:
+        """
+        True if a new breaker would do as well: it is closed, and no failure counts; or it has been
+        open, and for L{WINDOW_SECONDS} longer than it had to be nobody has tried.
+        """
+        now = self._seconds()
+        if self._state is _CLOSED:
+            return not self._failures or self._failures[-1][0] <= now - WINDOW_SECONDS
+        return now - self._since >= self._recovery_timeout + WINDOW_SECONDS
+
+    def ignore_before(self, generation: int) -> None:
+        """Let no permit count that is older: those of a breaker that was here before."""
+        self._generation = generation
 
     def begin(self) -> int:
         """
@@ -194,14 +221,19 @@ class Breaker:
         if took >= self._slow:
             self.failed(permit)
         elif self._state is _CLOSED:
-            if self._failures and permit == self._generation:
+            if self._failures and permit >= self._generation:
                 self._failures.popleft()
-        elif permit == self._generation and not self._waited():
+        elif permit >= self._generation and not self._waited():
             self._enter(_CLOSED)
 
-    def failed(self, permit: int) -> None:
-        """Note a call that failed."""
-        if permit != self._generation:
+    def failed(self, permit: int, *whose: Hashable) -> None:
+        """
+        Note a call that failed.
+
+        @param whose: by whom, and where: of failures that have one of these in common one counts,
+            so that none of them opens it alone.
+        """
+        if permit < self._generation:
             return
         if self._state is _HALF_OPEN:
             if not self._waited():
@@ -209,16 +241,18 @@ class Breaker:
             return
         now = self._seconds()
         failures = self._failures
-        while failures and failures[0] <= now - WINDOW_SECONDS:
+        while failures and failures[0][0] <= now - WINDOW_SECONDS:
             failures.popleft()
-        failures.append(now)
+        if whose and any(one in before for _, before in failures for one in whose):
+            return
+        failures.append((now, whose))
         if len(failures) >= self._threshold:
             self._open()
 
     def dropped(self, permit: int) -> None:
         """Note a call that was broken off: it does not count; a probe makes way for another."""
-        if permit == self._generation and self._state is _HALF_OPEN:
-            self._generation += 1
+        if permit >= self._generation and self._state is _HALF_OPEN:
+            self._generation = self._next_generation()
             self._since = -inf
 
     def _open(self) -> None:
@@ -227,7 +261,7 @@ class Breaker:
 
     def _enter(self, state: BreakerState) -> None:
         self._state = state
-        self._generation += 1
+        self._generation = self._next_generation()
         self._failures.clear()
         self._since = self._seconds()
 

@@ -201,6 +201,7 @@ def assemble(
         busy=metrics.refused_messages.inc,
         seconds=platform.seconds,
         holds=stores.roles.holds,
+        gave_way=metrics.pools.gave_way,
     )
     http = Listener(platform.sockets, "http.port", settings.http.interface, settings.http.port)
     http.open(settings.socket)
@@ -233,7 +234,15 @@ def assemble(
         platform.loop, reactor, stores.claims, wall, lambda: context.settings.bots.timeout
     )
     dispatcher.attach(
-        BotHost(dispatcher, reactor, directory, stores.rooms, stores.bot_values, schedules)
+        BotHost(
+            dispatcher,
+            reactor,
+            directory,
+            stores.rooms,
+            stores.bot_values,
+            schedules,
+            gave_way=metrics.pools.gave_way,
+        )
     )
     stores.devices.add_listener(connections.decisions.approval_changed)
     converse = partial(Conversation, context, connections.manager)

@@ -2,7 +2,6 @@
 Values of bots: JSON under a key, apart for each bot, and in it for each room and person.
 
 Each bot has bounds of its own, and turns of its own: none takes the room or the time of another.
-Once half of a bot's room is taken, none of its rooms and people may have more than what is left.
 Its sums are in a row that each change locks and changes, so that they are right, and L{incr
 <BotValues.incr>} is atomic, with several servers on the store.
 """
@@ -94,18 +93,26 @@ class _Sums:
         self.bytes = size
         self.changed = False
 
-    def full(self, number: int, size: int) -> StorageFull | None:
-        """The bound that a change would go over; a bot that is over it may take less room."""
+    def full(
+        self, number: int, size: int, held: Callable[[], tuple[int, int]] | None
+    ) -> StorageFull | None:
+        """
+        The bound that a change would go over; a bot that is over it may take less room.
+
+        @param held: counts the values of the room or the person, and their bytes; L{None}: they are
+            the bot's own.  It is called only above half of a bound: below it nobody holds more
+            than is left.
+        """
         if number > 0 and self.number + number > MAX_VALUES:
             return StorageFull(f"a bot has {MAX_VALUES} values at most")
         if size > 0 and self.bytes + size > MAX_BYTES:
             return StorageFull(f"the values of a bot have {MAX_BYTES} bytes at most")
+        if held is not None and (
+            (number > 0 and 2 * (self.number + number) > MAX_VALUES)
+            or (size > 0 and 2 * (self.bytes + size) > MAX_BYTES)
+        ):
+            return share_fault(*held(), self.number, self.bytes, number, size)
         return None
-
-    @property
-    def is_half_full(self) -> bool:
-        """True if half of the room is taken."""
-        return 2 * self.number >= MAX_VALUES or 2 * self.bytes >= MAX_BYTES
 
     def add(self, number: int, size: int) -> None:
         """Count a change."""
@@ -164,12 +171,12 @@ class BotValues:
         self,
         database: Database,
         reactor: Scheduler,
-        gave_way: Callable[[Pool, object], object] = lambda pool, claimant: None,
+        gave_way: Callable[[Pool, object, int], object] = lambda pool, claimant, count: None,
     ) -> None:
-        """@param gave_way: called where a value finds no room, with its bot and its scope."""
+        """@param gave_way: called when a value is refused, for there is no room."""
+        self._gave_way = gave_way
         self._database = database
         self._reactor = reactor
-        self._gave_way = gave_way
         self._waiting: dict[str, deque[_Call]] = {}  # by bot, the next one first
         self._out: list[_Call] | None = None
         self._emptied: Deferred[None] | None = None
@@ -221,9 +228,7 @@ class BotValues:
             begin, last = check_page(prefix, after, limit)
         except BotValueError as error:
             return fail(error)
-        return self._ask(
-            bot, scope, partial(_keys, key_hash(bot, scope), begin, last, limit), False
-        )
+        return self._ask(bot, partial(_keys, key_hash(bot, scope), begin, last, limit), False)
 
     def stop(self) -> "Deferred[None]":
         """
@@ -254,9 +259,9 @@ class BotValues:
         except (BotTypeError, BotValueError, StorageFull) as error:
             return fail(error)
         place = (key_hash(bot, scope), name)
-        return self._ask(bot, scope, partial(work, place=place), writes)
+        return self._ask(bot, partial(work, place=place), writes, scope)
 
-    def _ask(self, bot: str, scope: str, work: _Work, writes: bool) -> "Deferred[Any]":
+    def _ask(self, bot: str, work: _Work, writes: bool, scope: str = "") -> "Deferred[Any]":
         if self._stopped:
             return fail(StoreClosed("the store was stopped"))
         waiting = self._waiting.setdefault(bot, deque())
@@ -293,7 +298,7 @@ class BotValues:
     def _carried_out(self, results: list[object], batch: list[_Call]) -> None:
         for call, result in zip(batch, results, strict=True):
             if isinstance(result, StorageFull):
-                self._gave_way(Pool.BOT_VALUES, f"{call.bot!r} {call.scope!r}")
+                self._gave_way(Pool.BOT_VALUES, f"the bot {call.bot!r} {call.scope}", 1)
             call.finish(result)
 
     def _lost(self, failure: Failure, batch: list[_Call]) -> None:
@@ -342,6 +347,24 @@ def check_value(value: bytes) -> None:
     """@raise StorageFull: a value is too long."""
     if len(value) > MAX_VALUE_BYTES:
         raise StorageFull(f"a value has {MAX_VALUE_BYTES} bytes of JSON at most")
+
+
+def share_fault(
+    held: int, held_bytes: int, all_values: int, all_bytes: int, number: int, size: int
+) -> StorageFull | None:
+    """
+    The bound of a room or a person that a change would go over: it holds no more values, and no
+    more bytes, than its bot may have yet.
+
+    @param held: its values; C{held_bytes}: their bytes.
+    @param all_values: those of the bot; C{all_bytes}: their bytes.
+    @param number: how many values more; C{size}: how many bytes more.
+    """
+    if (number > 0 and held + number > MAX_VALUES - all_values) or (
+        size > 0 and held_bytes + size > MAX_BYTES - all_bytes
+    ):
+        return StorageFull("this room or person has stored as much as the bot has room for yet")
+    return None
 
 
 def check_page(prefix: str, after: str | None, limit: int) -> tuple[bytes, bytes]:
@@ -470,10 +493,14 @@ def _put(
     assert sums is not None
     size = len(place[1]) + len(value.encode())
     number, more = (1, size) if found is None else (0, size - found.bytes)
-    full = sums.full(number, more)
-    if full is None and scope and sums.is_half_full and (number > 0 or more > 0):
-        full = _over_its_share(connection, place[0], sums, number, more)
-    if full is not None:
+
+    def held() -> tuple[int, int]:
+        count, total = func.count(), func.coalesce(func.sum(BOT_VALUES.c.bytes), 0)
+        of_scope = select(count, total).where(BOT_VALUES.c.scope_key == place[0])
+        row = connection.execute(of_scope).one()
+        return int(row[0]), int(row[1])
+
+    if (full := sums.full(number, more, held if scope else None)) is not None:
         return full
     row = {"value": value, "bytes": size}
     if found is None:
@@ -489,20 +516,6 @@ def _put(
     if write_each(connection, [row], write):
         return StoreError("the store refused the value: it cannot hold all characters in it")
     sums.add(number, more)
-    return None
-
-
-def _over_its_share(
-    connection: Connection, scope_key: str, sums: _Sums, number: int, size: int
-) -> StorageFull | None:
-    """The reason why a room, or a person, may not have more: what is left is for the others."""
-    theirs = BOT_VALUES.c.scope_key == scope_key
-    count = connection.scalar(select(func.count()).where(theirs)) or 0
-    if number > 0 and count + number > MAX_VALUES - sums.number:
-        return StorageFull("of the values of this bot, a room or a person has as many as are left")
-    held = connection.scalar(select(func.sum(BOT_VALUES.c.bytes)).where(theirs)) or 0
-    if size > 0 and held + size > MAX_BYTES - sums.bytes:
-        return StorageFull("of the bytes of this bot, a room or a person has as many as are left")
     return None
 
 

@@ -30,6 +30,7 @@ from domaeka.store.bot_values import (
     check_number,
     check_page,
     check_value,
+    share_fault,
 )
 from domaeka.wire import Media
 
@@ -104,11 +105,18 @@ class MemoryValues:
         values = self._of(bot)
         kept = self._bytes.get(bot, 0)
         before = values.get(place)
+        scope = place[0]
         more = len(value) - len(before) if before is not None else len(place[1]) + len(value)
         if before is None and len(values) >= MAX_VALUES:
             raise StorageFull(f"a bot has {MAX_VALUES} values at most")
         if more > 0 and kept + more > MAX_BYTES:
             raise StorageFull(f"the values of a bot have {MAX_BYTES} bytes at most")
+        if scope and (2 * len(values) + 2 > MAX_VALUES or 2 * (kept + more) > MAX_BYTES):
+            held = [len(key[1]) + len(one) for key, one in values.items() if key[0] == scope]
+            number = int(before is None)
+            fault = share_fault(len(held), sum(held), len(values), kept, number, more)
+            if fault is not None:
+                raise fault
         values[place] = value
         self._bytes[bot] = kept + more
 

@@ -275,6 +275,10 @@ class _Threads:
         if not result.called:  # it was cancelled
             result.errback(value) if isinstance(value, Failure) else result.callback(value)
 
+    def health(self) -> str | None:
+        """Threads that hang are told of where a test waits for them."""
+        return None
+
     def close(self) -> "Deferred[None]":
         self._waiting.clear()
         return succeed(None)

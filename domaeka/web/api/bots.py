@@ -3,12 +3,15 @@
 from typing import Any, Final, Literal
 
 from domaeka.bots.access import operators
+from domaeka.bots.commands import Command
 from domaeka.bots.dispatch import BotDispatcher
 from domaeka.metrics import Metrics
 from domaeka.policies.retry import BreakerState
 from domaeka.schema import BotCommand, Bots, LoadedBot, ServiceState
 from domaeka.web.api.endpoints import EndpointGroup, Request, endpoint
 
+#: Most rooms and people that are listed for a command.
+MAX_OPEN_FOR: Final = 20
 _STATES: Final[dict[BreakerState, Literal["closed", "half open", "open"]]] = {
     BreakerState.CLOSED: "closed",
     BreakerState.HALF_OPEN: "half open",
@@ -28,24 +31,8 @@ class BotPages(EndpointGroup):
         """All bots."""
         breakers = self._dispatcher.breakers()
         handlers = {command.name for command in self._dispatcher.handlers()}
-        metrics = self._metrics
         bots = [
-            LoadedBot(
-                bot.name,
-                [
-                    BotCommand(
-                        command.name,
-                        list(command.aliases),
-                        command.help,
-                        command.allow == operators,
-                        metrics.handler.labels(command.name).count,
-                        int(metrics.handler_failures.labels(command.name).value),
-                        _STATES[breakers[command.name].state],
-                        str(command.allow or ""),
-                    )
-                    for command in bot.commands
-                ],
-            )
+            LoadedBot(bot.name, [self._command(command) for command in bot.commands])
             for bot in self._dispatcher.bots()
         ]
         return Bots(
@@ -55,4 +42,21 @@ class BotPages(EndpointGroup):
                 for name, breaker in breakers.items()
                 if name not in handlers
             ],
+        )
+
+    def _command(self, command: Command) -> BotCommand:
+        breaker = self._dispatcher.breaker(command)
+        open_for = breaker.open_for()
+        metrics = self._metrics
+        return BotCommand(
+            command.name,
+            list(command.aliases),
+            command.help,
+            command.allow == operators,
+            metrics.handler.labels(command.name).count,
+            int(metrics.handler_failures.labels(command.name).value),
+            _STATES[breaker.state],
+            str(command.allow or ""),
+            open_for[:MAX_OPEN_FOR],
+            len(open_for),
         )
