@@ -17,7 +17,14 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    DELIVERIES = "deliveries"
+    HELD_CHAT = "held_chat"
+    OUTBOX = "outbox"
+    OUTBOXES = "outboxes"
     PLACES = "places"
+    READING = "reading"
+    REPORTS = "reports"
+    UNSTORED = "unstored"
 
 
 class Yielded(NamedTuple):

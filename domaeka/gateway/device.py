@@ -21,10 +21,12 @@ from domaeka.interfaces import (
     RoomKey,
     StatusListener,
 )
+from domaeka.policies.allowance import Allowance
 from domaeka.policies.liveness import Responsiveness
 from domaeka.policies.outbox import Outbox
 from domaeka.policies.records import KeptOutbox, Records, Taken
 from domaeka.policies.snapshots import ClientIds, OutboxSnapshot, load_snapshot, take_snapshot
+from domaeka.pools import Pool
 from domaeka.schema import Connection, Grade, Queue
 from domaeka.wire import NO_NOTIFICATION, Chat, DeliveryReport, Reply
 
@@ -59,6 +61,7 @@ class Device:
     @ivar approved: whether its messages are answered.
     @ivar pending: submitted messages that bots still work on; C{pending_chars}: their characters.
     @ivar takeovers: times at which its connections replaced each other, within the last minute.
+    @ivar allowance: how much it may say, set by its first connection.
     @ivar kept_until: earliest time at which it is forgotten, by the steady time.
     """
 
@@ -72,6 +75,7 @@ class Device:
         "_pacer",
         "_said_expired",
         "_said_refused",
+        "allowance",
         "approved",
         "connection",
         "kept_until",
@@ -91,6 +95,7 @@ class Device:
         self.pending = 0
         self.pending_chars = 0
         self.takeovers: tuple[float, ...] = ()
+        self.allowance: Allowance | None = None
         self._context = context
         self.outbox = self._new_outbox()
         self._client_ids: ClientIds | None = None
@@ -105,7 +110,8 @@ class Device:
     def _new_outbox(self) -> Outbox:
         context = self._context
         queue = context.settings.queue
-        return Outbox(queue.max_messages, queue.max_bytes, context.budget, context.seconds)
+        limits = queue.max_messages, queue.max_bytes
+        return Outbox(*limits, context.budget, context.seconds, owner=self.key)
 
     def reset(self) -> None:
         """
@@ -220,12 +226,17 @@ class Device:
         else:
             records.done(taken)
 
-    def has_room(self, chars: int) -> bool:
-        """True if a message of C{chars} characters can be taken: else its client says it again."""
-        held = self._context.held
-        if held.holding and not held.has_room(self.key, chars):
+    def has_room(self, chat: Chat) -> bool:
+        """True if a message can be taken: else its client says it again."""
+        context = self._context
+        held, room, pools = context.held, chat.room_id, context.metrics.pools
+        if held.holding and not held.has_room(self.key, room, len(chat.text)):
+            pools.gave_way(Pool.HELD_CHAT, f"{self.key}, room {room!r}")
             return False
-        return self.records is None or not self.records.is_full
+        if self.records is not None and not self.records.has_room(room):
+            pools.gave_way(Pool.UNSTORED, f"{self.key}, room {room!r}")
+            return False
+        return True
 
     def _hold(self, chat: Chat) -> None:
         """Keep a message until the store has said whether it may be answered."""
@@ -246,7 +257,7 @@ class Device:
             else:
                 origin.message_done(chat)
 
-        if not context.held.put(key, len(chat.text), decide):
+        if not context.held.put(key, chat.room_id, len(chat.text), decide):
             origin.message_done(chat)
 
     def _enter(self, chat: Chat) -> bool:
