@@ -30,19 +30,19 @@ class Allowance:
 
     It belongs to a device, so that a new connection brings no new burst.
 
-    @ivar bytes_left: whoever reads a line counts its bytes down here.
-    @ivar overdrawn: whether a message has gone over the rate.
+    @ivar overdrawn: whether a message, or a byte, has gone over its rate.
     """
 
     __slots__ = (
         "_bucket",
         "_burst",
+        "_bytes_left",
         "_filled_at",
         "_limits",
+        "_message_due",
         "_paid",
         "_rate",
         "_seconds",
-        "bytes_left",
         "overdrawn",
     )
 
@@ -60,7 +60,7 @@ class Allowance:
         seconds, rate = self._seconds, limits.messages_per_second
         #: Counts authenticated and refused messages, for both take time.
         self._bucket = TokenBucket(rate, limits.messages_burst, seconds) if rate else None
-        self.overdrawn = False
+        self.overdrawn = self._message_due = False
         self._paid = 0  # messages that may come before the bucket is asked again
         self._rate = limits.bytes_per_second
         if not rate and self._rate == BYTES_PER_SECOND:
@@ -69,7 +69,7 @@ class Allowance:
         # asked for where it is, and not for each line.
         self._burst = self._rate * BURST_SECONDS / 2
         self._filled_at = seconds() - BURST_SECONDS
-        self.bytes_left = self._burst or inf
+        self._bytes_left = self._burst or inf
 
     def message_came(self) -> None:
         """Count a message against the rate: one over it is still taken, but the next waits."""
@@ -79,18 +79,25 @@ class Allowance:
             if not self._bucket.take(PAID_AT_ONCE):
                 self._paid = PAID_AT_ONCE - 1
             elif self._bucket.take():
-                self.overdrawn = True
+                self.overdrawn = self._message_due = True
+
+    def bytes_came(self, count: int) -> None:
+        """Count bytes of lines against their rate, likewise."""
+        self._bytes_left -= count
+        if self._bytes_left <= 0:
+            self.overdrawn = True
 
     def overdraft(self) -> Overdraft:
         """Pay for what went over the rates, as far as it can be by now."""
-        if self.overdrawn and self._bucket is not None and self._bucket.take():
+        if self._message_due and self._bucket is not None and self._bucket.take():
             return Overdraft.MESSAGES
-        self.overdrawn = False
-        if self.bytes_left <= 0:
+        self._message_due = False
+        if self._bytes_left <= 0:
             now = self._seconds()
             gained = (now - self._filled_at) * self._rate
             self._filled_at = now
-            self.bytes_left = min(self._burst, self.bytes_left + gained)
-            if self.bytes_left <= 0:
+            self._bytes_left = min(self._burst, self._bytes_left + gained)
+            if self._bytes_left <= 0:
                 return Overdraft.BYTES
+        self.overdrawn = False
         return Overdraft.NONE

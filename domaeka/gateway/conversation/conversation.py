@@ -145,7 +145,7 @@ class Conversation:
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:
         self.peer.corked = True
-        lines_left = most
+        lines_left, size = most, 0
         # A line may end the conversation, or pause its reading: the next ones wait.
         while lines_left and self.peer.reads and self._throttle.open and not self._waits_for_store:
             try:
@@ -153,13 +153,14 @@ class Conversation:
                 if line is None:
                     break
                 lines_left -= 1
-                self._throttle.allowance.bytes_left -= len(line)
+                size += len(line)
                 self._line_received(line)
             except WireError as error:
                 self._refuse(error)
             except Exception:
                 _log.failure("{peer}: our own mistake", peer=self.peer)
                 self._fail()
+        self._throttle.allowance.bytes_came(size)
         self.peer.corked = False
         self.wake()
         return most - lines_left
@@ -437,7 +438,7 @@ class Conversation:
         peer.messages_received += 1
         self._writer.dialect = chat.dialect
         if chat.packed is not None:
-            self._throttle.allowance.bytes_left -= context.unpack(chat)
+            self._throttle.allowance.bytes_came(context.unpack(chat))
         if not context.serving.takes_work:
             self._refuse_work()
             return

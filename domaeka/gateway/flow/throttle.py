@@ -88,13 +88,12 @@ class Throttle:
     @property
     def calm(self) -> bool:
         """True if L{changed} has nothing to decide."""
-        device, allowance = self._device, self.allowance
+        device = self._device
         return (
             device is not None
             and self.open
             and not device.pending
-            and not allowance.overdrawn
-            and allowance.bytes_left > 0
+            and not self.allowance.overdrawn
             and device.outbox.answer_bytes + self._writer.urgent_bytes <= self._calm_bytes
         )
 
@@ -117,7 +116,7 @@ class Throttle:
         if waiting_bytes > ANSWERS_BYTES * share:
             decision = False
             self._why = _ANSWERS
-        if decision and (overdraft := self.allowance.overdraft()):
+        if decision and self.allowance.overdrawn and (overdraft := self.allowance.overdraft()):
             decision = False
             self._why = overdraft
         if decision is self.open:
