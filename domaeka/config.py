@@ -167,6 +167,10 @@ class BreakerSettings(_Section, frozen=True):
     recovery_timeout: Annotated[Seconds, _doc("how long it stays open")] = 60.0
 
 
+#: The default of C{limits.bytes_per_second}.
+BYTES_PER_SECOND: Final = 262_144.0
+
+
 class LimitsSettings(_Section, frozen=True):
     """Rate limits, and bans for those who ignore them."""
 
@@ -207,6 +211,17 @@ class LimitsSettings(_Section, frozen=True):
         ),
     ] = 200.0
     messages_burst: Annotated[_Count, _doc("messages that may come at once")] = 1000
+    bytes_per_second: Annotated[
+        float,
+        _doc(
+            "bytes of one connection's lines, inflated, of which as many as of 16 s may come at "
+            "once; over it reading pauses: 200 messages a second of 1,300 bytes each, some 500 "
+            "characters of Hangul; a room of people says fewer than one; 0: no limit, as is the "
+            "default where `limits.messages_per_second` is 0",
+            ge=0,
+            le=1_000_000_000,
+        ),
+    ] = BYTES_PER_SECOND
 
 
 class AuthSettings(_Section, frozen=True):

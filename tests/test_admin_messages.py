@@ -7,7 +7,7 @@ from domaeka.gateway.serving import Step
 from domaeka.interfaces import DeviceKey
 from domaeka.wire import DeliveryReport, Dialect, Media, encode_frame, timestamp_text
 from tests.api_case import ROOM_ID, ApiCase, path_of, replies
-from tests.gateway_case import KEY, PICTURE
+from tests.gateway_case import KEY, PICTURE, Peer
 
 OTHER = DeviceKey(KEY.bot_name, "other")
 BASE64 = base64.b64encode(PICTURE).decode()
@@ -27,6 +27,11 @@ class SendingTests(ApiCase):
         self.assertEqual(status, 202, body)
         self.run_for(0.0)
         return str(body["id"])
+
+    def done(self, peer: Peer) -> None:
+        """The phone is done with the files that it has got."""
+        self.run_for(1.0)
+        peer.pong()
 
     def state(self, message_id: str) -> str:
         """What has become of a message."""
@@ -62,6 +67,7 @@ class SendingTests(ApiCase):
         peer = self.heard(KEY)
         url = "https://example.org/방.mp4"
         message = self.send(media=[{"base64": BASE64}, {"url": url}], message_type="video")
+        self.done(peer)
         kinds = [type(reply.content.pieces[0]) for reply in replies(peer)]  # type: ignore[union-attr]
         self.assertEqual(kinds, [bytes, str])
         self.assertEqual(self.state(message), "sent")
@@ -71,6 +77,7 @@ class SendingTests(ApiCase):
         peer = self.heard(KEY)
         pdf = {"base64": base64.b64encode(b"%PDF-1.7\n\0").decode()}
         self.send(media=[pdf, {"url": "https://a.example/film.mp4"}])
+        self.done(peer)
         kinds = [reply.content.kind for reply in replies(peer)]  # type: ignore[union-attr]
         self.assertEqual(kinds, ["document", "video"])
         status, body = self.ask("POST", "/messages", to_room(media=[pdf], message_type="image"))

@@ -29,7 +29,10 @@ class HeldChatTests(SynchronousTestCase):
         def decide(number: int, answered: bool) -> None:
             self.decided.append((number, answered))
 
-        return [self.held.put(key, chars, partial(decide, number)) for number in numbers]
+        return [
+            self.held.put(key, f"room {number}", chars, partial(decide, number))
+            for number in numbers
+        ]
 
     def test_answered_in_order(self) -> None:
         """What was held is answered in its order, whosever it is, and nothing is held then."""
@@ -73,7 +76,7 @@ class HeldChatTests(SynchronousTestCase):
     def test_own_mistake_costs_one(self) -> None:
         """Where one cannot be answered for a mistake of ours, the others are."""
         self.put(1)
-        self.held.put(OTHER, 1, lambda answered: 1 / 0)
+        self.held.put(OTHER, "room", 1, lambda answered: 1 / 0)
         self.put(2)
         self.held.release(self.turns.append)
         self.assertEqual([number for number, _ in self.decided], [1, 2])

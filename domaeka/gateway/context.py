@@ -1,6 +1,7 @@
 """The context that all modules of the gateway use."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
@@ -15,10 +16,11 @@ from domaeka.gateway.serving import Serving
 from domaeka.interfaces import Ban, ChatLog, Devices, Dispatcher, Rooms, Sessions
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
+from domaeka.policies.budget import Budget
 from domaeka.policies.holdings import MinuteRates
 from domaeka.policies.limits import AddressLimits
 from domaeka.policies.liveness import SteadyTime
-from domaeka.policies.outbox import Budget
+from domaeka.pools import Pool
 from domaeka.wire import Chat, FrameReader, pack_text
 
 #: Period of the sweep, in seconds, and so the most by which a deadline is missed.
@@ -91,11 +93,17 @@ class Context:
         self.journal = journal
         self.events = Events()
         self.serving = Serving()
-        self.held = HeldChat(metrics.held_messages_dropped.inc)
+        gave_way = metrics.pools.gave_way
+        self.held = HeldChat(metrics.held_messages_dropped.inc, partial(gave_way, Pool.HELD_CHAT))
+        self.budget = Budget(
+            settings.queue.total_bytes,
+            partial(gave_way, Pool.OUTBOX),
+            partial(gave_way, Pool.OUTBOXES),
+            partial(gave_way, Pool.REPORTS),
+        )
         self.unapproved_lines = MinuteRates[int | str](
             UNAPPROVED_LINES, self.seconds, MAX_UNAPPROVED_LINES
         )
-        self.budget = Budget(settings.queue.total_bytes)
         self._epoch = f"{random.getrandbits(64):016x}"
         self._last_epoch = 0
         self.apply(settings, signer)
@@ -143,11 +151,18 @@ class Context:
             self.metrics.compression_bytes.labels("wire").value += len(packed)
         return packed
 
-    def unpack(self, chat: Chat) -> None:
-        """Inflate the text of a message.  @raise WireError: it cannot be, or is too long."""
+    def unpack(self, chat: Chat) -> int:
+        """
+        Inflate the text of a message.
+
+        @return: its size, in bytes.
+        @raise WireError: it cannot be inflated, or is too long.
+        """
         assert chat.packed is not None
         stages = self.metrics.compression_bytes
         packed_bytes = len(chat.packed)
         self.reader.inflate(chat)
         stages.labels("wire").value += packed_bytes
-        stages.labels("plain").value += len(chat.text.encode())
+        size = len(chat.text.encode())
+        stages.labels("plain").value += size
+        return size

@@ -21,6 +21,7 @@ from domaeka.interfaces import (
     RoomKey,
     StatusListener,
 )
+from domaeka.policies.allowance import Allowance
 from domaeka.policies.limits import address_key
 from domaeka.policies.liveness import Responsiveness
 from domaeka.policies.outbox import Outbox
@@ -61,6 +62,7 @@ class Device:
     @ivar approved: whether its messages are answered.
     @ivar pending: submitted messages that bots still work on; C{pending_chars}: their characters.
     @ivar takeovers: times at which its connections replaced each other, within the last minute.
+    @ivar allowance: how much it may say, set by its first connection.
     @ivar kept_until: earliest time at which it is forgotten, by the steady time.
     """
 
@@ -74,6 +76,7 @@ class Device:
         "_pacer",
         "_said_expired",
         "_said_refused",
+        "allowance",
         "approved",
         "connection",
         "kept_until",
@@ -93,6 +96,7 @@ class Device:
         self.pending = 0
         self.pending_chars = 0
         self.takeovers: tuple[float, ...] = ()
+        self.allowance: Allowance | None = None
         self._context = context
         self.outbox = self._new_outbox()
         self._client_ids: ClientIds | None = None
@@ -107,7 +111,8 @@ class Device:
     def _new_outbox(self) -> Outbox:
         context = self._context
         queue = context.settings.queue
-        return Outbox(queue.max_messages, queue.max_bytes, context.budget, context.seconds)
+        limits = queue.max_messages, queue.max_bytes
+        return Outbox(*limits, context.budget, context.seconds, owner=self.key)
 
     def reset(self) -> None:
         """
@@ -222,12 +227,17 @@ class Device:
         else:
             records.done(taken)
 
-    def has_room(self, chars: int) -> bool:
-        """True if a message of C{chars} characters can be taken: else its client says it again."""
-        held = self._context.held
-        if held.holding and not held.has_room(self.key, chars):
+    def has_room(self, chat: Chat) -> bool:
+        """True if a message can be taken: else its client says it again."""
+        context = self._context
+        held, room, pools = context.held, chat.room_id, context.metrics.pools
+        if held.holding and not held.has_room(self.key, room, len(chat.text)):
+            pools.gave_way(Pool.HELD_CHAT, f"{self.key}, room {room!r}")
             return False
-        return self.records is None or not self.records.is_full
+        if self.records is not None and not self.records.has_room(room):
+            pools.gave_way(Pool.UNSTORED, f"{self.key}, room {room!r}")
+            return False
+        return True
 
     def _hold(self, chat: Chat) -> None:
         """Keep a message until the store has said whether it may be answered."""
@@ -246,8 +256,7 @@ class Device:
                 self._log_unapproved(chat, heard_at)
             origin.message_done(chat)
 
-        if not self._context.held.put(self.key, len(chat.text), decide):
-            self._context.metrics.pools.gave_way(Pool.HELD_CHAT, self.key)
+        if not self._context.held.put(self.key, chat.room_id, len(chat.text), decide):
             decide(False)
 
     def _enter(self, chat: Chat, heard_at: float | None = None) -> bool:

@@ -20,7 +20,7 @@ RELEASED_A_TURN: Final = 100
 
 
 class _Share:
-    """The part of a device."""
+    """The part of a device, or of one of its rooms."""
 
     __slots__ = ("chars", "messages")
 
@@ -33,20 +33,29 @@ class HeldChat:
     """
     Messages that wait for the store, oldest first.
 
-    A device may take half of the room that is left to all, so that none keeps the others out.
+    A device may take half of the room that is left to all, and a room half of what is left to its
+    device, so that none keeps the others out.
 
     @ivar holding: whether messages are to be held.
     """
 
     log = Logger()
 
-    def __init__(self, observe_dropped: Callable[[int], object] = lambda messages: None) -> None:
-        """@param observe_dropped: called with each number of messages that are dropped."""
+    def __init__(
+        self,
+        observe_dropped: Callable[[int], object] = lambda messages: None,
+        gave_way: Callable[[object], object] = lambda claimant: None,
+    ) -> None:
+        """
+        @param observe_dropped: called with each number of messages that are dropped.
+        @param gave_way: called with whose message there was no room for.
+        """
         self.holding = False
         self._observe_dropped = observe_dropped
-        self._messages: deque[tuple[DeviceKey, int, Callable[[bool], object]]] = deque()
+        self._gave_way = gave_way
+        self._messages: deque[tuple[DeviceKey, str, int, Callable[[bool], object]]] = deque()
         self._chars = 0
-        self._shares: dict[DeviceKey, _Share] = {}
+        self._shares: dict[DeviceKey | tuple[DeviceKey, str], _Share] = {}
         self._dropped = 0
 
     def __len__(self) -> int:
@@ -56,30 +65,37 @@ class HeldChat:
         """Hold what comes from now on."""
         self.holding = True
 
-    def has_room(self, key: DeviceKey, chars: int) -> bool:
-        """True if a message of C{chars} characters can be held for a device."""
-        share = self._shares.get(key)
-        messages, held = (0, 0) if share is None else (share.messages, share.chars)
-        return (
-            messages < MAX_HELD - len(self._messages)
-            and held + chars <= MAX_HELD_CHARS - self._chars
-        )
+    def has_room(self, key: DeviceKey, room_id: str, chars: int) -> bool:
+        """True if a message of C{chars} characters can be held for a room of a device."""
+        left, left_chars = MAX_HELD - len(self._messages), MAX_HELD_CHARS - self._chars
+        for holder in (key, (key, room_id)):
+            share = self._shares.get(holder)
+            if share is not None:
+                left -= share.messages
+                left_chars -= share.chars
+            if left <= 0 or chars > left_chars:
+                return False
+        return True
 
-    def put(self, key: DeviceKey, chars: int, decide: Callable[[bool], object]) -> bool:
+    def put(
+        self, key: DeviceKey, room_id: str, chars: int, decide: Callable[[bool], object]
+    ) -> bool:
         """
-        Hold a message of a device.
+        Hold a message of a room of a device.
 
         @param decide: called once: with C{True} when it is to be judged and answered, with
             C{False} when it is dropped after all.
         @return: whether there was room; if not, it is counted as dropped.
         """
-        if not self.has_room(key, chars):
+        if not self.has_room(key, room_id, chars):
             self._drop(1)
+            self._gave_way(f"{key}, room {room_id!r}")
             return False
-        self._messages.append((key, chars, decide))
-        share = self._shares.setdefault(key, _Share())
-        share.messages += 1
-        share.chars += chars
+        self._messages.append((key, room_id, chars, decide))
+        for holder in (key, (key, room_id)):
+            share = self._shares.setdefault(holder, _Share())
+            share.messages += 1
+            share.chars += chars
         self._chars += chars
         return True
 
@@ -94,13 +110,14 @@ class HeldChat:
         self._observe_dropped(messages)
 
     def _take(self) -> Callable[[bool], object]:
-        key, chars, decide = self._messages.popleft()
-        share = self._shares[key]
-        share.messages -= 1
-        share.chars -= chars
+        key, room_id, chars, decide = self._messages.popleft()
+        for holder in (key, (key, room_id)):
+            share = self._shares[holder]
+            share.messages -= 1
+            share.chars -= chars
+            if not share.messages:
+                del self._shares[holder]
         self._chars -= chars
-        if not share.messages:
-            del self._shares[key]
         return decide
 
     def release(self, call_soon: Callable[[Callable[[], object]], object]) -> None:

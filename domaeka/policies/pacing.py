@@ -9,6 +9,7 @@ from math import inf
 from random import Random
 from typing import Final, Protocol
 
+from domaeka.policies.outgoing import room_of
 from domaeka.wire import Reply
 
 #: Longest random pause on top of the least one, as a part of it: regular pauses stand out, too.
@@ -92,7 +93,11 @@ class Pace:
 
     def came(self, reply: Reply) -> None:
         """Note that one more message waits."""
-        self._quiet_until = min(self._quiet_until, self._due(reply))
+        self._quiet_until = min(self._quiet_until, self.due(reply))
+
+    def look_again(self) -> None:
+        """Note that more of what waits may leave now than before."""
+        self._quiet_until = -inf
 
     def rests(self, now: float) -> bool:
         """True if nothing that waits may leave yet."""
@@ -120,7 +125,7 @@ class Pace:
         best, least = -1, inf
         seen = set()
         for place, item in enumerate(waiting):
-            room = _room(item.reply)
+            room = room_of(item.reply)
             if room in seen:
                 continue
             seen.add(room)
@@ -138,7 +143,7 @@ class Pace:
         @param since: since when it has waited.
         """
         self._observe(max(0.0, now - max(since, self._since)))
-        room = _room(reply)
+        room = room_of(reply)
         rooms = self._room_due
         rooms.pop(room, None)
         if len(rooms) >= MAX_ROOMS:
@@ -147,9 +152,6 @@ class Pace:
         rooms[room] = now + self._room_pause * jitter
         self._phone_due = now + self._phone_pause * jitter
 
-    def _due(self, reply: Reply) -> float:
-        return max(self._phone_due, self._room_due.get(_room(reply), -inf))
-
-
-def _room(reply: Reply) -> str:
-    return reply.channel_id or reply.room
+    def due(self, reply: Reply) -> float:
+        """When a message may leave."""
+        return max(self._phone_due, self._room_due.get(room_of(reply), -inf))

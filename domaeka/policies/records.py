@@ -213,6 +213,7 @@ class Records:
         "_new",
         "_numbers",
         "_reserved",
+        "_rooms",
         "_row_is_new",
         "_taken",
         "_unpruned",
@@ -244,6 +245,7 @@ class Records:
         self._numbers: dict[int, int] = {}
         self._gone: list[int] = []
         self._taken: dict[int, Taken] = {}
+        self._rooms: dict[str, int] = {}  # how many of these are of each
         self._answers: dict[int, int] = {}
         self._answered: list[int] = []
         self._unpruned = 0
@@ -295,13 +297,17 @@ class Records:
 
     # Messages of the client
 
-    @property
-    def is_full(self) -> bool:
-        """True while too many messages that were taken are not stored."""
-        return len(self._taken) >= MAX_UNSTORED
+    def has_room(self, room_id: str) -> bool:
+        """
+        True if one more message of a room can be taken, though those before are not stored: a room
+        may take half of what is left to all.
+        """
+        return self._rooms.get(room_id, 0) < MAX_UNSTORED - len(self._taken)
 
     def took(self, chat: Chat) -> Taken:
         """A message was taken: its id is kept, and its body until L{done}."""
+        room_id = chat.room_id
+        self._rooms[room_id] = self._rooms.get(room_id, 0) + 1
         return self._took(chat.client_id or "", chat)
 
     def knew(self, client_id: str) -> None:
@@ -332,7 +338,7 @@ class Records:
 
     def forget(self) -> None:
         """Keep nothing any more."""
-        self._new, self._taken = {}, {}
+        self._new, self._taken, self._rooms = {}, {}, {}
         self._ledger.forget(self)
 
     # From the ledger
@@ -357,7 +363,7 @@ class Records:
                 taken.collected = True
                 body = None if taken.chat is None else _encoded(taken.chat)
                 batch.taken.append(TakenRow(outbox, record, taken.client_id, body, taken.answers))
-            self._taken = {}
+            self._taken, self._rooms = {}, {}
         if self._numbers:
             batch.numbers += [(outbox, record, n) for record, n in self._numbers.items()]
             self._numbers = {}

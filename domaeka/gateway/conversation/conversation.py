@@ -28,7 +28,7 @@ from domaeka.gateway.conversation.handshake import (
     waits_for_entry,
 )
 from domaeka.gateway.conversation.keepalive import KeepAlive
-from domaeka.gateway.conversation.states import NEXT, sooner
+from domaeka.gateway.conversation.states import HALF_CLOSED_SECONDS, KNOWN_SECONDS, NEXT, sooner
 from domaeka.gateway.conversation.violations import Violations, note_clock_fault
 from domaeka.gateway.device import Device
 from domaeka.gateway.flow.throttle import Throttle
@@ -55,11 +55,6 @@ from domaeka.wire import (
     encode_probe,
 )
 
-#: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
-#: docs/protocol.md, "Handshake".
-NO_HANDSHAKE_SECONDS: Final = 1.0
-#: Time for answers to a phone that has finished sending, in seconds.
-HALF_CLOSED_SECONDS: Final = 1.0
 #: Earlier than any time: due at the next sweep.
 _AT_ONCE: Final = 0.0
 
@@ -105,7 +100,7 @@ class Conversation:
         self._membership = membership
         self._transport = transport
         self._writer = Writer(transport, context, self._media_left, self.wake)
-        self._throttle = Throttle(self._writer, context)
+        self._throttle = Throttle(self._writer, context, self.peer)
         self._device: Device | None = None
         self._keepalive: KeepAlive | None = None
         self._violations: Violations | None = None
@@ -151,7 +146,7 @@ class Conversation:
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:
         self.peer.corked = True
-        lines_left = most
+        lines_left, size = most, 0
         # A line may end the conversation, or pause its reading: the next ones wait.
         while lines_left and self.peer.reads and self._throttle.open and not self._waits_for_store:
             try:
@@ -159,12 +154,14 @@ class Conversation:
                 if line is None:
                     break
                 lines_left -= 1
+                size += len(line)
                 self._line_received(line)
             except WireError as error:
                 self._refuse(error)
             except Exception:
                 _log.failure("{peer}: our own mistake", peer=self.peer)
                 self._fail()
+        self._throttle.allowance.bytes_came(size)
         self.peer.corked = False
         self.wake()
         return most - lines_left
@@ -270,6 +267,7 @@ class Conversation:
                 self._transport.abort()
             return
         self._judge_reading()
+        self._throttle.attend(now)
         self._close_if_leaving()
         if self.peer.closing or self._judge_path(now, judging):
             return
@@ -281,6 +279,8 @@ class Conversation:
         if not idle and self._device is not None:
             self._device.outbox.phone_reads()
         self._due = self._work_out_due()  # sooner, if something is written now
+        if self._writer.outbox is not None and self._writer.outbox.files_wait:
+            self._pump()
         if self.peer.state is State.READY:
             self._keep_alive(now, judging)
         else:
@@ -417,7 +417,7 @@ class Conversation:
         """Take a message.  @raise WireError: its proof is wrong, or it cannot be inflated."""
         context, peer = self._context, self.peer
         context.metrics.messages_received.value += 1
-        self._throttle.message_came()
+        self._throttle.allowance.message_came()
         acknowledges = chat.client_id is not None and "ack" in peer.capabilities
         verdict = context.authentication.judge(chat.auth, peer.key, peer.number, line)
         device = self._device
@@ -439,7 +439,7 @@ class Conversation:
         peer.messages_received += 1
         self._writer.dialect = chat.dialect
         if chat.packed is not None:
-            context.unpack(chat)
+            self._throttle.allowance.bytes_came(context.unpack(chat))
         if not context.serving.takes_work:
             self._refuse_work()
             return
@@ -455,7 +455,7 @@ class Conversation:
     def _acknowledge(self, device: Device, chat: Chat) -> bool:
         """Acknowledge a client's message.  @return: whether it is new."""
         assert chat.client_id is not None
-        if not device.has_room(len(chat.text)):
+        if not device.has_room(chat):
             return False  # the store is in trouble: the client will say it again
         self._writer.put_ack(encode_ack(chat.client_id))
         return not device.client_ids.seen(chat.client_id)
@@ -676,7 +676,7 @@ class Conversation:
         if not self._waits_for_store:
             self._open_outbox()
         if peer.state is State.KNOWN:
-            wait = max(0.0, peer.made_at + NO_HANDSHAKE_SECONDS - context.steady.exact())
+            wait = max(0.0, peer.made_at + KNOWN_SECONDS - context.steady.exact())
             # In another turn, for a handshake may be here that has not been read yet.
             context.call_later(wait, partial(context.call_soon, self._expect_no_handshake))
         return device
@@ -704,15 +704,17 @@ class Conversation:
         if writer.bytes_sent != sent or not writer.idle:
             self._due = _AT_ONCE  # to see it acknowledged
         keepalive = self._keepalive
+        if writer.outbox is not None and writer.outbox.files_wait and keepalive is not None:
+            keepalive.files_wait()
+            self._due = _AT_ONCE
         if keepalive is not None and keepalive.waits and keepalive.pumped(self._context.steady.now):
             self._due = _AT_ONCE
             self._quality_judged()  # the ping before may have been missed
 
     def _media_left(self, reply: Reply) -> None:
-        """Note that media block the phone for a while, which does not count as silence."""
-        if self._keepalive is not None and self._device is not None:
-            until = self._keepalive.blocked(reply.blocked_seconds(self.peer.version))
-            self._device.outbox.stay_away(max(self._device.outbox.away_until, until))
+        """Note that media block the phone for a while."""
+        if self._keepalive is not None:
+            self._keepalive.files_left(reply.blocked_seconds(self.peer.version))
 
     def _judge_reading(self) -> None:
         """Pause reading from a phone whose answers pile up; resume once half have gone."""

@@ -20,6 +20,8 @@ class KeepAlive:
         "_ahead",
         "_bot_name",
         "_context",
+        "_files_ahead",
+        "_files_asked",
         "_text",
         "_writer",
         "clock_skew",
@@ -34,6 +36,8 @@ class KeepAlive:
         self._context = context
         self._text = ""  # of the ping that waits
         self._ahead = 0  # messages sent before it
+        self._files_ahead = 0  # messages sent, with the last files
+        self._files_asked = 0  # the same when a ping was sent behind files
         self.clock_skew: float | None = None
         self.waits = False
 
@@ -57,15 +61,28 @@ class KeepAlive:
         self._text = ""
         return True
 
-    def blocked(self, seconds: float) -> float:
+    def files_left(self, seconds: float) -> None:
         """
-        Note that media which have left block the phone for a while.
+        Note that files have left last, which block the phone for so many C{seconds}: that is no
+        silence, and what waits keeps its time.  Other files wait until the phone is done with them,
+        unless the server empties.
+        """
+        context, liveness, outbox = self._context, self.liveness, self._writer.outbox
+        liveness.blocked(context.steady.now, seconds)
+        self._files_ahead = self._writer.messages_sent
+        if outbox is not None:
+            now = context.seconds()
+            until = now + liveness.blocked_until - context.steady.now
+            outbox.stay_away(max(outbox.away_until, until))
+            if context.serving.takes_work:
+                outbox.hold_files(now + seconds)
 
-        @return: until when all that has left does, by the clock of outboxes.
-        """
-        now, liveness = self._context.steady.now, self.liveness
-        liveness.blocked(now, seconds)
-        return self._context.seconds() + liveness.blocked_until - now
+    def files_wait(self) -> None:
+        """Send a ping behind the last files, once: the answer says that the phone is done."""
+        if not self.waits and self._files_asked != self._files_ahead:
+            self._files_asked = self._files_ahead
+            self.ping()
+            self._writer.pump()
 
     def is_unanswered(self, now: float, kernel: PeerKernel) -> bool:
         """True when the phone is given up."""
@@ -83,6 +100,8 @@ class KeepAlive:
         round_trip = self._context.seconds() - ping.exact
         if self.liveness.pong(ping, now, round_trip):
             self._context.metrics.rtt.observe(round_trip)
+        if 0 < self._files_ahead <= ping.ahead and self._writer.outbox is not None:
+            self._writer.outbox.files_done()
 
     def view(self) -> LineQuality:
         """Quality of the connection, from the answers to pings."""

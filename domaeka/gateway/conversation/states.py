@@ -6,6 +6,11 @@ from domaeka.errors import CloseReason
 from domaeka.gateway.peer import State
 from domaeka.wire import Ack, Auth, Chat, DeliveryReport, Handshake, Migrated, Pong, Probe
 
+#: Earliest end, after accept, of a connection known only by its messages, in seconds.  Source:
+#: docs/protocol.md, "Handshake".
+KNOWN_SECONDS: Final = 1.0
+#: Time for answers to a phone that has finished sending, in seconds.
+HALF_CLOSED_SECONDS: Final = 1.0
 #: The next state, by state and frame.  A chat and a pong lead there once their signature is found
 #: valid; L{Auth} is the proof in a handshake.
 NEXT: Final[dict[tuple[State, type], State]] = {

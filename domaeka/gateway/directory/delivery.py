@@ -1,5 +1,7 @@
 """Delivery tracking: the status of messages that came by the admin API."""
 
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -57,17 +59,29 @@ class Delivery(msgspec.Struct):
 
 
 class Deliveries:
-    """The last messages, by their ids."""
+    """
+    The last messages, by their ids.
 
-    def __init__(self, epoch: str, max_sent: int = MAX_SENT) -> None:
+    Where there are too many, the phone that most of them went to gives way: its oldest.
+    """
+
+    def __init__(
+        self,
+        epoch: str,
+        max_sent: int = MAX_SENT,
+        gave_way: Callable[[DeviceKey], object] = lambda key: None,
+    ) -> None:
         """
         @param epoch: the prefix of this process's ids.
-        @param max_sent: most that are remembered; the oldest goes first.
+        @param max_sent: most that are remembered.
+        @param gave_way: called with the phone of each message that is forgotten.
         """
         self._epoch = epoch
         self._max_sent = max_sent
+        self._gave_way = gave_way
         self._last = 0
         self._messages: dict[str, Delivery] = {}
+        self._ids: dict[DeviceKey, deque[str]] = {}  # of each phone, the oldest first
 
     def enter(
         self, key: DeviceKey, room: str, channel_id: str | None, frames: int, now: float
@@ -77,9 +91,18 @@ class Deliveries:
         name = f"{self._epoch}-{self._last}"
         message = Delivery(name, key, room, channel_id, now, [DeliveryStatus.QUEUED] * frames)
         if len(self._messages) >= self._max_sent:
-            del self._messages[next(iter(self._messages))]
-        self._messages[message.id] = message
+            self._forget_one()
+        self._messages[name] = message
+        self._ids.setdefault(key, deque()).append(name)
         return message
+
+    def _forget_one(self) -> None:
+        ids = self._ids
+        key = max(ids, key=lambda key: len(ids[key]))
+        del self._messages[ids[key].popleft()]
+        if not ids[key]:
+            del ids[key]
+        self._gave_way(key)
 
     def find(self, message_id: str) -> Delivery | None:
         """The message; L{None}: never sent by this process, or forgotten."""

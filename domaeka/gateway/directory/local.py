@@ -1,6 +1,7 @@
 """The directory of the admin API, for a server that stands alone."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from domaeka.gateway.context import Context
@@ -23,6 +24,7 @@ from domaeka.interfaces import (
     RoomIndex,
 )
 from domaeka.policies.cursors import cursor, read_cursor
+from domaeka.pools import Pool
 from domaeka.schema import (
     ClosedConnections,
     ClosedQuery,
@@ -54,7 +56,8 @@ class LocalDirectory:
         self._decisions = decisions
         self._history = history
         self._rooms = rooms
-        self._sent = Deliveries(f"{context.random.getrandbits(64):016x}")
+        gave_way = partial(context.metrics.pools.gave_way, Pool.DELIVERIES)
+        self._sent = Deliveries(f"{context.random.getrandbits(64):016x}", gave_way=gave_way)
 
     # Connections
 
