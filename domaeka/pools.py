@@ -17,6 +17,13 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    ADDRESSES = "addresses"
+    AWAY = "devices away"
+    BANS = "bans"
+    CLOSING = "closing connections"
+    GUESTS = "guests"
+    HEADERS = "balancer headers"
+    HISTORY = "closed connections"
     PLACES = "places"
 
 

@@ -7,7 +7,7 @@ from domaeka.errors import StoreError
 from domaeka.interfaces import Approval, DeviceFacts, DeviceKey
 from domaeka.policies.auth import NO_KEY
 from domaeka.policies.last_seen import EXPECTED_SECONDS
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 from domaeka.store import approvals
 from domaeka.store.background import RETRY_SECONDS
 from domaeka.store.columns import key_hash

@@ -216,7 +216,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert (registry.connections, admission.taken) == (len(sessions), len(seated))
         assert len(seated) <= MAX_CONNECTIONS
         strangers = {session.peer.number for session in seated if session._device is None}
-        assert strangers == admission._strangers.keys()
+        assert strangers == {stranger.peer.number for stranger in admission.strangers()}
         assert all(session.peer.reason is not None for session in sessions if session.peer.closing)
         waits = sum(device.outbox.bytes for device in registry.devices())
         assert self.world.context.budget.used == waits

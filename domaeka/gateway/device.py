@@ -56,6 +56,7 @@ class Device:
     Bots see it as the L{Origin} of a message.
 
     @ivar connection: its connection, closing or not; L{None}: none.
+    @ivar address: that of its last connection; empty: it has had none yet.
     @ivar approved: whether its messages are answered.
     @ivar pending: submitted messages that bots still work on; C{pending_chars}: their characters.
     @ivar takeovers: times at which its connections replaced each other, within the last minute.
@@ -72,6 +73,7 @@ class Device:
         "_pacer",
         "_said_expired",
         "_said_refused",
+        "address",
         "approved",
         "connection",
         "kept_until",
@@ -87,6 +89,7 @@ class Device:
     def __init__(self, key: DeviceKey, context: Context) -> None:
         self.key = key
         self.connection: Connected | None = None
+        self.address = ""
         self.approved = False
         self.pending = 0
         self.pending_chars = 0
@@ -284,6 +287,7 @@ class Device:
     def attached(self, connection: Connected) -> None:
         """Note a new connection, whose quality is not known yet."""
         self.connection = connection
+        self.address = connection.peer.address
         self._grade = Grade.GOOD
 
     def graded(self, grade: Grade) -> bool:

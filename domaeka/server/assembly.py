@@ -202,7 +202,9 @@ def assemble(
         settings=settings,
         signer=signer,
         authentication=authentication,
-        limits=AddressLimits(settings.limits, platform.seconds, wall, expected),
+        limits=AddressLimits(
+            settings.limits, platform.seconds, wall, expected, metrics.pools.gave_way
+        ),
         sessions=stores.sessions,
         devices=stores.devices,
         rooms=stores.rooms,

@@ -83,7 +83,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     """
     The devices (L{domaeka.interfaces.Devices}).
 
-    @ivar last_seen: where they were, those that an operator has refused apart.
+    @ivar last_seen: where those were that are approved.
     """
 
     _log = Logger()
@@ -220,7 +220,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             self._note_address(record)
 
     def _note_address(self, record: DeviceRecord) -> None:
-        if record.last_seen is None or record.approval in REFUSED:
+        if record.last_seen is None or record.approval is not Approval.APPROVED:
             self.last_seen.forget(record.key)
         else:
             self.last_seen.seen(record.key, record.facts.address, record.last_seen)

@@ -2,7 +2,7 @@
 
 from typing import Final, Protocol, TypeVar
 
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 from domaeka.web.routes import is_this_machine
 
 #: Most connections at a time.

@@ -61,12 +61,15 @@ class Decisions:
             if device.connection is None and device.pending:  # it is entered when it is back
                 self._manager.ask_approval(device, DeviceFacts(version=""), False)
         self._context.held.release(self._context.call_soon)
+        for device in self._registry.devices():
+            self._manager.admission.judged(device)
 
     def approval_changed(self, key: DeviceKey, approval: Approval) -> None:
         """Apply an approval to the open connection, and to what waits, at once."""
         device = self._registry.device(key)
         if device is not None:
             device.approved = approval is Approval.APPROVED
+            self._manager.admission.judged(device)
             if approval not in (Approval.APPROVED, Approval.PENDING):
                 device.outbox.clear()
 

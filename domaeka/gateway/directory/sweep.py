@@ -153,7 +153,8 @@ class Sweep:
         for member in self._registry:
             peer = member.peer
             if peer.authenticated and peer.last_heard >= judged_at:
-                limits.verified(peer.address)
+                if admission.is_rightful(member):
+                    limits.verified(peer.address)
                 if peer.signed and peer.key is not None:
                     self._context.devices.heard(peer.key)
         for stranger in admission.strangers():
