@@ -80,10 +80,13 @@ class Admission:
         #: Devices that are not approved, by address.
         self._unapproved: Shares[_Claimant, Member] = Shares()
         self._guests: dict[Member, _Visit] = {}
-        #: Guests that have named no device that is known, of addresses that are not known either.
-        self._unknown_guests: Shares[_Claimant, Member] = Shares()
-        #: All other guests, by the device that they named, or by address.
-        self._known_guests: Shares[_Claimant | DeviceKey, Member] = Shares()
+        #: The same, by the known device that they named, or by address; those that give way first
+        #: come first: without such a name; with one; from where phones are known.
+        self._ranks: tuple[Shares[_Claimant | DeviceKey, Member], ...] = (
+            Shares(),
+            Shares(),
+            Shares(),
+        )
         #: Guests that came over the rate, by address.
         self._over_rate: Shares[_Claimant, Member] = Shares()
         self._closing = 0
@@ -205,7 +208,7 @@ class Admission:
                 self._leaving.remove(member)
                 return False
             self._cut(first)
-        return not (full or peer.over_rate) or self._named_known(peer)
+        return not (full or peer.over_rate) or self.has_claim(peer)
 
     def remove(self, member: Member) -> None:
         """Note that a connection has ended."""
@@ -230,6 +233,10 @@ class Admission:
     def strangers(self) -> Iterator[Member]:
         """A copy of the connections that have a place and have not authenticated."""
         return iter([each for each in self._yielding if not each.peer.authenticated])
+
+    def has_claim(self, peer: Peer) -> bool:
+        """True if a connection says that it is a device that is known."""
+        return peer.key is not None and self._is_known(peer.key)
 
     def age(self, peer: Peer) -> float:
         """Age of a connection, in seconds."""
@@ -274,9 +281,6 @@ class Admission:
             self._context.held.holding
         )
 
-    def _named_known(self, peer: Peer) -> bool:
-        return peer.key is not None and self._is_known(peer.key)
-
     def _entitled(self, key: DeviceKey, signed: bool) -> bool:
         """True if a device keeps its place once it has authenticated."""
         if self._is_known(key):
@@ -309,7 +313,9 @@ class Admission:
             self._count_attempt(peer)
         elif peer.authenticated and peer.key and peer.reason is not CloseReason.TAKEN_OVER:
             claimants = [
-                each for each in self._known_guests.of(peer.key) if not each.peer.over_rate
+                each
+                for each in self._guests
+                if each.peer.key == peer.key and not each.peer.over_rate
             ]
             if claimants:
                 self._seat(claimants.pop())
@@ -321,7 +327,7 @@ class Admission:
         address_limits = self._context.limits
         by_itself = peer.reason in _BY_ITSELF and peer.like_check
         if peer.reason in _OUR_OWN:
-            if not peer.over_rate and self._named_known(peer):
+            if not peer.over_rate and self.has_claim(peer):
                 address_limits.give_back(peer.address)
         elif by_itself and self.age(peer) < limits.HELD_SECONDS:
             # On a full server a check takes a phone's place, and so counts.
@@ -341,7 +347,7 @@ class Admission:
         """
         self._guests[member] = _Visit(self._context.steady.exact() + NAME_SECONDS, False)
         claimant = self._claimant(member)
-        (self._known_guests if known else self._unknown_guests).add(claimant, member)
+        self._ranks[-1 if known else 0].add(claimant, member)
         if member.peer.over_rate:
             self._over_rate.add(claimant, member)
             last = member.peer.number
@@ -382,14 +388,15 @@ class Admission:
         before = self._guests.get(member)
         until = self._context.steady.exact() + PROOF_SECONDS
         self._guests[member] = _Visit(until, before is None or before.counted)
-        self._unknown_guests.remove(member)
-        self._known_guests.add(key, member)
+        known = self._context.limits.expects(member.peer.address)
+        self._ranks[0].remove(member)
+        self._ranks[-1 if known else 1].add(key, member)
         self._bound_guests()
 
     def _forget_guest(self, member: Member) -> _Visit | None:
         """@return: the visit of a connection that was a guest."""
-        self._unknown_guests.remove(member)
-        self._known_guests.remove(member)
+        for rank in self._ranks:
+            rank.remove(member)
         self._over_rate.remove(member)
         return self._guests.pop(member, None)
 
@@ -417,15 +424,14 @@ class Admission:
         return len(self._leaving) + len(self._guests) > self._max_guests
 
     def _bound_guests(self) -> None:
-        """Have those that close, then guests that nobody knows, then others give way."""
+        """Have those that close, then guests give way, if there are too many."""
         while self._too_many:
             first = self._leaving.first()
             if first is not None:
                 self._cut(first)
                 continue
-            first = self._unknown_guests.first() or self._known_guests.first()
-            if first is None:
-                return
+            first = next(rank.first() for rank in self._ranks if rank)
+            assert first is not None
             self._gave_way(Pool.GUESTS, first)
             self._turn_away(first)
 

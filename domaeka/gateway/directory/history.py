@@ -17,6 +17,8 @@ from domaeka.pools import Pool, Pools
 MAX_CLOSED: Final = 10_000
 #: Time over which L{History.recent} counts, in seconds.
 RECENT_SECONDS: Final = 3600.0
+#: Part of the history that one device fills before it is told of: else it passes by as always.
+GREEDY_PART: Final = 10
 _log: Final = Logger()
 
 
@@ -52,9 +54,10 @@ class History:
             len(self._closed) >= self._max_closed
             and (place := self._of_devices.first()) is not None
         ):
-            self._of_devices.remove(place)
             gone = self._closed.pop(place)
-            self._pools.gave_way(Pool.HISTORY, " ".join(gone.key))
+            if len(self._of_devices.of(gone.key)) >= max(2, self._max_closed // GREEDY_PART):
+                self._pools.gave_way(Pool.HISTORY, " ".join(gone.key))
+            self._of_devices.remove(place)
         self._closed[self._added] = closed
         self._of_devices.add(closed.key, self._added)
         self._added += 1

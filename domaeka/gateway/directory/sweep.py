@@ -173,7 +173,9 @@ class Sweep:
             context.events.banned(ban)
         context.store_bans(bans)
         for stranger in self._admission.strangers():
-            if context.limits.bans_address(stranger.peer.address):
+            # A phone that is about to prove itself would take a ban for final.
+            claims = self._admission.has_claim(stranger.peer)
+            if not claims and context.limits.bans_address(stranger.peer.address):
                 self._decisions.shut_out(stranger)
         context.call_soon(lambda: self._guarded(self._judge))
 
