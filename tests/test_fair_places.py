@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from domaeka.config import LimitsSettings
 from domaeka.errors import CloseReason
 from domaeka.gateway.directory.admission import (
+    BRIEF_A_SECOND,
     CLOSING_OF_DEVICE,
     GUESTS_OVER_RATE,
     UNAPPROVED_OF_ADDRESS,
@@ -298,6 +299,19 @@ class NeighbourTests(CrowdCase):
         self.assertEqual(len(self.here(self.neighbours)), GUESTS_OVER_RATE)
         self.run_for(2.1)
         self.assertEqual(self.here(self.neighbours), [])
+
+    def test_flood(self) -> None:
+        """He costs the server so many connections a second at most; then the phone is heard."""
+        self.exhaust(lambda: self.neighbour(b"x"))
+        self.run_for(1.0)
+        peers = []
+        for _ in range(2 * BRIEF_A_SECOND):
+            peers.append(self.connect())
+            self.clock.rightNow -= 0.01  # all of them at once
+        self.assertEqual(sum(not peer.refused for peer in peers), BRIEF_A_SECOND)
+        self.assert_innocent()
+        self.run_for(1.1)
+        self.assertTrue(self.proves(self.at(HOME, key(1)), 0.0, 0.1, lambda: None))
 
     def test_what_is_not_known_has_no_claim(self) -> None:
         """Who names a device that is not approved is told, and gone, whatever he can sign."""
