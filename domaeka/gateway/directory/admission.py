@@ -41,6 +41,8 @@ BRIEF: Final = "this address has connected too often"
 
 #: Close reasons of peers that did nothing wrong, and had no time to prove themselves.
 _OUR_OWN: Final = (CloseReason.SHUTDOWN, CloseReason.MIGRATED, CloseReason.SERVER_FULL)
+#: Close reasons of connections whose place somebody else takes in the same moment.
+_REPLACED: Final = (CloseReason.TAKEN_OVER, CloseReason.GAVE_WAY, CloseReason.UNACKNOWLEDGED)
 #: Close reasons of health checks; the last one follows a long request.
 _BY_ITSELF: Final = (
     CloseReason.PEER_CLOSED,
@@ -322,7 +324,7 @@ class Admission:
             self.refused(CloseReason.RATE_LIMITED if limited else CloseReason.SERVER_FULL)
         if guest is not None or (seated and not peer.authenticated):
             self._count_attempt(peer)
-        elif peer.authenticated and peer.key and peer.reason is not CloseReason.TAKEN_OVER:
+        elif peer.authenticated and peer.key and peer.reason not in _REPLACED:
             claimants = [
                 each
                 for each in self._guests
