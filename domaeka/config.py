@@ -177,8 +177,8 @@ class LimitsSettings(_Section, frozen=True):
     connections_per_minute: Annotated[
         _Count,
         _doc(
-            "attempts of one address (IPv6: one /64), to which one is added for each device last "
-            "seen there within 30 days; one that authenticates is given back"
+            "attempts of one address (IPv6: one /64), to which one is added for each approved "
+            "device last seen there within 30 days; one that authenticates is given back"
         ),
     ] = 10
     ban_after: Annotated[

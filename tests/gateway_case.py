@@ -316,6 +316,8 @@ class GatewayCase(SynchronousTestCase):
         )
         self.rooms = FakeRooms()
         self.chat_log = FakeChatLog()
+        #: Number of devices that may come back to an address, by its key.
+        self.expected: dict[int | None, int] = {}
         self.bots = FakeDispatcher(content_of)
         self.context = make_context(
             self.clock,
@@ -329,6 +331,7 @@ class GatewayCase(SynchronousTestCase):
             sessions=sessions,
             dispatcher=dispatcher or self.bots,
             journal=journal,
+            expected=lambda key: self.expected.get(key, 0),
         )
         self.metrics = self.context.metrics
         if hasattr(self, "factory"):

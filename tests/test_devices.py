@@ -7,7 +7,7 @@ from domaeka.errors import StoreError
 from domaeka.interfaces import REFUSED, Approval, DeviceFacts, DeviceKey
 from domaeka.policies.auth import NO_KEY
 from domaeka.policies.last_seen import EXPECTED_SECONDS
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 from domaeka.store.background import RETRY_SECONDS
 from domaeka.store.columns import key_hash
 from domaeka.store.devices import (

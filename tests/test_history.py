@@ -6,6 +6,7 @@ from domaeka.errors import CloseReason
 from domaeka.gateway.directory.history import History
 from domaeka.gateway.views import ClosedConnection
 from domaeka.interfaces import DeviceKey
+from domaeka.metrics import Metrics
 
 
 def closed(number: int, gone_at: float = 0.0, device: str = "d") -> ClosedConnection:
@@ -27,7 +28,7 @@ class HistoryTests(SynchronousTestCase):
     """Tests for L{History}."""
 
     def setUp(self) -> None:
-        self.history = History(max_closed=5)
+        self.history = History(Metrics().pools, max_closed=5)
 
     def add(self, *numbers: int) -> None:
         for number in numbers:

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.policies.last_seen import EXPECTED_SECONDS, LastSeen
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 from tests.clocks import WallClock
 
 DAY = 86_400.0

@@ -13,10 +13,10 @@ from domaeka.gateway.lifecycle.migration import (
     MigrationReport,
 )
 from domaeka.gateway.lifecycle.probe import ProbeFailed
-from domaeka.interfaces import DeviceKey
+from domaeka.interfaces import Approval, DeviceKey
 from domaeka.schema import Phase
 from domaeka.wire import Greeting, Migrated, MigrationNotice, Reply, encode_frame
-from tests.gateway_case import BrokenWriter, FakeSessions, GatewayCase, Peer
+from tests.gateway_case import KEY, BrokenWriter, FakeSessions, GatewayCase, Peer
 
 OLD = DeviceKey("봇", "old")
 
@@ -361,7 +361,8 @@ class MigrationTests(GatewayCase):
         self.assertEqual(self.ended[0].phase, Phase.CALLED_OFF)
 
     def test_strangers_are_given_back(self) -> None:
-        """Who had no time to prove itself, whatever it is capable of, uses up no attempt."""
+        """A phone that had no time to prove itself, whatever it can do, uses up no attempt."""
+        self.devices.known[KEY] = Approval.APPROVED
         self.server.client_host = "198.51.100.7"
         for _ in range(30):
             peer = self.connect()

@@ -140,6 +140,7 @@ class LimitTests(GatewayCase):
         phones = [self.ready(key(number)) for number in range(3)]
         late, silent = self.greeted(key(4)), self.connect()
         self.assertEqual((late.errors, late.lost), (["SERVER_FULL"], True))
+        self.assertFalse(silent.lost)
         self.run_for(2.0)
         self.assertEqual((silent.errors, silent.lost), (["SERVER_FULL"], True))
         self.assertEqual([phone.finished for phone in phones], [False] * 3)
@@ -222,11 +223,20 @@ class AddressTests(GatewayCase):
         self.assertEqual(self.directory.admission.taken, 30)
 
     def test_full_is_given_back(self) -> None:
-        """Nor do those that we refused for want of room."""
-        self.serve(("server.max_connections", "1"))
-        self.ready(key(1))
-        self.server.client_host = STRANGERS_HOST
-        self.assertFalse(any(self.connect().refused for _ in range(30)))
+        """Nor do phones that are known and were refused for want of room; all others do."""
+        for known, attempts in ((True, 30), (False, 10)):
+            self.serve(("server.max_connections", "1"))
+            self.ready(key(1))
+            self.server.client_host = STRANGERS_HOST
+            if known:
+                self.devices.known[key(2)] = Approval.APPROVED
+            refused = []
+            for _ in range(30):
+                peer = self.connect(key(2))
+                refused.append(peer.refused)
+                if not peer.refused:
+                    peer.handshake()
+            self.assertEqual(refused, [False] * attempts + [True] * (30 - attempts))
 
     def test_full_for_impostors(self) -> None:
         """Who is told to prove itself and cannot has used up an attempt, in a full server, too."""
@@ -243,7 +253,8 @@ class AddressTests(GatewayCase):
         self.assertEqual(refused, [False] * 10 + [True] * 2)
 
     def test_sent_away_is_given_back(self) -> None:
-        """Nor do those that we close because we stop, before they could prove themselves."""
+        """Nor do phones that we close because we stop, before they could prove themselves."""
+        self.devices.known[KEY] = Approval.APPROVED
         self.server.client_host = STRANGERS_HOST
         for _ in range(30):
             self.assertFalse(self.greeted().refused)
@@ -555,8 +566,7 @@ class SweepTests(GatewayCase):
 
     def test_made_up_devices_are_forgotten(self) -> None:
         """However many devices come and go, a bounded number is known: who was here last."""
-        self.ready(key(0)).drop()
-        for number in range(1, LEAST_AWAY + 1):
+        for number in range(LEAST_AWAY + 1):
             self.registry.get_or_create(key(number)).kept_until = (
                 self.context.steady.now + 3600 + number
             )

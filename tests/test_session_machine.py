@@ -16,9 +16,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.gateway.peer import State
 from domaeka.interfaces import Approval, DeviceKey
+from domaeka.policies.networks import address_key
 from tests.gateway_case import SECRET, GatewayCase, Peer
 
 KEYS = [DeviceKey("봇", letter * 16) for letter in "abc"]
+#: An address without limits, one where a phone is known, and one where none is.
+HOSTS = ["192.0.2.1", "198.51.100.1", "203.0.113.1"]
 MAX_CONNECTIONS = 2
 #: Longer than anything waits for a device that is gone, in seconds: it may have been told to stay
 #: away for two minutes.
@@ -63,6 +66,13 @@ class SessionMachine(RuleBasedStateMachine):
         self.trusted: set[Peer] = set()
         self.right: set[str] = set()
         self._said = 0
+        self.refused = 0.0  # at accept
+        self.world.expected[address_key(HOSTS[1])] = 1
+
+    @property
+    def attempts(self) -> float:
+        """The attempts to connect that were counted."""
+        return sum(self.world.counted(self.world.metrics.attempts).values())
 
     def peer(self, who: int) -> Peer:
         """One of those that are connected."""
@@ -79,14 +89,18 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(
         key=st.sampled_from(KEYS),
+        host=st.sampled_from(HOSTS),
         right=st.booleans() | st.just(True),
         begins=st.sampled_from(["", "bare", "signed", "chat", "pong"]),
     )
-    def connect(self, key: DeviceKey, right: bool, begins: str) -> None:
+    def connect(self, key: DeviceKey, host: str, right: bool, begins: str) -> None:
         """Somebody connects, with the key or without, and begins to talk."""
+        self.world.server.client_host = host
         secret = SECRET if right else "another secret of enough bytes"
+        before = self.attempts
         peer = self.world.connect(key, secret=secret)
         if peer.refused:
+            self.refused += self.attempts - before
             return
         self.all.append(peer)
         if right:
@@ -216,14 +230,35 @@ class SessionMachine(RuleBasedStateMachine):
         assert (registry.connections, admission.taken) == (len(sessions), len(seated))
         assert len(seated) <= MAX_CONNECTIONS
         strangers = {session.peer.number for session in seated if session._device is None}
-        assert strangers == admission._strangers.keys()
+        assert strangers == {stranger.peer.number for stranger in admission.strangers()}
         assert all(session.peer.reason is not None for session in sessions if session.peer.closing)
         waits = sum(device.outbox.bytes for device in registry.devices())
         assert self.world.context.budget.used == waits
         ended = sum(self.world.reasons.values())
-        assert ended + len(sessions) - len(guests) == sum(
-            self.world.counted(self.world.metrics.attempts).values()
-        )
+        uncounted = sum(not visit.counted for visit in admission._guests.values())
+        assert ended + len(sessions) - uncounted + self.refused == self.attempts
+
+    @invariant()
+    def shares_agree(self) -> None:
+        """Whoever is in the books of admission is there, and in the right ones."""
+        admission = self.world.directory.admission
+        sessions = self.world.conversations()
+        closing = {each for each in sessions if each.peer.closing}
+        ranks = [each for rank in admission._ranks for each in rank]
+        assert len(ranks) == len(admission._guests) and set(ranks) == admission._guests.keys()
+        assert set(admission._over_rate) <= set(ranks)
+        assert len(admission._leaving) + len(ranks) <= admission._max_guests
+        assert {*admission._leaving, *admission._late} <= closing
+        assert set(admission._late) == set(admission._late_of_device)
+        refused = {
+            each
+            for each in {*sessions} - closing
+            if each._device is not None and not each._device.approved
+        }
+        assert refused == set(admission._unapproved)
+        seated = {*sessions} - closing - {*ranks}
+        strangers = {each for each in seated if each._device is None}
+        assert strangers | refused == set(admission._yielding)
 
     @invariant()
     def no_mistakes(self) -> None:

@@ -20,7 +20,7 @@ OTHER = DeviceKey("봇", "e" * 16)
 class _Carrier:
     """A connection whose kernel takes so many bytes, and no more until told."""
 
-    port_outlives = False
+    port_outlives = over_rate = False
 
     def __init__(self, room: int, kernel: PeerKernel) -> None:
         self.room = room
@@ -51,7 +51,7 @@ class _Carrier:
         return 0
 
     start_inflating = pause_reading = resume_reading = finish = disconnect = abort = nothing
-    stop_writing = nothing
+    stop_writing = hang_up = nothing
 
 
 class SenderTests(GatewayCase):

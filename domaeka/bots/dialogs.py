@@ -19,9 +19,9 @@ from domaeka.bots.commands import Runs
 from domaeka.bots.coroutines import is_on_loop
 from domaeka.bots.fair_queue import Who
 from domaeka.bots.runs import Run
-from domaeka.bots.shares import Shares
 from domaeka.errors import AskTimeout, BotTypeError, BotValueError
 from domaeka.interfaces import DeviceKey, Origin
+from domaeka.policies.holdings import Counts
 from domaeka.pools import Pool
 from domaeka.wire import Chat
 
@@ -133,8 +133,8 @@ class Dialogs:
         @param gave_way: called when a question ends for want of room.
         """
         self._gave_way = gave_way
-        self._phones: Shares[DeviceKey] = Shares()
-        self._holders: dict[DeviceKey, Shares[_Claimant]] = {}
+        self._phones: Counts[DeviceKey] = Counts()
+        self._holders: dict[DeviceKey, Counts[_Claimant]] = {}
         self._questions: dict[_Claimant, dict[_Question, None]] = {}  # oldest first
         self._lanes = lanes
         self._seconds = seconds
@@ -229,7 +229,7 @@ class Dialogs:
         self.waiting += 1
         for claimant in question.claimants:
             phone = claimant[0]
-            self._holders.setdefault(phone, Shares()).add(claimant, question.units)
+            self._holders.setdefault(phone, Counts()).add(claimant, question.units)
             self._questions.setdefault(claimant, {})[question] = None
         self._phones.add(phone, question.units)
 

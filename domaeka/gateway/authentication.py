@@ -110,18 +110,22 @@ class Authentication:
                 if seen is Seen.REPEAT:
                     return Verdict.REPEAT
                 fault = AuthFault.REPLAY if seen is Seen.REPLAY else AuthFault.STALE
-        skew = None
-        if fault is AuthFault.WRONG_TIME:
-            skew = self._signer.skew(auth)
-            self.clock_check.wrong(auth)
-        raise self.refusal(fault, key or DeviceKey(auth.bot_name, auth.device_id), skew)
+        claimed = key or DeviceKey(auth.bot_name, auth.device_id)
+        if fault is not AuthFault.WRONG_TIME:
+            raise self.refusal(fault, claimed)
+        self.clock_check.wrong(auth)
+        raise self.refusal(fault, claimed, self._signer.skew(auth), auth.signature)
 
     def refusal(
-        self, fault: AuthFault, claimed: DeviceKey | None, skew: float | None = None
+        self,
+        fault: AuthFault,
+        claimed: DeviceKey | None,
+        skew: float | None = None,
+        signature: str = "",
     ) -> "AuthRefused":
         """Count a refusal.  @return: the exception to raise."""
         self._metrics.auth_failures.labels(fault).inc()
-        return AuthRefused(fault, claimed, skew)
+        return AuthRefused(fault, claimed, skew, signature)
 
     def forget(self) -> Iterator[None]:
         """Forget signatures that are no longer valid, some in each step; once a minute."""
@@ -135,10 +139,15 @@ class AuthRefused(WireError):
 
     @ivar claimed: the device that the sender claims to be; L{None}: none.
     @ivar skew: lead of the peer's clock over ours, in seconds, if that is the fault.
+    @ivar signature: the signature, which is right, if that is the fault.
     """
 
     def __init__(
-        self, fault: AuthFault, claimed: DeviceKey | None, skew: float | None = None
+        self,
+        fault: AuthFault,
+        claimed: DeviceKey | None,
+        skew: float | None = None,
+        signature: str = "",
     ) -> None:
         if fault is AuthFault.MISSING:
             super().__init__(ErrorCode.AUTH_REQUIRED, "a signature is required")
@@ -147,3 +156,4 @@ class AuthRefused(WireError):
         self.fault = fault
         self.claimed = claimed
         self.skew = skew
+        self.signature = signature

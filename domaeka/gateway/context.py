@@ -17,9 +17,9 @@ from domaeka.interfaces import Ban, ChatLog, Devices, Dispatcher, Rooms, Session
 from domaeka.metrics import Metrics
 from domaeka.policies.auth import Signer
 from domaeka.policies.budget import Budget
-from domaeka.policies.holdings import MinuteRates
 from domaeka.policies.limits import AddressLimits
 from domaeka.policies.liveness import SteadyTime
+from domaeka.policies.rates import MinuteRates
 from domaeka.pools import Pool
 from domaeka.wire import Chat, FrameReader, pack_text
 

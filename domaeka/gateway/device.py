@@ -22,8 +22,8 @@ from domaeka.interfaces import (
     StatusListener,
 )
 from domaeka.policies.allowance import Allowance
-from domaeka.policies.limits import address_key
 from domaeka.policies.liveness import Responsiveness
+from domaeka.policies.networks import address_key
 from domaeka.policies.outbox import Outbox
 from domaeka.policies.records import KeptOutbox, Records, Taken
 from domaeka.policies.snapshots import ClientIds, OutboxSnapshot, load_snapshot, take_snapshot
@@ -59,6 +59,7 @@ class Device:
     Bots see it as the L{Origin} of a message.
 
     @ivar connection: its connection, closing or not; L{None}: none.
+    @ivar address: that of its last connection; empty: it has had none yet.
     @ivar approved: whether its messages are answered.
     @ivar pending: submitted messages that bots still work on; C{pending_chars}: their characters.
     @ivar takeovers: times at which its connections replaced each other, within the last minute.
@@ -76,6 +77,7 @@ class Device:
         "_pacer",
         "_said_expired",
         "_said_refused",
+        "address",
         "allowance",
         "approved",
         "connection",
@@ -92,6 +94,7 @@ class Device:
     def __init__(self, key: DeviceKey, context: Context) -> None:
         self.key = key
         self.connection: Connected | None = None
+        self.address = ""
         self.approved = False
         self.pending = 0
         self.pending_chars = 0
@@ -318,6 +321,7 @@ class Device:
     def attached(self, connection: Connected) -> None:
         """Note a new connection, whose quality is not known yet."""
         self.connection = connection
+        self.address = connection.peer.address
         self._grade = Grade.GOOD
 
     def graded(self, grade: Grade) -> bool:

@@ -6,6 +6,7 @@ the directory is a L{Membership} to a conversation and L{AccessRules} to the por
 """
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, Protocol, TypeAlias
 
 from domaeka.errors import CloseReason, ErrorCode
@@ -15,11 +16,24 @@ from domaeka.gateway.views import ClosedConnection, ConnectionFigures
 from domaeka.interfaces import DeviceFacts, DeviceKey
 from domaeka.schema import KernelView
 
-#: Share of the limit of connections beyond which strangers that close, or wait for their balancer,
-#: are cut off: they hold open files.
+#: Share of the limit of connections beyond which strangers that close or have no place, and those
+#: that wait for their balancer, give way: they hold open files.
 CLOSING_SHARE: Final = 0.5
-#: The same for phones that close: the first to close gives way, for it has waited the longest.
+#: The same for phones that close.
 LATE_SHARE: Final = 1.0
+
+
+class Entry(Enum):
+    """
+    The verdict on a connection at its beginning.
+
+    C{BRIEF}: it comes over the rate of an address, or in spite of its ban, and has a moment to
+    prove that it is a phone that is known there.
+    """
+
+    OPEN = "open"
+    BRIEF = "brief"
+    REFUSED = "refused"
 
 
 class PeerKernel(Protocol):
@@ -75,9 +89,11 @@ class Transport(Protocol):
     The connection under a conversation, as the conversation sees it.
 
     @ivar port_outlives: True if its port outlives the process: connections wait there meanwhile.
+    @ivar over_rate: True if it was let in as L{Entry.BRIEF}.
     """
 
     port_outlives: bool
+    over_rate: bool
 
     @property
     def kernel(self) -> PeerKernel:
@@ -129,8 +145,11 @@ class Transport(Protocol):
     def disconnect(self) -> None:
         """Close once what is written has left."""
 
+    def hang_up(self) -> None:
+        """Close as soon as our kernel has what is written, without waiting for the peer."""
+
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once; what has not arrived is lost."""
 
 
 class Member(Connected, Protocol):
@@ -188,14 +207,16 @@ class Membership(Protocol):
         """
         Note that a connection claims to be C{key}.
 
-        @raise WireError: the server is full, and C{key} has no connection to replace.
+        @raise WireError: it has no place, and no claim to one by that name.
         """
 
-    def keep_place(self, key: DeviceKey) -> None:
+    def may_prove(self, member: Member, key: DeviceKey, signed: bool) -> None:
         """
-        Protect a signed connection of C{key} from a peer that has signed nothing.
+        Make room for a connection that has just proven to be C{key}, ahead of L{attach}.
 
-        @raise WireError: there is one.
+        @param signed: whether by a signature or a token.
+        @raise WireError: there is no place for it, or it has not signed, and is to replace a
+            connection that has.
         """
 
     def attach(self, member: Member, key: DeviceKey, facts: DeviceFacts) -> Device:
@@ -220,7 +241,11 @@ class Membership(Protocol):
         """True if C{key} is a server whose phones cannot move here now."""
 
     def closing(self, member: Member) -> bool:
-        """Note that a connection begins to close.  @return: whether it may take its time."""
+        """
+        Note that a connection begins to close.
+
+        @return: whether it may take its time; if not, it is to hang up.
+        """
 
     def remove(self, member: Member, closed: ClosedConnection) -> None:
         """Note that a connection has ended."""
@@ -229,8 +254,8 @@ class Membership(Protocol):
 class AccessRules(Protocol):
     """Access rules: the directory, as the ports see it."""
 
-    def refusal(self, address: str) -> CloseReason | None:
-        """Reason to refuse a peer at C{address}, which is counted; L{None}: it may connect."""
+    def entry(self, address: str) -> Entry:
+        """Judge a peer at C{address} that connects; a refusal is counted."""
 
     def refused(self, reason: CloseReason) -> None:
         """Count a peer that is turned away."""

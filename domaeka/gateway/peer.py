@@ -41,6 +41,7 @@ class Peer:
     Facts of a peer, written by its conversation alone.
 
     @ivar number: unique among connections.
+    @ivar over_rate: it came over the rate of its address, or in spite of a ban, for a moment.
     @ivar port_outlives: the port by which it came outlives the process.
     @ivar made_at: when it connected, by the steady time, in seconds.
     @ivar closing: the conversation is over, but for what is on its way.
@@ -78,6 +79,7 @@ class Peer:
         "monitored_at",
         "monitoring",
         "number",
+        "over_rate",
         "port_outlives",
         "reads",
         "reason",
@@ -88,6 +90,7 @@ class Peer:
     def __init__(self, number: int, address: str, now: float, port_outlives: bool = False) -> None:
         """@param now: the steady time, in seconds."""
         self.number = number
+        self.over_rate = False
         self.port_outlives = port_outlives
         self.address = address
         self.made_at = now

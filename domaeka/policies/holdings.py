@@ -1,118 +1,113 @@
-"""Fair shares of a table: the oldest entry of its largest holder, and rates for each claimant."""
+"""What claimants hold of something that is shared, and who holds most."""
 
-from collections.abc import Callable, Hashable
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
-#: Period of the rates, in seconds.
-MINUTE: Final = 60.0
-#: Most claimants whose rates are remembered; some 200 bytes each.
-MAX_CLAIMANTS: Final = 10_000
-
-_K = TypeVar("_K", bound=Hashable)
-_H = TypeVar("_H", bound=Hashable)
+_Holder = TypeVar("_Holder")
+_Item = TypeVar("_Item")
 
 
-class Holdings(Generic[_K, _H]):
+class Counts(Generic[_Holder]):
     """
-    Entries that may give way, by their holders.
+    The number of units that each claimant holds.
 
-    All is done in constant time, however many entries and holders there are.
+    To find the largest holder takes no time, and a change as much as it has units.
     """
 
     def __init__(self) -> None:
-        self._holder_of: dict[_K, _H] = {}
-        self._entries: dict[_H, dict[_K, None]] = {}  # of each holder, the oldest first
-        self._of_size: dict[int, dict[_H, None]] = {}  # holders by the number of their entries
-        self._largest = 0
+        self._counts: dict[_Holder, int] = {}
+        self._levels: dict[int, dict[_Holder, None]] = {}  # those who hold so many
+        self._top = 0
+        #: The units that all hold.
+        self.total = 0
 
     def __len__(self) -> int:
-        return len(self._holder_of)
+        """The number of claimants that hold something."""
+        return len(self._counts)
 
-    def put(self, key: _K, holder: _H) -> None:
-        """Enter C{key}, or renew it: it is the newest of C{holder}."""
-        if key in self._holder_of:
-            if self._holder_of[key] == holder:
-                self.renew(key)
-                return
-            self.remove(key)
-        self._holder_of[key] = holder
-        entries = self._entries.setdefault(holder, {})
-        self._move(holder, len(entries), len(entries) + 1)
-        entries[key] = None
+    def __getitem__(self, holder: _Holder) -> int:
+        """The units that a claimant holds."""
+        return self._counts.get(holder, 0)
 
-    def renew(self, key: _K) -> None:
-        """Make C{key}, if it is there, the newest of its holder."""
-        if key in self._holder_of:
-            entries = self._entries[self._holder_of[key]]
-            del entries[key]
-            entries[key] = None
+    def add(self, holder: _Holder, units: int = 1) -> None:
+        """Count units more."""
+        self._move(holder, self[holder] + units)
+        self._top = max(self._top, self[holder])
+        self.total += units
 
-    def remove(self, key: _K) -> None:
-        """Forget C{key}, if it is there."""
-        if key in self._holder_of:
-            holder = self._holder_of.pop(key)
-            entries = self._entries[holder]
-            self._move(holder, len(entries), len(entries) - 1)
-            del entries[key]
-            if not entries:
-                del self._entries[holder]
+    def remove(self, holder: _Holder, units: int = 1) -> None:
+        """Count units that it holds no more."""
+        self._move(holder, self[holder] - units)
+        self.total -= units
+        while self._top and self._top not in self._levels:
+            self._top -= 1
 
-    def largest(self) -> _H | None:
-        """The holder of the most entries; of several, whoever has had as many for the longest."""
-        return next(iter(self._of_size[self._largest])) if self._largest else None
+    def largest(self) -> _Holder:
+        """Whoever holds most; of several the one that has held so many longest.  There is one."""
+        return next(iter(self._levels[self._top]))
 
-    def first(self) -> _K | None:
-        """The entry to give way: the oldest one of the largest holder; L{None}: there is none."""
-        return next(iter(self._entries[next(iter(self._of_size[self._largest]))])) if self else None
-
-    def _move(self, holder: _H, before: int, now: int) -> None:
-        """Note that the number of a holder's entries has changed by one."""
+    def _move(self, holder: _Holder, count: int) -> None:
+        before = self._counts.pop(holder, 0)
         if before:
-            same = self._of_size[before]
-            del same[holder]
-            if not same:
-                del self._of_size[before]
-        if now:
-            self._of_size.setdefault(now, {})[holder] = None
-        if now > self._largest or self._largest not in self._of_size:
-            self._largest = now
+            level = self._levels[before]
+            del level[holder]
+            if not level:
+                del self._levels[before]
+        if count:
+            self._counts[holder] = count
+            self._levels.setdefault(count, {})[holder] = None
 
 
-class MinuteRates(Generic[_H]):
-    """So many a minute for each claimant, and so many for all together, in bounded memory."""
+class Holdings(Generic[_Holder, _Item]):
+    """
+    The items of a pool by their holders: the oldest item of the largest holder gives way first.
 
-    def __init__(
-        self, each: int, seconds: Callable[[], float], together: int | None = None
-    ) -> None:
-        """
-        @param each: how many a claimant may take in a minute, which begins with the first.
-        @param seconds: the time now, in seconds, which never steps.
-        @param together: how many all of them may take in a minute; L{None}: no bound.
-        """
-        self._each = each
-        self._seconds = seconds
-        self._together = together
-        self._taken: dict[_H, tuple[float, int]] = {}  # since when, how many; the first ends first
-        self._all = (0.0, 0)
+    Each step takes the same time, however many items and holders there are.
+    """
 
-    def take(self, claimant: _H) -> bool:
-        """True, and one is taken, if C{claimant} may; a claimant who may not costs nobody else."""
-        now = self._seconds()
-        taken = self._taken
-        while taken:
-            oldest = next(iter(taken))
-            if now - taken[oldest][0] < MINUTE and len(taken) <= MAX_CLAIMANTS:
-                break
-            del taken[oldest]
-        since, count = taken.get(claimant, (now, 0))
-        if count >= self._each:
+    def __init__(self) -> None:
+        self._holders: dict[_Item, _Holder] = {}  # the oldest item first
+        self._items: dict[_Holder, dict[_Item, None]] = {}  # likewise
+        self._counts: Counts[_Holder] = Counts()
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self._holders)
+
+    def __iter__(self) -> Iterator[_Item]:
+        """The items, the oldest first."""
+        return iter(self._holders)
+
+    def __contains__(self, item: _Item) -> bool:
+        return item in self._holders
+
+    def put(self, holder: _Holder, item: _Item) -> None:
+        """Enter an item, or enter it anew: it is its new holder's alone, and the newest."""
+        self.remove(item)
+        self._holders[item] = holder
+        self._items.setdefault(holder, {})[item] = None
+        self._counts.add(holder)
+
+    def remove(self, item: _Item) -> bool:
+        """Remove an item.  @return: whether it was here."""
+        if item not in self._holders:
             return False
-        if self._together is not None:
-            began, of_all = self._all
-            if now - began >= MINUTE:
-                began, of_all = now, 0
-            if of_all >= self._together:
-                return False
-            self._all = began, of_all + 1
-        taken[claimant] = since, count + 1
+        holder = self._holders.pop(item)
+        items = self._items[holder]
+        del items[item]
+        if not items:
+            del self._items[holder]
+        self._counts.remove(holder)
         return True
+
+    def count_of(self, holder: _Holder) -> int:
+        """Number of items of a holder."""
+        return self._counts[holder]
+
+    def of(self, holder: _Holder) -> list[_Item]:
+        """The items of a holder, the oldest first."""
+        return list(self._items.get(holder, ()))
+
+    def first(self) -> _Item | None:
+        """The item that gives way first; L{None}: there is none."""
+        return next(iter(self._items[self._counts.largest()])) if self._holders else None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 
 #: Time after which a device is expected no more where it was last seen, in seconds: 30 days.
 #: Source: docs/security.md, "What is promised".

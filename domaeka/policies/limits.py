@@ -1,18 +1,26 @@
 """Rate limits and bans of addresses."""
 
-import socket
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from itertools import islice, takewhile
 from math import inf
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from domaeka.config import LimitsSettings
+from domaeka.policies.networks import (
+    Networks,
+    address_key,
+    crowded,
+    network_of,
+    place_of,
+    plain,
+)
+from domaeka.pools import Pool
 
 #: Longest ban that is not an operator's, in seconds, unless C{limits.ban_seconds} is above it.
 MAX_BAN_SECONDS: Final = 86_400.0
@@ -37,6 +45,8 @@ MINUTE: Final = 60.0
 _MAX_OFFENCES: Final = 1_048_576
 #: Part of a full table that is freed at once, so that the search costs little per address.
 _FREED_PART: Final = 8
+#: Signatures with a wrong time that are remembered, so that each is excused once.
+MAX_CLOCK_FAULTS: Final = 4_096
 #: Pause after a search that freed nothing, in seconds.
 _SEARCH_PAUSE: Final = 1.0
 #: Time that a phone at an address due for a ban has to prove itself, in seconds: several behind
@@ -47,14 +57,8 @@ _MAX_SENTENCES: Final = 32
 #: Addresses, and bans that are over, in a step of the sweep: 1 to 2 ms.
 _SWEPT_AT_ONCE: Final = 2_048
 _ENDED_AT_ONCE: Final = 128
-#: Bit that distinguishes the number of a /64 from that of an IPv4 address.
-_IPV6_KEY: Final = 1 << 64
-#: The first of the IPv4 addresses mapped into IPv6, C{::ffff:0:0}.  Source: RFC 4291, 2.5.5.2.
-_MAPPED: Final = 0xFFFF << 32
 
-Network: TypeAlias = IPv4Network | IPv6Network
 _T = TypeVar("_T")
-_Value = TypeVar("_Value")
 
 
 class TokenBucket:
@@ -136,59 +140,6 @@ class Ban(msgspec.Struct, frozen=True):
         return self.expires is None or now < self.expires
 
 
-class _Networks(Generic[_Value]):
-    """
-    Map from networks to values.
-
-    A look-up costs one table look-up for each length of prefix in use, however many networks.
-    """
-
-    def __init__(self) -> None:
-        # By bits of the address (32 or 128): lengths, longest first, and their prefixes.
-        self._tables: dict[int, dict[int, dict[int, _Value]]] = {32: {}, 128: {}}
-
-    def put(self, network: Network, value: _Value) -> None:
-        """Enter a network, or replace its value."""
-        tables = self._tables[network.max_prefixlen]
-        length = network.prefixlen
-        if length not in tables:
-            tables[length] = {}
-            self._tables[network.max_prefixlen] = dict(sorted(tables.items(), reverse=True))
-        self._tables[network.max_prefixlen][length][_prefix(network)] = value
-
-    def get(self, network: Network) -> _Value | None:
-        """The value of exactly this network."""
-        return self._tables[network.max_prefixlen].get(network.prefixlen, {}).get(_prefix(network))
-
-    def remove(self, network: Network) -> None:
-        """Forget a network."""
-        tables = self._tables[network.max_prefixlen]
-        prefixes = tables.get(network.prefixlen, {})
-        prefixes.pop(_prefix(network), None)
-        if not prefixes:
-            tables.pop(network.prefixlen, None)
-
-    def matches(self, bits: int, number: int) -> Iterator[_Value]:
-        """Values of the networks that an address is in, longest prefix first."""
-        for length, prefixes in self._tables[bits].items():
-            value = prefixes.get(number >> (bits - length))
-            if value is not None:
-                yield value
-
-    def values(self) -> list[_Value]:
-        """A copy of all values."""
-        found: list[_Value] = []
-        for tables in self._tables.values():
-            for prefixes in tables.values():
-                found += prefixes.values()
-        return found
-
-    def __len__(self) -> int:
-        return sum(
-            len(prefixes) for tables in self._tables.values() for prefixes in tables.values()
-        )
-
-
 class _Offences:
     """Times of the last offences of an address, in order."""
 
@@ -221,8 +172,10 @@ class AddressLimits:
 
     An IPv6 address counts as its /64; what is no IP address (a local socket) is not limited.
     Where the table is full, idle addresses are forgotten first, then those with attempts left;
-    never those that are being refused.  Where all are, a new address is let in uncounted, so that
-    a crowd does not shut out honest phones; the limit of connections still holds.
+    never those that are being refused, or where devices may come back.  Where all are, a new
+    address is let in uncounted, so that a crowd does not shut out honest phones; the limit of
+    connections still holds.  In each full table the network with the most addresses (a /48 of IPv6,
+    a /24 of IPv4) gives way first.
 
     The length of a ban does not depend on the wall clock; its dates are worked out when it leaves
     here.  Only a restart goes by the stored date: where that is in the future, because the clock
@@ -235,22 +188,27 @@ class AddressLimits:
         seconds: Callable[[], float],
         wall: Callable[[], float],
         expected: Callable[[int], int] = lambda key: 0,
+        gave_way: Callable[[Pool, str], object] = lambda pool, claimant: None,
     ) -> None:
         """
         @param seconds: the time now, in seconds, which never steps.
         @param wall: the wall clock, in seconds since 1970.
         @param expected: given an L{address_key}, the number of devices that may come back there:
             so many more attempts the address has.
+        @param gave_way: called with a table that is full, and the address that came.
         """
         self._seconds = seconds
         self._wall = wall
         self._expected = expected
+        self._gave_way = gave_way
         # When the bucket of an address will be full again, which is its whole state.
         self._full_at: dict[int, float] = {}
         # Likewise for attempts given back to phones whose clocks are off.
         self._pardoned_at: dict[int, float] = {}
         # Likewise for connections that ended without a word.
         self._checked_at: dict[int, float] = {}
+        #: Hashes of signatures that were excused, the first one first.
+        self._excused: dict[int, None] = {}
         self._offences: dict[int, _Offences] = {}
         #: Names claimed with wrong signatures, the last one of each address.
         self._claims: dict[int, tuple[str, str]] = {}
@@ -260,7 +218,7 @@ class AddressLimits:
         #: Since when an address has earned a ban, the longest first.
         self._suspects: dict[int, float] = {}
         self._verified_at: dict[int, float] = {}
-        self._bans: _Networks[Ban] = _Networks()
+        self._bans: Networks[Ban] = Networks()
         #: Bans that are over, by network, the first to end first: they make the next ones longer.
         self._over: dict[str, Ban] = {}
         self.apply(settings)
@@ -277,15 +235,15 @@ class AddressLimits:
         self._ban_seconds = settings.ban_seconds
         self._max_tracked = settings.max_tracked_addresses
         self._max_offenders = max(1, min(self._max_tracked, _MAX_OFFENCES // (2 * self._ban_after)))
-        self._listed: _Networks[Admission] = _Networks()
+        self._listed: Networks[Admission] = Networks()
         for network in map(ip_network, settings.allow):
-            self._listed.put(_plain(network), Admission.ADMITTED)
+            self._listed.put(plain(network), Admission.ADMITTED)
         for network in map(ip_network, settings.deny):
-            self._listed.put(_plain(network), Admission.DENIED)
+            self._listed.put(plain(network), Admission.DENIED)
 
     def admit(self, address: str) -> Admission:
         """Judge an attempt to connect; one over the rate counts as an offence."""
-        place = _place(address)
+        place = place_of(address)
         if place is None:
             return Admission.ADMITTED
         bits, number, key = place
@@ -299,13 +257,14 @@ class AddressLimits:
         if full_at is None:
             if len(self._full_at) < self._max_tracked or self._forget_some(now):
                 self._full_at[key] = now + pause
+            else:
+                self._gave_way(Pool.ADDRESSES, address)
             return Admission.ADMITTED
         full_at = max(full_at, now)
         if full_at + pause > now + MINUTE + 1e-6:
             self._full_at[key] = full_at
             offences = self._offences_of(key)
-            if offences is not None:
-                self._offended(key, offences, offences.over_rate, now)
+            self._offended(key, offences, offences.over_rate, now)
             return Admission.RATE_LIMITED
         self._full_at[key] = full_at + pause
         return Admission.ADMITTED
@@ -320,19 +279,39 @@ class AddressLimits:
 
     def give_back(self, address: str) -> None:
         """An attempt that was admitted does not count: it authenticated, or we refused it."""
-        place = _place(address)
+        place = place_of(address)
         if place is not None and place[2] in self._full_at:
             self._full_at[place[2]] -= self._pause(place[2])
 
-    def clock_fault(self, address: str) -> None:
-        """
-        Note a right signature with a wrong time: a clock is off.  The attempt does not count, and
-        for a minute the address is not banned.
+    def expects(self, address: str) -> bool:
+        """True if devices may come back to C{address}, and no operator has shut it out."""
+        place = place_of(address)
+        if place is None or not self._expected(place[2]):
+            return False
+        if next(self._listed.matches(*place[:2]), None) is Admission.DENIED:
+            return False
+        now = self._seconds()
+        bans = self._bans.matches(*place[:2])
+        return not any(ban.made_by and ban.in_force(now) for ban in bans)
 
-        A replayed old line looks the same: in a minute no more of them are given back than an
-        address may make anyway.
+    def claimant(self, address: str) -> int | None:
+        """The L{address_key} of an address that is limited; L{None}: it is not."""
+        place = place_of(address)
+        return None if place is None or any(self._listed.matches(*place[:2])) else place[2]
+
+    def clock_fault(self, address: str, signature: str) -> None:
         """
-        self.verified(address)
+        Note a right signature with a wrong time: a clock is off.  The attempt does not count.
+
+        A line that was recorded long ago looks the same: each signature excuses once, no more of
+        them in a minute than an address may make attempts anyway, and none protects from a ban.
+        """
+        excused = hash(signature)
+        if excused in self._excused:
+            return
+        if len(self._excused) >= MAX_CLOCK_FAULTS:
+            del self._excused[next(iter(self._excused))]
+        self._excused[excused] = None
         self._pardon(address, self._pardoned_at)
 
     def ended_unused(self, address: str) -> None:
@@ -363,11 +342,12 @@ class AddressLimits:
         @param claims: the bot and the device that the sender claims to be.
         """
         key = address_key(address)
-        offences = None if key is None else self._offences_of(key)
-        if key is None or offences is None:
+        if key is None:
             return
+        offences = self._offences_of(key)
         if self._claims.pop(key, None) is None and len(self._claims) >= _MAX_CLAIMS:
-            del self._claims[next(iter(self._claims))]
+            for crowded in self._crowded(self._claims):
+                del self._claims[crowded]
         self._claims[key] = _shown(claims[0]), _shown(claims[1])
         self._offended(key, offences, offences.signatures, self._seconds())
 
@@ -427,7 +407,7 @@ class AddressLimits:
 
     def bans_address(self, address: str) -> bool:
         """True while a ban is in force for C{address}."""
-        place = _place(address)
+        place = place_of(address)
         if place is None or any(self._listed.matches(*place[:2])):
             return False
         now = self._seconds()
@@ -447,7 +427,7 @@ class AddressLimits:
         @raise ValueError: C{network} is none.
         """
         now = self._seconds()
-        place = _plain(ip_network(network, strict=False))
+        place = plain(ip_network(network, strict=False))
         self._over.pop(str(place), None)
         if self._bans.get(place) is None and not self._make_room():
             return None
@@ -458,9 +438,12 @@ class AddressLimits:
         return self._dated(ban)
 
     def first_to_end(self) -> Ban | None:
-        """The ban that ends first; L{None}: all are without end."""
+        """
+        The ban that ends first, of the server's own ones if there are any; L{None}: all are without
+        end.
+        """
         ending = (ban for ban in self._bans.values() if ban.expires is not None)
-        first = min(ending, key=lambda ban: ban.expires or 0.0, default=None)
+        first = min(ending, key=lambda ban: (bool(ban.made_by), ban.expires or 0.0), default=None)
         return None if first is None else self._dated(first)
 
     def lift(self, network: str) -> Ban | None:
@@ -470,12 +453,12 @@ class AddressLimits:
         @return: it, if there was one.
         @raise ValueError: C{network} is none.
         """
-        place = _plain(ip_network(network, strict=False))
+        place = plain(ip_network(network, strict=False))
         ban = self._bans.get(place)
         if ban is not None:
             self._bans.remove(place)
-        counted = _place(str(place.network_address))
-        if counted is not None and place.prefixlen >= _network(counted[2]).prefixlen:
+        counted = place_of(str(place.network_address))
+        if counted is not None and place.prefixlen >= network_of(counted[2]).prefixlen:
             self._full_at.pop(counted[2], None)
             self._forget_offences(counted[2])
         ban = ban or self._over.pop(str(place), None)
@@ -490,7 +473,7 @@ class AddressLimits:
             if len(self._bans) + len(over) >= self._max_tracked:
                 break
             if ban.in_force(now):
-                self._bans.put(_plain(ip_network(ban.network)), ban)
+                self._bans.put(plain(ip_network(ban.network)), ban)
             elif now < (ban.expires or 0.0) + REPEAT_SECONDS:
                 over.append(ban)
         over.sort(key=lambda ban: ban.expires or 0.0)
@@ -504,17 +487,20 @@ class AddressLimits:
     # Inside
 
     def _listed_as(self, address: str) -> Admission | None:
-        place = _place(address)
+        place = place_of(address)
         return None if place is None else next(self._listed.matches(*place[:2]), None)
 
     def _dated(self, ban: Ban) -> Ban:
         """C{ban}, its times by the wall clock."""
         return _shifted(ban, self._wall() - self._seconds())
 
-    def _offences_of(self, key: int) -> _Offences | None:
-        """Offences of an address; L{None}: there is no room for another address."""
+    def _offences_of(self, key: int) -> _Offences:
+        """Offences of an address."""
         offences = self._offences.get(key)
-        if offences is None and len(self._offences) < self._max_offenders:
+        if offences is None:
+            if len(self._offences) >= self._max_offenders:
+                for crowded in self._crowded(self._offences):
+                    self._forget_offences(crowded)
             offences = self._offences[key] = _Offences()
         return offences
 
@@ -541,10 +527,22 @@ class AddressLimits:
         self._claims.pop(key, None)
 
     def _note(self, times: dict[int, float], key: int, now: float) -> None:
-        """Enter a time; where there is no room, it replaces the oldest entry."""
-        if times.pop(key, None) is None and len(times) >= self._max_tracked:
-            del times[next(iter(times))]
+        """Enter a time; where there is no room, those of the largest network give way."""
+        if times.pop(key, None) is None:
+            self._room_in(times)
         times[key] = now
+
+    def _room_in(self, table: dict[int, float]) -> None:
+        """Make room for one more address in a table, if need be."""
+        if len(table) >= self._max_tracked:
+            for crowded in self._crowded(table):
+                del table[crowded]
+
+    def _crowded(self, table: Iterable[int]) -> list[int]:
+        """The keys that give way in a full table; where devices may come back they go last."""
+        keys = crowded(table, self._expected, _FREED_PART)
+        self._gave_way(Pool.ADDRESSES, str(network_of(keys[0])))
+        return keys
 
     def _pause(self, key: int) -> float:
         """Seconds after which an address has another attempt."""
@@ -559,8 +557,10 @@ class AddressLimits:
             attempt.
         """
         key, now = address_key(address), self._seconds()
-        if key is None or (key not in pardons and len(pardons) >= self._max_tracked):
+        if key is None:
             return
+        if key not in pardons:
+            self._room_in(pardons)
         pardoned_at = max(pardons.get(key, now), now) + (pause or self._pause(key))
         if pardoned_at <= now + MINUTE + 1e-6:
             pardons[key] = pardoned_at
@@ -569,7 +569,7 @@ class AddressLimits:
     def _earned(self, key: int, over_rate: int, signatures: int) -> Ban | None:
         """Ban an address for its offences within a minute; L{None}: it is not to be banned."""
         now = self._seconds()
-        network = _network(key)
+        network = network_of(key)
         bits, number = network.max_prefixlen, int(network.network_address)
         if any(self._listed.matches(bits, number)):
             return None
@@ -577,6 +577,7 @@ class AddressLimits:
             return None
         last = self._over.pop(str(network), None) or self._bans.get(network)
         if last is None and not self._make_room():
+            self._gave_way(Pool.BANS, str(network))
             return None  # it is still limited
         times = 1 if last is None else last.times + 1
         first = self._ban_seconds
@@ -597,23 +598,18 @@ class AddressLimits:
         """Find room for one more address.  @return: whether there is any."""
         if now < self._search_at:
             return False
-        wanted = max(1, self._max_tracked // _FREED_PART)
         least = now + MINUTE - MINUTE / self._attempts
-        idle: list[int] = []
-        standing_well: list[int] = []
-        for key, at in self._full_at.items():
-            if at <= now:
-                idle.append(key)
-                if len(idle) == wanted:
-                    break
-            elif at <= least and len(standing_well) < wanted:
-                standing_well.append(key)
-        for key in (idle + standing_well)[:wanted]:
+        free = [key for key, at in self._full_at.items() if at <= now]
+        if not free:
+            standing_well = [
+                key for key, at in self._full_at.items() if at <= least and not self._expected(key)
+            ]
+            free = self._crowded(standing_well) if standing_well else []
+        for key in free:
             del self._full_at[key]
-        if idle or standing_well:
-            return True
-        self._search_at = now + _SEARCH_PAUSE
-        return False
+        if not free:
+            self._search_at = now + _SEARCH_PAUSE
+        return bool(free)
 
     def _make_room(self) -> bool:
         """Make room for one more ban: one that is over may go.  @return: whether there is room."""
@@ -667,47 +663,3 @@ def _shown(name: str) -> str:
     if short.isprintable():
         return short
     return "".join(char if char.isprintable() else "\ufffd" for char in short)
-
-
-def address_key(address: str) -> int | None:
-    """Key of all addresses that count as one; L{None}: it is no IP address."""
-    place = _place(address)
-    return None if place is None else place[2]
-
-
-def _place(address: str) -> tuple[int, int, int] | None:
-    """
-    Place of an address: its bits, the address as a number, and its key.
-
-    @return: L{None} where it is no IP address.
-    """
-    try:
-        if ":" not in address:
-            number = int.from_bytes(socket.inet_pton(socket.AF_INET, address))
-            return 32, number, number
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address.partition("%")[0]))
-    except (OSError, ValueError):
-        return None
-    if number >> 32 == _MAPPED >> 32:
-        number &= 0xFFFFFFFF
-        return 32, number, number
-    return 128, number, number >> 64 | _IPV6_KEY
-
-
-def _network(key: int) -> Network:
-    """The network of the addresses with this key."""
-    if key < _IPV6_KEY:
-        return IPv4Network((key, 32))
-    return IPv6Network(((key ^ _IPV6_KEY) << 64, 64))
-
-
-def _plain(network: Network) -> Network:
-    """C{network}, as IPv4 where its addresses are IPv4-mapped ones (RFC 4291)."""
-    number = int(network.network_address)
-    if network.max_prefixlen == 128 and network.prefixlen >= 96 and number >> 32 == _MAPPED >> 32:
-        return IPv4Network((number & 0xFFFFFFFF, network.prefixlen - 96))
-    return network
-
-
-def _prefix(network: Network) -> int:
-    return int(network.network_address) >> (network.max_prefixlen - network.prefixlen)

@@ -180,7 +180,9 @@ def assemble(
         most = context.settings.server.max_connections
         return min(stores.devices.last_seen.count(key), most)
 
-    limits = AddressLimits(settings.limits, platform.seconds, wall, expected)
+    limits = AddressLimits(
+        settings.limits, platform.seconds, wall, expected, metrics.pools.gave_way
+    )
     stores = _make_stores(
         platform,
         settings,

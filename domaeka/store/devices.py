@@ -16,9 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.interfaces import REFUSED, Approval, ApprovalListener, DeviceFacts, DeviceKey
-from domaeka.policies.holdings import Holdings, MinuteRates
+from domaeka.policies.holdings import Holdings
 from domaeka.policies.last_seen import LastSeen
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
+from domaeka.policies.rates import MinuteRates
 from domaeka.pools import Pool
 from domaeka.store import sessions
 from domaeka.store.approvals import ApprovalTable
@@ -92,7 +93,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
     """
     The devices (L{domaeka.interfaces.Devices}).
 
-    @ivar last_seen: where they were, those that an operator has refused apart.
+    @ivar last_seen: where those were that are approved.
     """
 
     _log = Logger()
@@ -129,8 +130,8 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self._queues: Counter[int | str] = Counter()
         self._here: set[DeviceKey] = set()  # connected
         #: By address those that may give way: all of them, and those that are pending.
-        self._away = Holdings[DeviceKey, int | str]()
-        self._away_pending = Holdings[DeviceKey, int | str]()
+        self._away = Holdings[int | str, DeviceKey]()
+        self._away_pending = Holdings[int | str, DeviceKey]()
         super().__init__(database, reactor, mode, node=node, wall=wall, gave_way=gave_way)
 
     def add_listener(self, listener: ApprovalListener) -> None:
@@ -221,7 +222,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
                 return False
         return True
 
-    def _one_gives_way(self, away: Holdings[DeviceKey, int | str], pool: Pool) -> bool:
+    def _one_gives_way(self, away: Holdings[int | str, DeviceKey], pool: Pool) -> bool:
         key = away.first()
         if key is None:
             return False
@@ -309,7 +310,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             (self._away_pending, may and record.approval is Approval.PENDING),
         ):
             if those:
-                away.put(key, _holder(record.facts))
+                away.put(_holder(record.facts), key)
             else:
                 away.remove(key)
 

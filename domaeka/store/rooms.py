@@ -112,8 +112,8 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         """See L{ApprovalTable}."""
         self._titled: dict[str, dict[RoomKey, None]] = {}  # the rooms that bear each title
         #: Those that may give way: by their bots, and of each bot by the phones that entered them.
-        self._bots = Holdings[RoomKey, str]()
-        self._phones: dict[str, Holdings[RoomKey, DeviceKey | None]] = {}
+        self._bots = Holdings[str, RoomKey]()
+        self._phones: dict[str, Holdings[DeviceKey | None, RoomKey]] = {}
         super().__init__(*args, **named)
 
     # domaeka.interfaces.Rooms
@@ -141,9 +141,7 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
                 self._titled.setdefault(name, {})[key] = None
             room.is_group = is_group
             room.written = now
-            self._bots.renew(key)
-            if key.bot_name in self._phones:
-                self._phones[key.bot_name].renew(key)
+            self._note_holder(room)
             self._heard_of(key)
         if room.approval is Approval.APPROVED:
             return True
@@ -187,7 +185,8 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         """
         while not self._has_room(key):
             of_bot = self._of_bot.get(key.bot_name, 0) >= MAX_BOT_ROOMS
-            bot_name = key.bot_name if of_bot else self._bots.largest()
+            one = key if of_bot else self._bots.first()
+            bot_name = None if one is None else one.bot_name
             phones = None if bot_name is None else self._phones.get(bot_name)
             first = None if phones is None else phones.first()
             if first is None:
@@ -237,8 +236,8 @@ class StoredRooms(ApprovalTable[RoomKey, RoomRecord]):
         if self._is_settled(room):
             self._keep(key)
         else:
-            self._bots.put(key, key.bot_name)
-            self._phones.setdefault(key.bot_name, Holdings()).put(key, room.entered_by)
+            self._bots.put(key.bot_name, key)
+            self._phones.setdefault(key.bot_name, Holdings()).put(room.entered_by, key)
 
     def _keep(self, key: RoomKey) -> None:
         """Have a room give way to none, any more."""

@@ -61,8 +61,13 @@ def make_context(
     sessions: Sessions | None = None,
     random: Random | None = None,
     journal: Journal | None = None,
+    expected: Callable[[int], int] = lambda key: 0,
 ) -> Context:
-    """The context of a gateway; C{settings} differ from the defaults, other parts are doubles."""
+    """
+    The context of a gateway; C{settings} differ from the defaults, other parts are doubles.
+
+    @param expected: as of L{AddressLimits}.
+    """
     loaded = load_settings(None, [_ALLOW, *settings], {})
     metrics = Metrics()
     signer = Signer([secret_key], salt, loaded.auth.clock_skew, wall)
@@ -72,7 +77,9 @@ def make_context(
         settings=loaded,
         signer=signer,
         authentication=Authentication(loaded.auth, signer, reactor.seconds, wall, metrics),
-        limits=AddressLimits(loaded.limits, reactor.seconds, wall),
+        limits=AddressLimits(
+            loaded.limits, reactor.seconds, wall, expected, metrics.pools.gave_way
+        ),
         sessions=sessions,
         devices=devices or FakeDevices(),
         rooms=rooms or FakeRooms(),

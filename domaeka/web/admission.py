@@ -5,7 +5,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol, TypeVar
 
-from domaeka.policies.limits import address_key
+from domaeka.policies.networks import address_key
 from domaeka.web.routes import is_this_machine
 
 #: Most connections at a time, and most of the socket in the state directory beside them.

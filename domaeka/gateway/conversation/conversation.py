@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.authentication import AuthRefused, Verdict
-from domaeka.gateway.context import Context
+from domaeka.gateway.context import SWEEP_SECONDS, Context
 from domaeka.gateway.conversation.figures import brief_of, ended_as, name_of, view_of
 from domaeka.gateway.conversation.handshake import (
     Token,
@@ -96,6 +96,7 @@ class Conversation:
         """@param address: the peer's."""
         now = context.steady.exact()
         self.peer = Peer(membership.next_number(), address, now, transport.port_outlives)
+        self.peer.over_rate = transport.over_rate
         self._context = context
         self._membership = membership
         self._transport = transport
@@ -473,7 +474,6 @@ class Conversation:
         if pong.monitoring is not None:
             peer.monitoring = pong.monitoring
             peer.monitored_at = context.steady.exact()
-        context.limits.verified(peer.address)
         assert self._keepalive is not None
         self._keepalive.pong_received(pong, context.steady.now)
         self._quality_judged()
@@ -498,7 +498,7 @@ class Conversation:
         violations = self._violations = self._violations or Violations()
         reaction = violations.judge(error, context.steady.now, in_handshake)
         if reaction.notified and isinstance(error, AuthRefused) and error.skew is not None:
-            note_clock_fault(context, peer, error.skew)
+            note_clock_fault(context, peer, error.skew, error.signature)
         if reaction.reason is not None:
             self.close(reaction.reason, error.code, error.text)
         elif reaction.notified:
@@ -607,8 +607,11 @@ class Conversation:
             self._transport.resume_reading()
 
     def _store_failed(self, failure: Failure) -> None:
-        _log.failure("{peer}: our own mistake", failure, peer=self.peer)
-        self._fail()
+        if isinstance(failure.value, WireError):  # there is no place
+            self._refuse(failure.value)
+        else:
+            _log.failure("{peer}: our own mistake", failure, peer=self.peer)
+            self._fail()
 
     def _greet(self, token: Token) -> None:
         """Answer the first handshake, and send what waits for the device."""
@@ -645,9 +648,9 @@ class Conversation:
     def _introduce(self, key: DeviceKey, facts: DeviceFacts) -> None:
         """Take the name and the facts of the peer's device."""
         context, peer = self._context, self.peer
-        self._membership.named(self, key)
         peer.key = key
         peer.facts = facts
+        self._membership.named(self, key)
         if self._keepalive is None:
             liveness = Liveness(context.settings.ping, context.steady.now, context.random)
             self._keepalive = KeepAlive(liveness, self._writer, key.bot_name, context)
@@ -656,8 +659,7 @@ class Conversation:
         """Note a valid proof (a token: of C{key_id}), or that none is demanded."""
         context, peer = self._context, self.peer
         assert peer.key is not None and peer.facts is not None and self._keepalive is not None
-        if not signed:
-            self._membership.keep_place(peer.key)
+        self._membership.may_prove(self, peer.key, signed)
         peer.signed = signed
         if key_id is None:
             key_id = context.authentication.key_id(peer.key, signed)
@@ -669,8 +671,6 @@ class Conversation:
             self._transport.kernel.keep_trying()
         self._keepalive.liveness.is_of(device.responsiveness, context.steady.now)
         self._quality_judged()
-        context.limits.give_back(peer.address)
-        context.limits.verified(peer.address)
         self._throttle.authenticated(device)
         self._due = _AT_ONCE
         if not self._waits_for_store:
@@ -770,7 +770,7 @@ class Conversation:
         self.peer.reads = reason in (CloseReason.NO_HANDSHAKE, CloseReason.UNACKNOWLEDGED)
         self.peer.reason = reason
         may_linger = self._membership.closing(self)
-        if reason is CloseReason.GAVE_WAY or not may_linger:
+        if reason is CloseReason.GAVE_WAY:
             self._transport.abort()
             return
         self._writer.unstage()
@@ -780,7 +780,10 @@ class Conversation:
         linger = LATE_SECONDS if self.peer.reads else self._context.settings.socket.linger_seconds
         self._deadline = self._context.steady.exact() + linger
         self._due = _AT_ONCE if self.peer.reads else self._deadline
-        if self._peer_finished:
+        if not may_linger:
+            self._deadline = self._due = self._context.steady.exact() + SWEEP_SECONDS
+            self._transport.hang_up()
+        elif self._peer_finished:
             self._transport.disconnect()
         elif not self._writer.is_shut:
             self._transport.finish()

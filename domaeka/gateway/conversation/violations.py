@@ -18,6 +18,7 @@ ERRORS_SECONDS: Final = 60.0
 _FATAL_REASONS: Final = {
     ErrorCode.FRAME_TOO_LARGE: CloseReason.FRAME_TOO_LARGE,
     ErrorCode.BAD_HANDSHAKE: CloseReason.BAD_HANDSHAKE,
+    ErrorCode.RATE_LIMITED: CloseReason.RATE_LIMITED,
     ErrorCode.SERVER_FULL: CloseReason.SERVER_FULL,
     ErrorCode.AUTH_FAILED: CloseReason.AUTHENTICATION_FAILED,
 }
@@ -68,9 +69,9 @@ class Violations:
         return Reaction(True, CloseReason.TOO_MANY_ERRORS if many else None)
 
 
-def note_clock_fault(context: Context, peer: Peer, skew: float) -> None:
+def note_clock_fault(context: Context, peer: Peer, skew: float, signature: str) -> None:
     """Note that the phone's clock is wrong by C{skew} seconds, which is no attack."""
-    context.limits.clock_fault(peer.address)
+    context.limits.clock_fault(peer.address, signature)
     if not context.metrics.pools.may_log(peer.address, context.steady.now):
         return
     _log.warn(

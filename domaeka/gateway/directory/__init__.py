@@ -33,7 +33,7 @@ class Directory:
     def __init__(self, context: Context, reactor: IReactorTime) -> None:
         self.context = context
         self.registry = Registry(context)
-        self.history = History(may_log=context.metrics.pools.may_log)
+        self.history = History(context.metrics.pools)
         self.manager = ConnectionManager(context, self.registry, self.history)
         self.admission = self.manager.admission
         self.decisions = Decisions(context, self.registry, self.manager)

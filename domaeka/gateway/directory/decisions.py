@@ -61,6 +61,8 @@ class Decisions:
             if device.connection is None and device.pending:  # it is entered when it is back
                 self._manager.ask_approval(device, DeviceFacts(version=""), False)
         self._context.held.release(self._context.call_soon)
+        for device in self._registry.devices():
+            self._manager.admission.judged(device)
 
     def enter_waiting(self) -> None:
         """Have devices be entered that were too many of their address when they signed."""
@@ -79,6 +81,7 @@ class Decisions:
         device = self._registry.device(key)
         if device is not None:
             device.approved = approval is Approval.APPROVED
+            self._manager.admission.judged(device)
             if approval not in (Approval.APPROVED, Approval.PENDING):
                 device.outbox.clear()
 

@@ -1,8 +1,8 @@
 """History of connections that have ended."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Final
 
 from twisted.logger import Logger
@@ -10,28 +10,33 @@ from twisted.logger import Logger
 from domaeka.gateway.peer import Peer
 from domaeka.gateway.views import ClosedConnection
 from domaeka.interfaces import DeviceKey
+from domaeka.policies.holdings import Holdings
+from domaeka.pools import Pool, Pools
 
 #: Connections that are remembered; some 600 bytes each.
 MAX_CLOSED: Final = 10_000
 #: Time over which L{History.recent} counts, in seconds.
 RECENT_SECONDS: Final = 3600.0
+#: Part of the history that one device fills before it is told of: else it passes by as always.
+GREEDY_PART: Final = 10
 _log: Final = Logger()
 
 
 class History:
-    """The last authenticated connections that have ended."""
+    """
+    The last authenticated connections that have ended.
 
-    def __init__(
-        self,
-        max_closed: int = MAX_CLOSED,
-        may_log: Callable[[object, float], bool] = lambda claimant, now: True,
-    ) -> None:
-        """
-        @param max_closed: most that are remembered; the oldest goes first.
-        @param may_log: given a device and the time, returns false if it has had its log lines.
-        """
-        self._may_log = may_log
-        self._closed: deque[ClosedConnection] = deque(maxlen=max_closed)
+    The oldest one of the device that has the most of them goes first: one that connects again and
+    again does not push out the history of others.
+    """
+
+    def __init__(self, pools: Pools, max_closed: int = MAX_CLOSED) -> None:
+        """@param max_closed: most that are remembered."""
+        self._pools = pools
+        self._max_closed = max_closed
+        #: By their places, the first to end first.
+        self._closed: dict[int, ClosedConnection] = {}
+        self._of_devices: Holdings[DeviceKey, int] = Holdings()
         self._added = 0
 
     def __len__(self) -> int:
@@ -39,13 +44,22 @@ class History:
 
     def ended(self, peer: Peer, closed: ClosedConnection) -> None:
         """Log a connection that has ended, and remember it if it had authenticated."""
-        _log_end(peer, closed, peer.authenticated and self._may_log(peer.key, closed.gone_at))
+        _log_end(peer, closed, peer.authenticated and self._pools.may_log(peer.key, closed.gone_at))
         if peer.authenticated:
             self.add(closed)
 
     def add(self, closed: ClosedConnection) -> None:
         """Remember one more."""
-        self._closed.append(closed)
+        if (
+            len(self._closed) >= self._max_closed
+            and (place := self._of_devices.first()) is not None
+        ):
+            gone = self._closed.pop(place)
+            if self._of_devices.count_of(gone.key) >= max(2, self._max_closed // GREEDY_PART):
+                self._pools.gave_way(Pool.HISTORY, " ".join(gone.key))
+            self._of_devices.remove(place)
+        self._closed[self._added] = closed
+        self._of_devices.put(closed.key, self._added)
         self._added += 1
 
     def page(
@@ -61,20 +75,19 @@ class History:
         @param wanted: a filter.
         @return: connections with their places, which do not change.
         """
-        newest = self._added - 1
-        skipped = 0 if before is None else min(max(0, newest - before + 1), len(self._closed))
         found: list[tuple[int, ClosedConnection]] = []
-        for place, closed in enumerate(islice(reversed(self._closed), skipped, None), skipped):
+        for place, closed in reversed(self._closed.items()):
             if len(found) >= limit:
                 break
-            if wanted(closed):
-                found.append((newest - place, closed))
+            if (before is None or place < before) and wanted(closed):
+                found.append((place, closed))
         return found
 
     def recent(self, now: float) -> Counter[DeviceKey]:
         """Number of connections of each device that ended within the last hour."""
         earliest = now - RECENT_SECONDS
-        recent = takewhile(lambda closed: closed.gone_at >= earliest, reversed(self._closed))
+        ended = reversed(self._closed.values())
+        recent = takewhile(lambda closed: closed.gone_at >= earliest, ended)
         return Counter(closed.key for closed in recent)
 
 

@@ -62,16 +62,16 @@ class ConnectionManager:
     def named(self, member: Member, key: DeviceKey) -> None:
         self.admission.named(member, key)
 
-    def keep_place(self, key: DeviceKey) -> None:
+    def may_prove(self, member: Member, key: DeviceKey, signed: bool) -> None:
         device = self._registry.device(key)
         older = None if device is None else device.connection
-        if older is not None and older.peer.signed and not older.peer.closing:
+        if not signed and older is not None and older.peer.signed and not older.peer.closing:
             raise WireError(ErrorCode.AUTH_REQUIRED, "this device is connected, and has signed")
+        self.admission.may_prove(member, key, signed)
 
     def attach(self, member: Member, key: DeviceKey, facts: DeviceFacts) -> Device:
         device = self._registry.get_or_create(key)
         peer = member.peer
-        self.admission.proven(member)
         if "ack" in peer.capabilities and not device.outbox.epoch:
             device.outbox.epoch = self._context.epoch_of(peer.number)  # already sent
         self.ask_approval(device, facts, peer.signed)
@@ -81,6 +81,7 @@ class ConnectionManager:
                 self._note_takeover(device)
             older.close(CloseReason.TAKEN_OVER, ErrorCode.TAKEN_OVER, "a newer connection came")
         device.attached(member)
+        self.admission.proven(member, device)
         events = self._context.events
         if events.watchers:
             events.connected(ConnectionName(peer.number, key, peer.address, peer.version))
@@ -94,6 +95,7 @@ class ConnectionManager:
             approval = devices.approval(device.key)
             anybody = approval is None and self._context.settings.devices.approval == "signed"
             device.approved = anybody or approval is Approval.APPROVED
+        self.admission.judged(device)
 
     def epoch(self, peer: Peer) -> str:
         device = None if peer.key is None else self._registry.device(peer.key)

@@ -9,7 +9,9 @@ from domaeka.errors import CloseReason, ErrorCode
 from domaeka.gateway.context import Context
 from domaeka.gateway.device import Device
 from domaeka.gateway.joints import Member
-from domaeka.interfaces import DeviceKey
+from domaeka.interfaces import Approval, DeviceKey
+from domaeka.policies.holdings import Holdings
+from domaeka.pools import Pool
 
 #: Most devices that are kept without a connection: this many times the limit of connections, and
 #: the least such bound.
@@ -107,16 +109,38 @@ class Registry:
 
     def forget_away(self, away: Iterable[Device], now: float) -> None:
         """
-        Forget devices past their time; if there are too many, those gone the longest.
+        Forget devices past their time.  If there are too many, those go that are not approved, then
+        those of the address with the most of them, gone the longest first.
 
         @param away: idle devices that are not connected.
         @param now: the steady time, in seconds.
         """
-        gone = list(away)
+        gone: list[Device] = []
+        for device in away:
+            if now >= device.kept_until:
+                self._forget(device)
+            else:
+                gone.append(device)
         most = max(LEAST_AWAY, self._context.settings.server.max_connections * AWAY_SHARE)
-        if len(gone) > most:  # a holder of the key may invent names
-            gone.sort(key=lambda device: device.kept_until)
-        for number, device in enumerate(gone, 1):
-            if now >= device.kept_until or number <= len(gone) - most:
-                device.forget_records()
-                del self._devices[device.key]
+        if len(gone) <= most:
+            return
+        # A holder of the key may invent names.
+        shares: Holdings[object, Device] = Holdings()
+        gone.sort(key=lambda device: device.kept_until)
+        for device in gone:
+            shares.put(self._claimant(device), device)
+        while len(shares) > most and (first := shares.first()) is not None:
+            shares.remove(first)
+            self._context.metrics.pools.gave_way(Pool.AWAY, first.address or first.key)
+            self._forget(first)
+
+    def _claimant(self, device: Device) -> object:
+        """Those who share with a device what is kept of those away."""
+        if self._context.devices.approval(device.key) is not Approval.APPROVED:
+            return None  # all of these together
+        claimant = self._context.limits.claimant(device.address)
+        return device if claimant is None else claimant
+
+    def _forget(self, device: Device) -> None:
+        device.forget_records()
+        del self._devices[device.key]

@@ -154,7 +154,8 @@ class Sweep:
         for member in self._registry:
             peer = member.peer
             if peer.authenticated and peer.last_heard >= judged_at:
-                limits.verified(peer.address)
+                if admission.is_rightful(member):
+                    limits.verified(peer.address)
                 if peer.signed and peer.key is not None:
                     self._context.devices.heard(peer.key)
         for stranger in admission.strangers():
@@ -173,7 +174,9 @@ class Sweep:
             context.events.banned(ban)
         context.store_bans(bans)
         for stranger in self._admission.strangers():
-            if context.limits.bans_address(stranger.peer.address):
+            # A phone that is about to prove itself would take a ban for final.
+            claims = self._admission.has_claim(stranger.peer)
+            if not claims and context.limits.bans_address(stranger.peer.address):
                 self._decisions.shut_out(stranger)
         context.call_soon(lambda: self._guarded(self._judge))
 

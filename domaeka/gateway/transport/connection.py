@@ -15,7 +15,7 @@ from zope.interface import implementer
 from domaeka.errors import CloseReason
 from domaeka.gateway.context import Context
 from domaeka.gateway.flow.read_scheduler import ReadScheduler
-from domaeka.gateway.joints import AccessRules, Converse, LineReceiver
+from domaeka.gateway.joints import AccessRules, Converse, Entry, LineReceiver
 from domaeka.gateway.transport.kernel import PeerKernel
 from domaeka.twisted_internals import immediate_writer, take_unsent, unsent_bytes
 from domaeka.wire import Inflater, LineDecoder
@@ -47,12 +47,16 @@ class GatewayProtocol(Protocol):
     has taken everything written.
     """
 
-    def __init__(self, shared: "TransportContext", port_outlives: bool = False) -> None:
+    def __init__(
+        self, shared: "TransportContext", port_outlives: bool = False, over_rate: bool = False
+    ) -> None:
         """
         @param shared: what all connections share.
-        @param port_outlives: as of L{Transport<domaeka.gateway.joints.Transport>}.
+        @param port_outlives: as of L{Transport<domaeka.gateway.joints.Transport>}, like
+            C{over_rate}.
         """
         self.port_outlives = port_outlives
+        self.over_rate = over_rate
         self._shared = shared
         self._context = shared.context
         self._decoder = LineDecoder(shared.context.settings.server.max_frame_bytes)
@@ -329,6 +333,15 @@ class GatewayProtocol(Protocol):
             self.kernel.set_user_timeout()
             self.transport.loseConnection()
 
+    def hang_up(self) -> None:
+        """
+        Close as soon as our kernel has what is written, without waiting for the peer.  The caller
+        sets a deadline, as for L{finish}.
+        """
+        if not self._is_lost(at_once=True):
+            self._unregister()
+            self._lowest.loseConnection()  # TLS itself would wait for the peer
+
     def abort(self) -> None:
         """Close at once; what has not been sent is lost."""
         if not self._is_lost(at_once=True):
@@ -402,8 +415,9 @@ class GatewayFactory(Factory):
         self._outlives = outlives
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        if self._shared.rules.refusal(peer_address(addr)) is not None:
+        entry = self._shared.rules.entry(peer_address(addr))
+        if entry is Entry.REFUSED:
             return _Refused() if self._wrapped else None
-        protocol = GatewayProtocol(self._shared, self._outlives)
+        protocol = GatewayProtocol(self._shared, self._outlives, entry is Entry.BRIEF)
         protocol.factory = self
         return protocol

@@ -11,7 +11,10 @@ from twisted.python.failure import Failure
 from domaeka.errors import CloseReason
 from domaeka.gateway.context import Context
 from domaeka.gateway.joints import CLOSING_SHARE, AccessRules
+from domaeka.gateway.transport.connection import peer_address
 from domaeka.gateway.transport.proxy_header import BadHeader, HeaderReader
+from domaeka.policies.holdings import Holdings
+from domaeka.pools import Pool
 
 #: First byte of a TLS connection.  Source: RFC 8446, 5.1: a handshake.
 _TLS_HANDSHAKE: Final = b"\x16"
@@ -21,7 +24,8 @@ class PendingHeaders:
     """
     Connections whose PROXY header is incomplete.
 
-    Each has a deadline, as for a handshake, and their number is bounded: the oldest gives way.
+    Each has a deadline, as for a handshake, and their number is bounded: the oldest gives way, of
+    the balancer that has the most.
     """
 
     def __init__(self, context: Context, rules: AccessRules, reactor: Any) -> None:
@@ -31,18 +35,25 @@ class PendingHeaders:
         self._reactor = reactor
         #: The deadlines, oldest first.
         self._waiting: dict[_HeaderProtocol, Any] = {}
+        #: The same connections, by balancer.
+        self._of_balancers: Holdings[str, _HeaderProtocol] = Holdings()
 
     def add(self, pending: "_HeaderProtocol") -> None:
         """A connection has begun."""
         server = self._context.settings.server
-        if len(self._waiting) >= max(8, server.max_connections * CLOSING_SHARE):
-            self.refuse(next(iter(self._waiting)), CloseReason.GAVE_WAY)
+        shares, balancer = self._of_balancers, peer_address(pending.transport.getPeer())
+        most = max(8, server.max_connections * CLOSING_SHARE)
+        if len(shares) >= most and (first := shares.first()) is not None:
+            self._context.metrics.pools.gave_way(Pool.HEADERS, balancer)
+            self.refuse(first, CloseReason.GAVE_WAY)
+        shares.put(balancer, pending)
         self._waiting[pending] = self._reactor.callLater(
             server.handshake_timeout, self.refuse, pending, CloseReason.HANDSHAKE_TIMEOUT
         )
 
     def remove(self, pending: "_HeaderProtocol") -> None:
         """Cancel the deadline of a connection: its header is complete, or it has ended."""
+        self._of_balancers.remove(pending)
         deadline = self._waiting.pop(pending, None)
         if deadline is not None and deadline.active():
             deadline.cancel()
