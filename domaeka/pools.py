@@ -17,7 +17,9 @@ class Pool(StrEnum):
     docs/security.md, "Shares", has for each its bound, the share of a claimant, and who gives way.
     """
 
+    DOUBTFUL_LINES = "doubtful lines"
     PLACES = "places"
+    SIGNATURES = "signatures"
 
 
 class Yielded(NamedTuple):

@@ -12,14 +12,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka.policies import auth as auth_module
-from domaeka.policies.auth import (
-    MAX_REMEMBERED,
-    AuthFault,
-    Seen,
-    SignatureTable,
-    Signer,
-    sign,
-)
+from domaeka.policies import signatures as signatures_module
+from domaeka.policies.auth import AuthFault, Signer, sign
+from domaeka.policies.signatures import MAX_REMEMBERED, Seen, SignatureTable
 from domaeka.wire import Auth
 
 VECTORS = [
@@ -343,7 +338,7 @@ class SignatureTableTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """Of one device the last 4,096 are known; what is not newer than one forgotten is stale."""
-        at_once = auth_module._FORGOTTEN_AT_ONCE
+        at_once = signatures_module._FORGOTTEN_AT_ONCE
         for number in range(MAX_REMEMBERED + 1):
             self.assertLessEqual(len(self.table), MAX_REMEMBERED)
             self.assertEqual(self.judge(number), Seen.FRESH)
@@ -360,7 +355,7 @@ class SignatureTableTests(SynchronousTestCase):
 
     def test_stale_until_it_expires(self) -> None:
         """What was forgotten for want of room is stale until it would have expired."""
-        self.patch(auth_module, "MAX_REMEMBERED", 2)
+        self.patch(signatures_module, "MAX_REMEMBERED", 2)
         for number in (2000, 0, 1000):
             self.judge(number)
         self.clock.advance(301.5)
@@ -372,7 +367,7 @@ class SignatureTableTests(SynchronousTestCase):
 
     def test_further_lines_are_bounded(self) -> None:
         """Lines under one signature are bounded as well, and swept with it."""
-        self.patch(auth_module, "MAX_REMEMBERED", 3)
+        self.patch(signatures_module, "MAX_REMEMBERED", 3)
         for number in range(10):
             self.assertEqual(self.judge(line=b"%d" % number), Seen.FRESH)
         (device,) = self.table._devices.values()
@@ -384,11 +379,13 @@ class SignatureTableTests(SynchronousTestCase):
         self.assertIsNone(device.further)
 
     def test_devices_are_bounded(self) -> None:
-        """Past the most devices the table fails closed."""
-        self.patch(auth_module, "MAX_DEVICES", 2)
-        for number, seen in enumerate((Seen.FRESH, Seen.FRESH, Seen.STALE)):
-            self.assertEqual(self.judge(number, device_id=f"{number}"), seen)
+        """Past the most devices the oldest is put out: what it has signed is stale."""
+        self.patch(signatures_module, "MAX_DEVICES", 2)
+        for number in range(3):
+            self.assertEqual(self.judge(number, device_id=f"{number}"), Seen.FRESH)
         self.assertEqual(len(self.table), 2)
+        self.assertEqual(self.judge(0, device_id="0"), Seen.STALE)
+        self.assertEqual(self.judge(9, device_id="0"), Seen.FRESH)
 
     @given(
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 3)), max_size=30)

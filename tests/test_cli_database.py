@@ -56,7 +56,7 @@ class CheckTests(StoreCommandCase):
         """It shows the database, the revision and numbers of rows, and leaves no file behind."""
         before = self.file.read_bytes()
         output = self.output("db", "check")
-        for words in ("sqlite:///", "SQLite 3", "revision             0013", "good"):
+        for words in ("sqlite:///", "SQLite 3", "revision             0014", "good"):
             self.assertIn(words, output)
         for part in PARTS:
             self.assertRegex(output, rf"{PREFIX}{part} +{int(part == 'bans')} rows")
@@ -118,11 +118,11 @@ class UpgradeTests(StoreCommandCase):
         """It says from which revision to which, and keeps all rows; the second time: nothing."""
         self.make_former()
         output = self.output("db", "check")
-        self.assertIn("0003: the next start, or domaeka db upgrade, makes it 0013", output)
+        self.assertIn("0003: the next start, or domaeka db upgrade, makes it 0014", output)
         self.assertRegex(output, r"\nbans +1 rows")
-        self.assertEqual(self.output("db", "upgrade"), "from revision 0003 to 0013\n")
+        self.assertEqual(self.output("db", "upgrade"), "from revision 0003 to 0014\n")
         self.assertRegex(self.output("db", "check"), r"domaeka_bans +1 rows")
-        self.assertEqual(self.output("db", "upgrade"), "revision 0013: nothing to do\n")
+        self.assertEqual(self.output("db", "upgrade"), "revision 0014: nothing to do\n")
 
     def test_server_runs(self) -> None:
         """While a server uses the state directory nothing is changed."""

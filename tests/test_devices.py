@@ -22,6 +22,8 @@ from domaeka.store.devices import (
 from domaeka.store.sessions import StoredSessions
 from tests.storing import StoreTestCase
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
 PHONE = DeviceKey("봇", "a1")
 FACTS = DeviceFacts(version="3.3.3", device_ip="10.0.0.1", address="10.0.0.1:5")
 
@@ -321,9 +323,9 @@ class DecisionTests(DevicesTestCase):
         sessions = StoredSessions(self.database, self.clock, wall=self.wall)
         self.start()
         self.devices.enter(PHONE, FACTS)
-        token = self.successResultOf(sessions.issue(PHONE, NO_KEY))
+        token = self.successResultOf(sessions.issue(PHONE, ADDRESS, NO_KEY))
         self.decide(PHONE, Approval.REVOKED)
-        result = self.successResultOf(sessions.resume(token, PHONE))
+        result = self.successResultOf(sessions.resume(token, PHONE, ADDRESS))
         self.assertIsNone(result.token)
 
     def test_pages(self) -> None:
@@ -398,9 +400,9 @@ class ForgettingTests(DevicesTestCase):
     def test_loses_its_session(self) -> None:
         """Its tokens die in the same transaction."""
         sessions = StoredSessions(self.database, self.clock, wall=self.wall)
-        token = self.successResultOf(sessions.issue(PHONE, "k"))
+        token = self.successResultOf(sessions.issue(PHONE, ADDRESS, "k"))
         self.successResultOf(self.devices.forget(PHONE))
-        self.assertFalse(self.successResultOf(sessions.resume(token, PHONE)).token)
+        self.assertFalse(self.successResultOf(sessions.resume(token, PHONE, ADDRESS)).token)
 
     def test_failure(self) -> None:
         """Where it is not forgotten, what was about to be written is written still."""

@@ -45,7 +45,7 @@ PARTS = (
     schedules,
     sessions,
 )
-HEAD = "0013"
+HEAD = "0014"
 MIN_VERSION = "0004"
 
 #: A row of each table, as the revision 0001 has them.

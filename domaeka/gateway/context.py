@@ -1,6 +1,7 @@
 """The context that all modules of the gateway use."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
@@ -8,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from domaeka.config import Settings
 from domaeka.gateway.authentication import Authentication
+from domaeka.gateway.doubts import Doubts
 from domaeka.gateway.events import Events
 from domaeka.gateway.held import HeldChat
 from domaeka.gateway.journal import Journal
@@ -18,6 +20,7 @@ from domaeka.policies.auth import Signer
 from domaeka.policies.limits import AddressLimits
 from domaeka.policies.liveness import SteadyTime
 from domaeka.policies.outbox import Budget
+from domaeka.pools import Pool
 from domaeka.wire import Chat, FrameReader, pack_text
 
 #: Period of the sweep, in seconds, and so the most by which a deadline is missed.
@@ -30,6 +33,7 @@ class Context:
 
     @ivar steady: a time in which delays of the process do not count; the sweep advances it.
     @ivar budget: the memory that messages to phones share.
+    @ivar doubts: the memory of lines that wait for a proof.
     @ivar held: chat that waits for the store to be read.
     """
 
@@ -71,6 +75,7 @@ class Context:
         self.wall = wall
         self.steady = SteadyTime(SWEEP_SECONDS, self.seconds)
         self.authentication = authentication
+        authentication.lead_of = devices.clock_lead
         self.sessions = sessions
         self.limits = limits
         self.store_bans = store_bans
@@ -87,6 +92,7 @@ class Context:
         self.events = Events()
         self.serving = Serving()
         self.held = HeldChat(metrics.held_messages_dropped.inc)
+        self.doubts = Doubts(partial(metrics.pools.gave_way, Pool.DOUBTFUL_LINES))
         self.budget = Budget(settings.queue.total_bytes)
         self._epoch = f"{random.getrandbits(64):016x}"
         self._last_epoch = 0

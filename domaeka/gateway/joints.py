@@ -247,7 +247,17 @@ class LineReceiver(Protocol):
         """Begin: the connection is there."""
 
     def received(self, data: bytes) -> bool:
-        """Note bytes that came.  @return: whether to read them; if not, they are dropped."""
+        """
+        Note bytes that came.
+
+        @return: whether to read them; if not, they are dropped, but for L{not_read}.
+        """
+
+    def not_read(self, data: bytes) -> None:
+        """
+        Note a line, or the beginning of one, that came and is not read: its signature is good no
+        more.
+        """
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:
         """

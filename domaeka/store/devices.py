@@ -44,6 +44,8 @@ MAX_PENDING: Final = 1000
 HEARD_SECONDS: Final = 600.0
 #: The same for a device that connects again and again.
 SEEN_SECONDS: Final = 60.0
+#: Least change of the lead of a device's clock that is written, in seconds.
+CLOCK_STEP_SECONDS: Final = 1.0
 #: Time that a change waits for others before it is written, in seconds.
 WRITE_SECONDS: Final = 1.0
 
@@ -60,6 +62,7 @@ DEVICES: Final = table(
     Column("device_ip", NAME, nullable=False),
     Column("device_info", TITLE, nullable=False),
     Column("address", NAME, nullable=False),
+    Column("clock_lead", TIME),
 )
 
 
@@ -70,6 +73,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     @ivar first_seen: seconds since 1970; L{None}: entered by an operator, not seen yet.
     @ivar last_seen: likewise, when it was last heard; while it is connected, at most
         L{HEARD_SECONDS} behind.
+    @ivar clock_lead: lead of its clock over ours, in seconds; L{None}: never measured.
     """
 
     key: DeviceKey
@@ -77,6 +81,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     facts: DeviceFacts
     first_seen: float | None
     last_seen: float | None
+    clock_lead: float | None = None
 
 
 class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
@@ -138,7 +143,8 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         ):
             return approval
         first_seen = now if record.first_seen is None else record.first_seen
-        self._put(DeviceRecord(key, approval, _clipped(facts), first_seen, now))
+        clipped = _clipped(facts)
+        self._put(DeviceRecord(key, approval, clipped, first_seen, now, record.clock_lead))
         self._heard_of(key, promoted)
         return approval
 
@@ -195,6 +201,20 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             self._put(msgspec.structs.replace(record, last_seen=now))
             self._heard_of(key)
 
+    def clock_lead(self, key: DeviceKey) -> float | None:
+        """See L{domaeka.interfaces.Devices}."""
+        record = self._records.get(key)
+        return None if record is None else record.clock_lead
+
+    def clock_measured(self, key: DeviceKey, lead: float) -> None:
+        """See L{domaeka.interfaces.Devices}.  A change of less than a second is not written."""
+        record = self._records.get(key)
+        if record is None:
+            return
+        if record.clock_lead is None or abs(record.clock_lead - lead) >= CLOCK_STEP_SECONDS:
+            self._put(msgspec.structs.replace(record, clock_lead=lead))
+            self._heard_of(key)
+
     def forget(self, key: DeviceKey) -> "Deferred[None]":
         """Like L{ApprovalTable}, for a device not connected; its session tokens die, too."""
         before = self._records[key].approval
@@ -245,6 +265,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             ),
             seconds_in(row.first_seen),
             seconds_in(row.last_seen),
+            seconds_in(row.clock_lead),
         )
 
     def _to_row(self, record: DeviceRecord) -> dict[str, object]:
@@ -261,6 +282,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             "device_ip": facts.device_ip,
             "device_info": facts.device_info,
             "address": facts.address,
+            "clock_lead": None if record.clock_lead is None else milliseconds(record.clock_lead),
         }
 
 

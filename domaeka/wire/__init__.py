@@ -5,7 +5,8 @@ The wire protocol, both sides of it: docs/protocol.md.
   - C{frames}: the type of each frame, and types that both sides use;
   - C{server}: the server's side: reads frames of phones, writes frames to them;
   - C{phone}: the phone's side;
-  - C{compression}: of frames, and of connections.
+  - C{compression}: of frames, and of connections;
+  - C{proofs}: signatures in bytes that are not read as frames.
 """
 
 from domaeka.wire.compression import Deflater, Inflater, pack_text
@@ -50,6 +51,7 @@ from domaeka.wire.phone import (
     Unknown,
     read_server_frame,
 )
+from domaeka.wire.proofs import find_proofs
 from domaeka.wire.server import (
     MAX_TEXT_CHARS,
     Chat,
@@ -116,6 +118,7 @@ __all__ = [
     "encode_probe",
     "encode_reply",
     "encode_shutdown",
+    "find_proofs",
     "is_name",
     "media_address",
     "media_pieces",

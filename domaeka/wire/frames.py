@@ -112,18 +112,21 @@ Pack: TypeAlias = Callable[[bytes, bytes], bytes | None]
 # From a phone
 
 
-class Auth(msgspec.Struct, rename="camel", gc=False):
-    """The C{auth} object of a frame, not verified yet."""
+class Auth(msgspec.Struct, rename="camel", kw_only=True, gc=False):
+    """
+    The C{auth} object of a frame, not verified yet.  The signature is last, as scripts have it:
+    whoever sees a part of it knows all that it signs.
+    """
 
-    bot_name: _Name = msgspec.field(name="botName")
-    device_id: _Name = msgspec.field(name="deviceID")
-    timestamp: int | float
-    signature: _Name
     client_type: _Name | None = None
+    bot_name: _Name = msgspec.field(name="botName")
     device_uuid: _Name | None = msgspec.field(name="deviceUUID", default=None)
+    device_id: _Name = msgspec.field(name="deviceID")
     mac_address: _Name | None = None
     ip_address: _Name | None = None
+    timestamp: int | float
     version: _Name | None = None
+    signature: _Name
 
 
 class HandshakeData(msgspec.Struct, rename="camel", omit_defaults=True, gc=False, kw_only=True):

@@ -122,15 +122,15 @@ class PhoneWriter:
         identity = self.identity
         timestamp = int(self._seconds() * 1000)
         return Auth(
-            identity.bot_name,
-            identity.device_id,
-            timestamp,
-            self._sign(f"{self._signed}|{timestamp}"),
-            identity.client_type,
-            identity.device_uuid or identity.device_id,
-            identity.mac_address,
-            identity.ip_address,
-            identity.version,
+            client_type=identity.client_type,
+            bot_name=identity.bot_name,
+            device_uuid=identity.device_uuid or identity.device_id,
+            device_id=identity.device_id,
+            mac_address=identity.mac_address,
+            ip_address=identity.ip_address,
+            timestamp=timestamp,
+            version=identity.version,
+            signature=self._sign(f"{self._signed}|{timestamp}"),
         )
 
     def handshake(

@@ -66,7 +66,7 @@ class ConnectionManager:
         device = self._registry.device(key)
         older = None if device is None else device.connection
         if older is not None and older.peer.signed and not older.peer.closing:
-            raise WireError(ErrorCode.AUTH_REQUIRED, "this device is connected, and has signed")
+            raise WireError(ErrorCode.AUTH_REQUIRED, "a signature is required")
 
     def attach(self, member: Member, key: DeviceKey, facts: DeviceFacts) -> Device:
         device = self._registry.get_or_create(key)
@@ -96,7 +96,9 @@ class ConnectionManager:
             device.approved = anybody or approval is Approval.APPROVED
 
     def epoch(self, peer: Peer) -> str:
-        device = None if peer.key is None else self._registry.device(peer.key)
+        # Before its proof no peer learns whether there is a device of its name.
+        known = peer.authenticated and peer.key is not None
+        device = self._registry.device(peer.key) if known and peer.key is not None else None
         return self._context.epoch_of(peer.number) if device is None else device.epoch
 
     def greeted(self, member: Member) -> None:
