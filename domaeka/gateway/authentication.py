@@ -138,7 +138,10 @@ class Authentication:
             self.clock_check.wrong(auth)
         if fault is AuthFault.WRONG_TIME or fault is AuthFault.WRONG_DEVICE:
             self._spoil(auth, peer, line)
-        raise self.refusal(fault, key or DeviceKey(auth.bot_name, auth.device_id), skew)
+        refusal = self.refusal(fault, key or DeviceKey(auth.bot_name, auth.device_id), skew)
+        if fault is AuthFault.REPLAY:
+            refusal.owner = self._signatures.owner(auth)
+        raise refusal
 
     def not_served(self, line: bytes, peer: Peer) -> int:
         """
@@ -186,6 +189,7 @@ class AuthRefused(WireError):
 
     @ivar claimed: the device that the sender claims to be; L{None}: none.
     @ivar skew: lead of the peer's clock over ours, in seconds, if that is the fault.
+    @ivar owner: number of the connection whose signature was replayed; 0: none was.
     """
 
     def __init__(
@@ -198,3 +202,4 @@ class AuthRefused(WireError):
         self.fault = fault
         self.claimed = claimed
         self.skew = skew
+        self.owner = 0

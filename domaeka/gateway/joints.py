@@ -157,6 +157,9 @@ class Member(Connected, Protocol):
     def tell(self, event: str, frame: bytes) -> None:
         """Send a frame ahead of the outbox.  @param event: its name, for the metric."""
 
+    def signature_replayed(self, peer: Peer) -> None:
+        """Tell the phone, and the log, that C{peer} has shown a signature of this connection."""
+
     def close(
         self,
         reason: CloseReason,
@@ -215,6 +218,9 @@ class Membership(Protocol):
 
     def moved(self, peer: Peer) -> None:
         """Note that a client has arrived at the new server."""
+
+    def replayed(self, number: int, peer: Peer) -> None:
+        """Note that C{peer} showed a signature of the connection with this number."""
 
     def refuses_server(self, key: DeviceKey) -> bool:
         """True if C{key} is a server whose phones cannot move here now."""

@@ -12,8 +12,8 @@ from typing import Final
 #: Greatest age of the first proof of a connection, in seconds: 30 s in the phone's queue, and the
 #: line.  Source: docs/protocol.md, "auth".
 FIRST_PROOF_SECONDS: Final = 45.0
-#: Error of what is known of a phone's clock, in seconds.
-_CLOCK_ERROR: Final = 1.0
+#: Times are signed in whole milliseconds, rounded down: the most that this takes, in seconds.
+_ROUNDING: Final = 0.001
 #: Pongs in a row, of pings at random times, that agree on a clock which nobody knew.
 SERIES_PONGS: Final = 3
 #: Most by which they differ, in seconds, beside their round trips.
@@ -40,7 +40,7 @@ class FirstProofs:
         @param lead: of that clock over ours, in seconds; L{None}: not known, and taken for right.
         """
         age = self._wall() + (lead or 0.0) - timestamp / 1000
-        oldest = min(FIRST_PROOF_SECONDS, self._seconds() - self._began_at + _CLOCK_ERROR)
+        oldest = min(FIRST_PROOF_SECONDS, self._seconds() - self._began_at + _ROUNDING)
         return -FIRST_PROOF_SECONDS <= age <= oldest
 
 

@@ -194,6 +194,12 @@ class SignatureTable:
         self._add(device, signature, timestamp)
         return Seen.DOUBTFUL if doubtful else _FRESH
 
+    def owner(self, auth: Auth) -> int:
+        """The number of the connection on which a signature first came; 0: it did not."""
+        signature = hash(auth.signature)
+        owner = self._known.get(signature, 0) & _OWNER_MASK
+        return self._unserved[signature][0] if owner == _UNSERVED else owner
+
     def spoil(
         self, auth: Auth, connection: int, line: bytes, *, ahead: bool = False, address: str = ""
     ) -> None:

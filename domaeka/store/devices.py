@@ -44,8 +44,8 @@ MAX_PENDING: Final = 1000
 HEARD_SECONDS: Final = 600.0
 #: The same for a device that connects again and again.
 SEEN_SECONDS: Final = 60.0
-#: Least change of the lead of a device's clock that is written, in seconds.
-CLOCK_STEP_SECONDS: Final = 1.0
+#: Least change of the lead of a device's clock that is kept, in seconds.
+CLOCK_STEP_SECONDS: Final = 0.5
 #: Time that a change waits for others before it is written, in seconds.
 WRITE_SECONDS: Final = 1.0
 
@@ -207,7 +207,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         return None if record is None else record.clock_lead
 
     def clock_measured(self, key: DeviceKey, lead: float) -> None:
-        """See L{domaeka.interfaces.Devices}.  A change of less than a second is not written."""
+        """See L{domaeka.interfaces.Devices}.  A change of less than half a second is not kept."""
         record = self._records.get(key)
         if record is None:
             return

@@ -295,7 +295,7 @@ class ReplyData(msgspec.Struct, omit_defaults=True, gc=False):
     timezone: Unread = ABSENT
     content_encoding: str | None = None
     content_length: int | None = None
-    message_id: int | None = None
+    message_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     message_format: str | None = None
     media_wait_time: int | float | None = None
 
@@ -320,6 +320,12 @@ class ShutdownNotice(msgspec.Struct):
     reconnect_after: float = 0.0
 
 
+class ReplayNotice(msgspec.Struct):
+    """Notice: a signature of this connection came on another one, too."""
+
+    message: str = ""
+
+
 class MigrationNotice(msgspec.Struct):
     """
     Notice: the client is to go to another server.
@@ -332,7 +338,7 @@ class MigrationNotice(msgspec.Struct):
     new_port: int
     migrate_after: float = 0.0
     tls: bool = False
-    expires: int = 0
+    expires: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     signature: str = ""
 
     @property
@@ -360,6 +366,7 @@ FROM_SERVER: Final[dict[str, Any]] = {
     "probe": Probe,
     "serverShutdown": ShutdownNotice,
     "serverMigration": MigrationNotice,
+    "replay": ReplayNotice,
     "error": ErrorFrame,
 }
 

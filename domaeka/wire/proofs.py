@@ -15,10 +15,14 @@ MIN_SHOWN_CHARS: Final = 16
 _begins: Final = re.compile(rb'"auth"\s*+:\s*+\{').finditer
 #: A field of an C{auth}: a text, a number or null.
 _field: Final = re.compile(
-    rb'\s*+("[A-Za-z]{1,32}")\s*+:\s*+'
-    rb'("(?:[^"\\]|\\.)*+"|-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?|null)\s*+[,}]'
+    rb'\s*+("[^"\\]{1,64}")\s*+:\s*+'
+    rb'("(?:[^"\\]|\\.)*+"|-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?|null|true|false)\s*+[,}]'
 ).match
 _cut_signature: Final = re.compile(rb'\s*+"signature"\s*+:\s*+"([0-9a-f]{0,64})"?\s*+\Z').match
+#: Fields that are signed, by their names as they are written, and C{deviceID}.
+_SIGNED: Final = frozenset(
+    b'"%b"' % name.encode() for name in Auth.__struct_encode_fields__ if name != "version"
+)
 _decode: Final = msgspec.json.Decoder(Auth).decode
 
 
@@ -36,7 +40,8 @@ def find_proofs(data: bytes, most: int) -> Iterator[tuple[Auth, str]]:
         place, end = begin.end(), begin.end() + MAX_AUTH_BYTES
         fields: dict[bytes, bytes] = {}
         while (field := _field(data, place, end)) is not None:
-            fields[field[1]] = field[2]
+            if field[1] in _SIGNED:
+                fields[field[1]] = field[2]
             place = field.end()
             if data[place - 1] == 125:  # "}"
                 break

@@ -23,8 +23,10 @@ from domaeka.gateway.peer import Peer, State, is_health_check
 from domaeka.gateway.views import ConnectionFigures
 from domaeka.policies.liveness import FINISH_SECONDS, GONE_SECONDS, LATE_SECONDS
 from domaeka.schema import Connection
-from domaeka.wire import Reply, encode_error
+from domaeka.wire import Reply, encode_error, encode_replay
 
+#: Least time between two notices of replays to a connection, in seconds.
+REPLAY_SECONDS: Final = 60.0
 #: Most lines of a connection that are not served and yet looked at for signatures: 20 ms of work.
 MAX_LOOKS: Final = 1_024
 #: Time for answers to a phone that has finished sending, in seconds.
@@ -57,6 +59,7 @@ class Carrier:
         "_looks_left",
         "_membership",
         "_peer_finished",
+        "_replay_told_at",
         "_throttle",
         "_token",
         "_transport",
@@ -79,6 +82,7 @@ class Carrier:
         self._device: Device | None = None
         self._keepalive: KeepAlive | None = None
         self._looks_left = MAX_LOOKS
+        self._replay_told_at = -REPLAY_SECONDS
         self._doubt: Doubt | None = None  # L{None}: there is none, as usual
         self._peer_finished = False
         self._waits_for_store = False  # before the reply to the handshake
@@ -173,6 +177,19 @@ class Carrier:
         self._writer.put_urgent(event, frame)
         if not self.peer.corked:
             self._pump()
+
+    def signature_replayed(self, peer: Peer) -> None:
+        now = self._context.steady.now
+        if now < self._replay_told_at + REPLAY_SECONDS:
+            return
+        self._replay_told_at = now
+        _log.warn(
+            "{peer}: a signature of it came from {address}, too: somebody listens to its line",
+            peer=self.peer,
+            address=peer.address,
+        )
+        if self.peer.authenticated:
+            self.tell("replay", encode_replay())
 
     def close(
         self,

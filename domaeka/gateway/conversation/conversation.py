@@ -298,6 +298,8 @@ class Conversation(Carrier):
         context, peer = self._context, self.peer
         context.metrics.errors.labels(error.code).inc()
         if isinstance(error, AuthRefused):
+            if error.owner:
+                self._membership.replayed(error.owner, peer)
             stranger = self._device is None or in_handshake
             if error.fault is AuthFault.WRONG_SIGNATURE and stranger:
                 assert error.claimed is not None

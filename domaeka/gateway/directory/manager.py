@@ -109,6 +109,11 @@ class ConnectionManager:
         if self._mover is not None:
             self._mover.client_arrived(peer)
 
+    def replayed(self, number: int, peer: Peer) -> None:
+        owner = self._registry.member(number)
+        if owner is not None and owner is not self._registry.member(peer.number):
+            owner.signature_replayed(peer)
+
     def refuses_server(self, key: DeviceKey) -> bool:
         # While our phones move, those of another server would be sent back and forth.
         return (

@@ -44,6 +44,7 @@ class Unread:
         if self._inflater is None:
             self._take_plain(data)
             return
+        self._take_plain(b"")  # what is inflated already
         if self._inflated >= MAX_INFLATED_BYTES:
             return
         self._inflater.feed(data)
@@ -63,6 +64,8 @@ class Unread:
                 return
             except WireError:  # too long: there are no lines any more
                 self._tail, data = b"", self._decoder.take_rest()
+        if not data:
+            return
         data = self._tail + data
         self._not_read(data)
         self._tail = data[-_KEPT_BYTES:]
