@@ -137,6 +137,21 @@ class EnterTests(DevicesTestCase):
         self.decide(DeviceKey("bot", "0"), Approval.DENIED)
         self.assertIs(self.devices.enter(PHONE, FACTS), Approval.PENDING)
 
+    def test_clock(self) -> None:
+        """The lead of a device's clock is known after a restart, and whatever else is renewed."""
+        self.start()
+        self.devices.clock_measured(PHONE, 5.0)
+        self.assertIsNone(self.devices.clock_lead(PHONE))  # its signature has not held
+        self.devices.enter(PHONE, FACTS)
+        self.assertIsNone(self.devices.clock_lead(PHONE))
+        for lead, kept in ((-12.5, -12.5), (-12.3, -12.5), (100.0, 100.0)):
+            self.devices.clock_measured(PHONE, lead)
+            self.assertEqual(self.devices.clock_lead(PHONE), kept)
+            self.clock.advance(WRITE_SECONDS)
+            self.devices.enter(PHONE, msgspec.structs.replace(FACTS, version=f"{lead}"))
+            self.clock.advance(WRITE_SECONDS)
+            self.assertEqual(self.again().clock_lead(PHONE), kept)
+
     def test_signature_approves_what_waited(self) -> None:
         """After a change to C{signed} a pending device is approved by its next signature."""
         self.devices.mode = "manual"

@@ -159,7 +159,7 @@ class RefusedTests(ThiefCase):
         client.polite = False
         line = client.line("말")
         deflater = Deflater()
-        client.dataReceived = lambda data: None  # type: ignore[assignment,method-assign]
+        client.dataReceived = lambda data: None  # type: ignore[method-assign]
         client.write(deflater.pack(b"x\n" * 10 + line))
         self.assert_worthless(line)
 

@@ -64,6 +64,27 @@ class SessionsTestCase(StoreTestCase):
 class RuleTests(SessionsTestCase):
     """Tests for which tokens are good."""
 
+    def test_another_address(self) -> None:
+        """From elsewhere a token counts only beside a signature; that of before has no address."""
+        token = self.issue()
+        for there in ("192.0.2.2", "2001:db8::1", "local"):
+            shown = self.successResultOf(self.sessions.resume(token, PHONE, there))
+            self.assertIsNone(shown.token, there)
+            sibling = self.successResultOf(self.sibling().resume(token, PHONE, there))
+            self.assertIsNone(sibling.token, there)
+        fresh = self.successResultOf(self.sessions.resume(token, PHONE, "192.0.2.2", NO_KEY)).token
+        self.assertIsNone(self.resume(fresh))  # it is of the new address now
+        again = self.successResultOf(self.sessions.resume(fresh, PHONE, "192.0.2.2")).token
+        self.assertIsNotNone(again)
+
+    def test_same_network(self) -> None:
+        """Of IPv6 the /64 is what counts: phones change the rest by themselves."""
+        token = self.successResultOf(self.sessions.issue(PHONE, "2001:db8::1", NO_KEY))
+        other = self.successResultOf(self.sessions.resume(token, PHONE, "2001:db8:0:1::1"))
+        self.assertIsNone(other.token)
+        same = self.successResultOf(self.sessions.resume(token, PHONE, "2001:db8::ffff:1"))
+        self.assertIsNotNone(same.token)
+
     def test_token_is_good_for_a_fresh_one(self) -> None:
         """Each use brings a new token, and the one used stays good: the answer may be lost."""
         first = self.issue()

@@ -126,6 +126,7 @@ class FakeSessions:
     Session tokens in a dict; each is valid until its successor has been shown.
 
     @ivar live: the device of each token.
+    @ivar addresses: the address to which each was issued; change it at will.
     @ivar ended: devices and tokens of the connections that have ended, oldest first.
     """
 
@@ -133,7 +134,7 @@ class FakeSessions:
         self.live: dict[str, DeviceKey] = {}
         self.ended: list[tuple[DeviceKey, str]] = []
         self._key_ids: dict[str, str] = {}
-        self._addresses: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self._made = 0
 
     def issue(self, key: DeviceKey, address: str, key_id: str) -> "Deferred[str]":
@@ -142,7 +143,7 @@ class FakeSessions:
         token = f"token-{self._made}"
         self.live[token] = key
         self._key_ids[token] = key_id
-        self._addresses[token] = address
+        self.addresses[token] = address
         return succeed(token)
 
     def resume(
@@ -151,7 +152,7 @@ class FakeSessions:
         """A device shows a token: issue a new one at once, if the token is its own."""
         if not isinstance(token, str) or self.live.get(token) != key:
             return succeed(FakeResumption(None, ""))
-        if key_id is None and self._addresses[token] != address:
+        if key_id is None and self.addresses[token] != address:
             return succeed(FakeResumption(None, ""))
         for other in [other for other, whose in self.live.items() if whose == key]:
             if other != token:
