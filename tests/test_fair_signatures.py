@@ -286,6 +286,33 @@ class FirstProofTests(ThiefCase):
         phone.pong()
         self.assertEqual(phone.texts, ["말"])
 
+    def test_signature_behind_unsigned_chat(self) -> None:
+        """Where unsigned chat is let through, a first signature is judged like any other."""
+        self.serve(("auth.mode", "optional"))
+        self.run_for(60.0)
+        phone = self.greeted()
+        phone.chat("ohne", signed=False)
+        phone.clock_offset = -100.0
+        phone.chat("mit")
+        self.assertEqual(phone.texts, ["ohne"])
+        self.assertFalse(self.conversation().peer.signed)
+        for _ in range(3):
+            phone.pong()
+            self.run_for(3.0)
+        self.assertEqual(phone.texts, ["ohne", "mit"])
+        self.assertTrue(self.conversation().peer.signed)
+
+    def test_kernel_of_a_peer_cut_off(self) -> None:
+        """What waits unread in the kernel when we cut a connection off is spent."""
+        self.serve(("server.max_connections", "2"))
+        phone = self.connect()
+        line = phone.line("말")
+        phone.write(line[:-1])  # no end: it is not judged
+        self.greeted(DeviceKey("봇", "2"))
+        self.greeted(DeviceKey("봇", "3"))
+        self.assertTrue(phone.lost)  # it gave way
+        self.assert_worthless(line)
+
     def test_doubtful_handshake(self) -> None:
         """A client whose signed handshake is in doubt is greeted as a stranger, and proves it."""
         self.run_for(60.0)

@@ -164,9 +164,9 @@ class SignatureTableTests(SynchronousTestCase):
         """Of signatures ahead of the time so many are known; those forgotten are stale."""
         for number in range(2 * MAX_REMEMBERED):
             auth = self.auth(number, timestamp=(SIGNED_AT + 1000) * 1000 + number)
-            self.table.spoil(auth, 1, b"", ahead=True)
+            self.table.spoil(auth, 1, b"line", ahead=True)
         self.assertLessEqual(len(self.table), MAX_REMEMBERED)
-        self.assertIs(self.judge(0), Seen.FRESH)  # of now
+        self.assertIs(self.judge(99_999), Seen.FRESH)  # of now
         self.clock.advance(1000.0)
         for number, seen in ((0, Seen.STALE), (2 * MAX_REMEMBERED - 1, Seen.REPLAY)):
             auth = self.auth(number, timestamp=(SIGNED_AT + 1000) * 1000 + number)

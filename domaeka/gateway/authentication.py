@@ -16,8 +16,10 @@ from domaeka.policies.signatures import Seen, SignatureTable
 from domaeka.pools import Pool
 from domaeka.wire import Auth, find_proofs, is_name
 
-#: Most signatures that are looked for in one line that is not served; a line of a phone has one.
-PROOFS_A_LINE: Final = 64
+#: Most signatures that are looked for in bytes that are not served: a line of a phone has one, but
+#: several lines come at a time behind one that is too long.  After so many wrong ones no more are.
+PROOFS_AT_ONCE: Final = 512
+WRONG_PROOFS: Final = 8
 
 
 class Verdict(Enum):
@@ -152,12 +154,14 @@ class Authentication:
         """
         if self._off:
             return 0
-        found = 0
-        for auth, shown in find_proofs(line, PROOFS_A_LINE):
+        found = wrong = 0
+        for auth, shown in find_proofs(line, PROOFS_AT_ONCE):
             whole = self._signer.completed(auth, shown)
             if whole is not None:
                 found += 1
                 self._spoil(whole, peer, line)
+            elif (wrong := wrong + 1) >= WRONG_PROOFS:
+                break
         return found
 
     def _spoil(self, auth: Auth, peer: Peer, line: bytes) -> None:

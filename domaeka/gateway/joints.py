@@ -259,10 +259,12 @@ class LineReceiver(Protocol):
         @return: whether to read them; if not, they are dropped, but for L{not_read}.
         """
 
-    def not_read(self, data: bytes) -> None:
+    def not_read(self, data: bytes) -> bool:
         """
         Note a line, or the beginning of one, that came and is not read: its signature is good no
         more.
+
+        @return: whether more of them are wanted.
         """
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:

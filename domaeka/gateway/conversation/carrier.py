@@ -27,8 +27,11 @@ from domaeka.wire import Reply, encode_error, encode_replay
 
 #: Least time between two notices of replays to a connection, in seconds.
 REPLAY_SECONDS: Final = 60.0
-#: Most lines of a connection that are not served and yet looked at for signatures: 20 ms of work.
-MAX_LOOKS: Final = 1_024
+#: Most signatures that are looked for in what is not served of a connection: those of all lines of
+#: a phone that may still come while it closes, 256 bytes each.  A line without a right one counts
+#: as many: whoever has no key gets 5 ms of work.
+MAX_LOOKS: Final = 8_192
+IN_VAIN: Final = 128
 #: Time for answers to a phone that has finished sending, in seconds.
 HALF_CLOSED_SECONDS: Final = 1.0
 #: Least time between two pings of a peer in doubt, in seconds; half of the longest.
@@ -122,9 +125,11 @@ class Carrier:
             self._judge_path(now, False)
         return self.peer.reads
 
-    def not_read(self, data: bytes) -> None:
+    def not_read(self, data: bytes) -> bool:
         if self._looks_left > 0:
-            self._looks_left -= 1 + self._context.authentication.not_served(data, self.peer)
+            found = self._context.authentication.not_served(data, self.peer)
+            self._looks_left -= found or IN_VAIN
+        return self._looks_left > 0
 
     def drained(self) -> None:
         self._writer.drained()
@@ -253,11 +258,11 @@ class Carrier:
         if not idle and self._device is not None:
             self._device.outbox.phone_reads()
         self._due = self._work_out_due()  # sooner, if something is written now
+        if self._doubt is not None:
+            self._ping_doubtful(self._doubt, now)
         if self.peer.state is State.READY:
             self._keep_alive(now, judging)
         else:
-            if self._doubt is not None:
-                self._ping_doubtful(self._doubt, now)
             self._judge_unready(now, judging)
 
     def _work_out_due(self) -> float:

@@ -226,8 +226,9 @@ class Conversation(Carrier):
         round_trip = self._keepalive.pong_received(pong, context.steady.now)
         if pong.auth is not None and round_trip is not None and round_trip <= MEASURED_SECONDS:
             assert peer.key is not None
-            lead = self._keepalive.clock_skew or 0.0
-            context.devices.clock_measured(peer.key, lead)
+            lead, known = self._keepalive.clock_skew or 0.0, context.devices.clock_lead(peer.key)
+            if known is None or abs(lead - known) > round_trip / 2:  # as exact as it is known
+                context.devices.clock_measured(peer.key, lead)
         self._quality_judged()
 
     # Doubt: a right signature that may be recorded
@@ -514,6 +515,7 @@ class Conversation(Carrier):
         peer.signed = True
         peer.key_id = self._context.authentication.key_id(peer.key, True)
         self._membership.ask_approval(device, peer.facts, True)
+        self._end_doubt()
 
     def _open_outbox(self) -> None:
         """Begin to send what waits for the device."""
