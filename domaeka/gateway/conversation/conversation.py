@@ -213,12 +213,18 @@ class Conversation(Carrier):
         if verdict is Verdict.REPEAT:
             context.metrics.repeats_dropped.inc()
             return
-        if verdict is Verdict.DOUBTFUL and not self._clock_found(pong):
-            return
+        found = None
+        if verdict is Verdict.DOUBTFUL:
+            found = self._find_lead(pong)
+            if found is None:
+                return
         if self._device is None:
             self._authenticate(Pong, pong.auth is not None)
         elif not peer.signed and pong.auth is not None:
             self._sign(self._device)
+        if found is not None:
+            assert peer.key is not None
+            context.devices.clock_measured(peer.key, found)
         if pong.monitoring is not None:
             peer.monitoring = pong.monitoring
             peer.monitored_at = context.steady.exact()
@@ -259,23 +265,19 @@ class Conversation(Carrier):
         self._ping_doubtful(doubt, now)
         return doubt
 
-    def _clock_found(self, pong: Pong) -> bool:
+    def _find_lead(self, pong: Pong) -> float | None:
         """
         Take a pong of a time that its phone's clock, as far as it is known, does not have.
 
-        @return: whether it is the phone's, and its clock was set.
+        @return: the lead of that clock, in seconds, if it is found by now; it was set.
         """
-        assert self._keepalive is not None and pong.auth is not None
+        assert self._keepalive is not None
         doubt = self._doubt or self._doubt_peer()
         round_trip = self._keepalive.pong_received(pong, self._context.steady.now)
-        if round_trip is None:
-            return False  # it answers nothing
-        lead = self._keepalive.clock_skew or 0.0
-        found = doubt.series.agrees(lead, round_trip)
-        if found:
-            assert self.peer.key is not None
-            self._context.devices.clock_measured(self.peer.key, lead)
-        return found
+        lead = self._keepalive.clock_skew
+        if round_trip is None or lead is None:
+            return None  # it answers nothing
+        return lead if doubt.series.agrees(lead, round_trip) else None
 
     def _end_doubt(self) -> None:
         """The peer has proven itself: take the lines that waited for it."""
@@ -501,12 +503,16 @@ class Conversation(Carrier):
         return device
 
     def _measure(self) -> None:
-        """Ping a device whose clock was never measured."""
-        key, keepalive = self.peer.key, self._keepalive
-        assert key is not None and keepalive is not None
-        known = self._context.devices.clock_lead(key) is not None
-        if self.peer.signed and not known and not keepalive.waits:
-            keepalive.ping()
+        """Have a device pinged whose clock was never measured, behind what it is told now."""
+        key = self.peer.key
+        assert key is not None
+        if self.peer.signed and self._context.devices.clock_lead(key) is None:
+            self._context.call_soon(self._ping_to_measure)
+
+    def _ping_to_measure(self) -> None:
+        if not self.peer.closing and self._keepalive is not None and not self._keepalive.waits:
+            self._keepalive.ping()
+            self.wake()
 
     def _sign(self, device: Device) -> None:
         """Note the first signature of a device that was let in without one."""
