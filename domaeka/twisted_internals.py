@@ -5,6 +5,7 @@ No other module uses any of them.  tests/test_twisted_internals.py tests each wi
 Twisted: that it exists, and that it does what this module says.
 """
 
+import socket
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -147,6 +148,22 @@ def receive_rest(transport: Any) -> None:
             return
         left -= len(data)
         transport.protocol.dataReceived(data)
+
+
+def peek(transport: Any, most: int) -> bytes:
+    """
+    A copy of what has arrived in the kernel and is not received yet, C{most} bytes of it; empty
+    where C{transport} is no socket.
+
+    Borrowed: C{socket} of C{tcp.Connection}.
+    """
+    sock = getattr(transport, "socket", None)
+    if sock is None:
+        return b""
+    try:
+        return bytes(sock.recv(most, socket.MSG_PEEK))
+    except OSError:
+        return b""
 
 
 class _Connection(tcp.Server):

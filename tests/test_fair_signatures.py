@@ -163,6 +163,25 @@ class RefusedTests(ThiefCase):
         client.write(deflater.pack(b"x\n" * 10 + line))
         self.assert_worthless(line)
 
+    def test_while_it_waits(self) -> None:
+        """Lines that wait because the phone says too much are spent, and served in their turn."""
+        self.serve(("limits.messages_per_second", "1"), ("limits.messages_burst", "5"))
+        phone = self.ready()
+        lines = []
+        for number in range(8):
+            lines.append(phone.line(f"{number}"))
+            self.run_for(0.01)  # each has a signature of its own
+        phone.write(*lines[:-1], lines[-1][:-9])
+        self.assertLess(len(phone.texts), 7)
+        for line in lines[len(phone.texts) :]:
+            thief = self.connect(OTHER)
+            thief.write(stolen(line))
+            self.assertEqual(thief.errors, ["AUTH_FAILED"])
+            thief.drop()
+        phone.write(lines[-1][-9:])
+        self.run_for(20.0)
+        self.assertEqual(phone.texts, [f"{number}" for number in range(8)])
+
     def test_of_another_device(self) -> None:
         """A signature under another name than the connection's is spent."""
         phone = self.ready()

@@ -117,6 +117,9 @@ class Transport(Protocol):
     def pause_reading(self) -> None:
         """Deliver no more lines."""
 
+    def look_ahead(self) -> None:
+        """Call C{expected} of the conversation with the lines that wait to be delivered."""
+
     def resume_reading(self) -> None:
         """Deliver lines again."""
 
@@ -258,6 +261,9 @@ class LineReceiver(Protocol):
 
         @return: whether to read them; if not, they are dropped, but for L{not_read}.
         """
+
+    def expected(self, line: bytes) -> None:
+        """Note a line, or the beginning of one, that will be read: nobody else may be first."""
 
     def not_read(self, data: bytes) -> bool:
         """

@@ -194,6 +194,10 @@ class SignatureTable:
         self._add(device, signature, timestamp)
         return Seen.DOUBTFUL if doubtful else _FRESH
 
+    def knows(self, signature: str) -> bool:
+        """True if a signature has come."""
+        return hash(signature) in self._known
+
     def owner(self, auth: Auth) -> int:
         """The number of the connection on which a signature first came; 0: it did not."""
         signature = hash(auth.signature)

@@ -125,6 +125,9 @@ class Carrier:
             self._judge_path(now, False)
         return self.peer.reads
 
+    def expected(self, line: bytes) -> None:
+        self._context.authentication.not_served(line, self.peer)
+
     def not_read(self, data: bytes) -> bool:
         if self._looks_left > 0:
             found = self._context.authentication.not_served(data, self.peer)
@@ -247,6 +250,8 @@ class Carrier:
                 self._transport.abort()
             return
         self._judge_reading()
+        if not self._throttle.open:
+            self._transport.look_ahead()
         self._close_if_leaving()
         if self.peer.closing or self._judge_path(now, judging):
             return
@@ -395,6 +400,7 @@ class Carrier:
                 liveness.reading_paused(now)
             self._due = AT_ONCE
             self._transport.pause_reading()
+            self._transport.look_ahead()
 
     def _quality_judged(self) -> None:
         """Note the quality after a ping was answered or missed."""

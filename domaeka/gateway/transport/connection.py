@@ -20,6 +20,7 @@ from domaeka.gateway.transport.kernel import PeerKernel
 from domaeka.gateway.transport.unread import Unread
 from domaeka.twisted_internals import (
     immediate_writer,
+    peek,
     receive_rest,
     take_unsent,
     unsent_bytes,
@@ -36,6 +37,8 @@ STRANGERS_LINES_A_TURN = 4
 #: Most bytes that a peer may still send once its connection is closing.  They are read, because
 #: unread bytes would reset the connection before our last frames have arrived.
 MAX_DISCARDED_BYTES = 2_097_152
+#: Most bytes in the kernel that are looked at ahead of their reading.
+MAX_PEEKED_BYTES = 262_144
 #: Longest time in which lines are read after their connection is lost, in seconds.  Source: 64 KiB,
 #: the most that is taken from the kernel at once, hold some 200 lines, or 1,300 if deflated: 7 s at
 #: the rate of C{limits.messages_per_second}.
@@ -297,6 +300,15 @@ class GatewayProtocol(Protocol):
         """Read no more lines or bytes until L{resume_reading}."""
         self._reading = False
         self.transport.pauseProducing()
+
+    def look_ahead(self) -> None:
+        """Show the conversation the lines that are here, and are not to be read yet."""
+        if self._encrypted or self._inflater is not None or self._lost is not None:
+            return  # nobody listens; or it would have to be inflated twice
+        data = self._decoder.held() + peek(self._lowest, MAX_PEEKED_BYTES)
+        for line in data.split(b"\n"):
+            if line:
+                self._conversation.expected(line.removesuffix(b"\r"))
 
     def resume_reading(self) -> None:
         """Read again; lines that are held come first, perhaps before this returns."""
