@@ -83,6 +83,12 @@ class Devices(Protocol):
         @param ended: where its connection has ended: when it was last heard, in seconds since 1970.
         """
 
+    def clock_lead(self, key: DeviceKey) -> float | None:
+        """Lead of a device's clock over ours, in seconds; L{None}: it was never measured."""
+
+    def clock_measured(self, key: DeviceKey, lead: float) -> None:
+        """Note the lead of a device's clock over ours, in seconds, by its answer to a ping."""
+
     def set_approval(self, key: DeviceKey, approval: Approval) -> "Deferred[None]":
         """Take an operator's decision.  Fires once it is in the store and in force."""
 
@@ -119,20 +125,23 @@ class Resumption(Protocol):
 class Sessions(Protocol):
     """Session tokens.  Deferreds fail with L{StoreError}, within seconds."""
 
-    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, address: str, key_id: str) -> "Deferred[str]":
         """
         Issue a token to a device that proved itself by a signature.
 
+        @param address: of its connection: alone, the token is good for that one only.
         @param key_id: of the key that signed: the token dies with that key.
         @return: its token, once it is stored.
         """
 
     def resume(
-        self, token: object, key: DeviceKey, key_id: str | None = None
+        self, token: object, key: DeviceKey, address: str, key_id: str | None = None
     ) -> "Deferred[Resumption]":
         """
         Judge a token, of whatever type, that a device showed.
 
+        @param address: of its connection: where the token was issued to another one (of IPv6: to
+            another /64), it counts only beside a signature.
         @param key_id: of the key of a signature beside it; L{None}: there was none.
         """
 

@@ -70,6 +70,7 @@ SENT_EVENTS: Final = (
     "error",
     "serverShutdown",
     "serverMigration",
+    "replay",
 )
 #: Results of attempts to connect: accepted, or refused for a reason of C{refusals_total}.
 CONNECTION_RESULTS: Final = ("accepted", "refused")

@@ -5,6 +5,7 @@ No other module uses any of them.  tests/test_twisted_internals.py tests each wi
 Twisted: that it exists, and that it does what this module says.
 """
 
+import socket
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -127,32 +128,57 @@ def accept_at_most(port: Any, connections: int) -> None:
         port.most = connections  # type: ignore[attr-defined]
 
 
+def receive_rest(transport: Any) -> None:
+    """
+    Give a connection's protocol all that has arrived in the kernel, L{REST_BYTES} at most; nothing
+    where C{transport} is no socket.
+
+    Borrowed: C{socket} and C{bufferSize} of C{tcp.Connection}.
+    """
+    sock = getattr(transport, "socket", None)
+    if sock is None:
+        return
+    left = REST_BYTES
+    while left > 0:
+        try:
+            data = sock.recv(transport.bufferSize)
+        except OSError:
+            return
+        if not data:
+            return
+        left -= len(data)
+        transport.protocol.dataReceived(data)
+
+
+def peek(transport: Any, most: int) -> bytes:
+    """
+    A copy of what has arrived in the kernel and is not received yet, C{most} bytes of it; empty
+    where C{transport} is no socket.
+
+    Borrowed: C{socket} of C{tcp.Connection}.
+    """
+    sock = getattr(transport, "socket", None)
+    if sock is None:
+        return b""
+    try:
+        return bytes(sock.recv(most, socket.MSG_PEEK))
+    except OSError:
+        return b""
+
+
 class _Connection(tcp.Server):
     """
     A connection that receives all that has arrived before it is lost.  After a reset, or a failed
     write, bytes are left in the kernel, which the peer takes for delivered.
 
-    Borrowed: C{bufferSize} and C{connectionLost} of C{tcp.Connection}, which closes its socket
-    before it tells the protocol.
+    Borrowed: C{connectionLost} of C{tcp.Connection}, which closes its socket before it tells the
+    protocol.
     """
 
     def connectionLost(self, reason: Failure) -> None:
-        if reason.type is ConnectionLost and hasattr(self, "socket"):  # else we cut it off
-            self._receive_rest()
+        if reason.type is ConnectionLost:  # else we cut it off
+            receive_rest(self)
         super().connectionLost(reason)
-
-    def _receive_rest(self) -> None:
-        protocol: Any = self.protocol
-        left = REST_BYTES
-        while left > 0:
-            try:
-                data = self.socket.recv(self.bufferSize)
-            except OSError:
-                return
-            if not data:
-                return
-            left -= len(data)
-            protocol.dataReceived(data)
 
 
 class _BoundedPort(tcp.Port):

@@ -74,11 +74,13 @@ class FakeSessions:
         self.asked: list[tuple[DeviceKey, object, Deferred[Any]]] = []
         self.ended: list[tuple[DeviceKey, str]] = []
 
-    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, address: str, key_id: str) -> "Deferred[str]":
         """A device proved itself."""
         return self._ask(key, None)
 
-    def resume(self, token: object, key: DeviceKey, key_id: str | None = None) -> "Deferred[Any]":
+    def resume(
+        self, token: object, key: DeviceKey, address: str, key_id: str | None = None
+    ) -> "Deferred[Any]":
         """A device showed a token."""
         return self._ask(key, token)
 

@@ -60,7 +60,8 @@ class ApprovalTests(GatewayCase):
         """Chat of a device that is not approved is logged and not answered, and it stays."""
         for approval in (Approval.PENDING, Approval.DENIED, Approval.REVOKED, Approval.BLOCKED):
             self.devices.known[KEY] = approval
-            peer = self.greeted()
+            peer = self.ready()
+            peer.handshake()  # again: before its proof each name is told the same
             self.assertFalse(peer.greetings[0].approved)
             peer.chat(approval)
             self.assertEqual((peer.texts, peer.errors, peer.finished), ([], [], False))

@@ -194,12 +194,14 @@ class TypedTalkTests(TalkCase):
         self.assertTrue(any("to come back in 5 s" in note for note in self.notes))
 
     def test_taken_over(self) -> None:
-        """A phone whose place was taken ends, and says why."""
+        """A phone whose place was taken again and again ends, and says why."""
         talk = Talk(self.clock, self.client, self.phrase, self.notes.append, self.show)
         talk.start()
         run_clock(self.clock, 1.0)
-        self.server.end(ErrorCode.TAKEN_OVER)
-        run_clock(self.clock, 10.0)
+        for _ in range(3):
+            self.assertNoResult(talk.done)
+            self.server.end(ErrorCode.TAKEN_OVER)
+            run_clock(self.clock, 61.0)
         self.assertEqual(self.successResultOf(talk.done), output.REFUSED)
         self.assertIn("taken over", self.notes[-1])
 

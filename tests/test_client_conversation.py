@@ -520,8 +520,48 @@ class BadServerTests(ConversationCase):
             self.pair.talk(line)
             client = line.conversation
             client.feed(data)
+            turns = 1
             self.assertIsNone(client.next_event())
+            while client.has_more:
+                turns += 1
+                client.begin_turn()
+                self.assertIsNone(client.next_event())
             self.assertIs(client.ended, CloseReason.BAD_STREAM)
+            self.assertEqual(turns > 10, data is bomb)
+
+    def test_frames_that_say_nothing(self) -> None:
+        """A server that sends nothing else for ever is left."""
+        for frame in (b'{"event":"z"}\n', b"nonsense\n", encode_ping("", "t")):
+            line = self.pair.connect()
+            self.pair.talk(line)
+            client = line.conversation
+            client.feed(Deflater().pack(frame * 100_000))
+            events, turns = 0, 1
+            while client.ended is None:
+                events += client.next_event() is not None
+                if client.has_more:
+                    turns += 1
+                    client.begin_turn()
+            self.assertIs(client.ended, CloseReason.BAD_STREAM)
+            self.assertLessEqual(events, 1_001)
+            self.assertLessEqual(turns, 5)
+
+    def test_absurd_numbers(self) -> None:
+        """Numbers beyond all measure cost a frame, or are cut to what may be."""
+        line = self.pair.connect(("ack",))
+        self.pair.talk(line)
+        for number in (b"-1", b"9" * 300):
+            frame = b'{"event":"messageResponse","data":{"room":"r","message_type":"text",'
+            line.conversation.feed(
+                frame + b'"message_positions":[0,1],"message_id":' + number + b"}}x\n"
+            )
+            self.assertIsInstance(line.conversation.next_event(), Unreadable)
+            self.assertEqual(line.conversation.data_to_send(), b"")
+        session = SessionState(self.clock.seconds, self.clock.seconds)
+        session.keep_token("token", 1e300)
+        session.connection_lost()
+        self.clock.advance(31 * 86_400.0)
+        self.assertIsNone(session.token)
 
     def test_frame_too_large_for_the_server(self) -> None:
         """What the server would cut the connection for is not sent to it."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +28,7 @@ from domaeka.client import (
 )
 from domaeka.errors import CloseReason, ErrorCode
 from domaeka.testing import FakeServer, FakeSessions, VirtualServer, run_clock
-from domaeka.wire import encode_frame
+from domaeka.wire import Dialect, PhoneWriter, encode_frame, encode_reply
 from tests.clocks import WallClock
 
 KEY, SALT = "k" * 16, "salt"
@@ -345,13 +346,68 @@ class AnswerTests(ClientCase):
     """What servers say for good."""
 
     def test_taken_over(self) -> None:
-        """A client whose place was taken does not take it back: the two would never end."""
+        """A client whose place was taken is back twice, in 30 to 60 s: two phones have an end."""
         client = self.client()
         self.run_for(1.0)
-        self.servers[ONE].end(ErrorCode.TAKEN_OVER)
-        self.run_for(600.0)
+        for times in (1, 2, 3):
+            self.servers[ONE].end(ErrorCode.TAKEN_OVER)
+            self.assertEqual(len(self.seen(Connected)), times)
+            self.run_for(29.0)
+            self.assertEqual(len(self.seen(Connected)), times)
+            self.run_for(600.0 if times == 3 else 32.0)
         self.assertEqual(self.seen(Stopped), [Stopped(ErrorCode.TAKEN_OVER)])
-        self.assertEqual(len(self.seen(Connected)), 1)
+        self.assertEqual(len(self.seen(Connected)), 3)
+        self.stop(client)
+
+    def test_taken_over_now_and_then(self) -> None:
+        """A take-over long after the one before is the first one again."""
+        client = self.client()
+        self.run_for(1.0)
+        for _ in range(5):
+            self.run_for(600.0)
+            self.servers[ONE].end(ErrorCode.TAKEN_OVER)
+            self.run_for(61.0)
+        self.assertEqual(self.seen(Stopped), [])
+        self.assertTrue(client.greeted)
+        self.stop(client)
+
+    def test_token_that_was_seen(self) -> None:
+        """Whoever saw the token, at another address and without the key, is not the phone."""
+        client = self.client()
+        self.run_for(1.0)
+        (token,) = self.sessions.live
+        thief = PhoneWriter(client.identity, None, self.wall)
+        self.sessions.addresses[token] = "198.51.100.1"  # as if the client had been there
+        seen: list[bytes] = []
+
+        class Thief(Protocol):
+            transport: Any
+
+            def connectionMade(self) -> None:
+                self.transport.write(
+                    thief.handshake(capabilities=("session",), session_token=token)
+                )
+
+            def dataReceived(self, data: bytes) -> None:
+                seen.append(data)
+
+        self.ports[ONE].connect(Factory.forProtocol(Thief))
+        self.run_for(1.0)
+        self.assertNotIn(b"session_token", b"".join(seen))
+        self.assertTrue(client.greeted)
+        self.assertEqual(self.seen(Lost), [])
+        self.stop(client)
+
+    def test_burst_ahead_of_the_end(self) -> None:
+        """All that a server says before it closes is shown, in more than one turn if need be."""
+        client = self.client()
+        self.run_for(1.0)
+        texts = [f"{number}" for number in range(2_000)]
+        replies = (Reply("방", None, "가게봇", text) for text in texts)
+        burst = b"".join(encode_reply(reply, Dialect.V33, "") for reply in replies)
+        self.servers[ONE].tell("message", burst, CloseReason.SHUTDOWN)
+        self.run_for(1.0)
+        self.assertEqual(self.replies, texts)
         self.stop(client)
 
     def test_unwanted(self) -> None:

@@ -21,6 +21,8 @@ from domaeka.store.devices import (
 from domaeka.store.sessions import StoredSessions
 from tests.storing import StoreTestCase
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
 PHONE = DeviceKey("봇", "a1")
 FACTS = DeviceFacts(version="3.3.3", device_ip="10.0.0.1", address="10.0.0.1:5")
 
@@ -137,6 +139,21 @@ class EnterTests(DevicesTestCase):
         self.assertIsNone(self.devices.enter(PHONE, FACTS))
         self.decide(DeviceKey("bot", "0"), Approval.DENIED)
         self.assertIs(self.devices.enter(PHONE, FACTS), Approval.PENDING)
+
+    def test_clock(self) -> None:
+        """The lead of a device's clock is known after a restart, and whatever else is renewed."""
+        self.start()
+        self.devices.clock_measured(PHONE, 5.0)
+        self.assertIsNone(self.devices.clock_lead(PHONE))  # its signature has not held
+        self.devices.enter(PHONE, FACTS)
+        self.assertIsNone(self.devices.clock_lead(PHONE))
+        for lead, kept in ((-12.5, -12.5), (-12.3, -12.5), (100.0, 100.0)):
+            self.devices.clock_measured(PHONE, lead)
+            self.assertEqual(self.devices.clock_lead(PHONE), kept)
+            self.clock.advance(WRITE_SECONDS)
+            self.devices.enter(PHONE, msgspec.structs.replace(FACTS, version=f"{lead}"))
+            self.clock.advance(WRITE_SECONDS)
+            self.assertEqual(self.again().clock_lead(PHONE), kept)
 
     def test_signature_approves_what_waited(self) -> None:
         """After a change to C{signed} a pending device is approved by its next signature."""
@@ -324,9 +341,9 @@ class DecisionTests(DevicesTestCase):
         sessions = StoredSessions(self.database, self.clock, wall=self.wall)
         self.start()
         self.devices.enter(PHONE, FACTS)
-        token = self.successResultOf(sessions.issue(PHONE, NO_KEY))
+        token = self.successResultOf(sessions.issue(PHONE, ADDRESS, NO_KEY))
         self.decide(PHONE, Approval.REVOKED)
-        result = self.successResultOf(sessions.resume(token, PHONE))
+        result = self.successResultOf(sessions.resume(token, PHONE, ADDRESS))
         self.assertIsNone(result.token)
 
     def test_pages(self) -> None:
@@ -401,9 +418,9 @@ class ForgettingTests(DevicesTestCase):
     def test_loses_its_session(self) -> None:
         """Its tokens die in the same transaction."""
         sessions = StoredSessions(self.database, self.clock, wall=self.wall)
-        token = self.successResultOf(sessions.issue(PHONE, "k"))
+        token = self.successResultOf(sessions.issue(PHONE, ADDRESS, "k"))
         self.successResultOf(self.devices.forget(PHONE))
-        self.assertFalse(self.successResultOf(sessions.resume(token, PHONE)).token)
+        self.assertFalse(self.successResultOf(sessions.resume(token, PHONE, ADDRESS)).token)
 
     def test_failure(self) -> None:
         """Where it is not forgotten, what was about to be written is written still."""

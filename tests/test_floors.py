@@ -43,7 +43,7 @@ STEPS = {name: step for step, (_, names) in enumerate(HOUSE) for name in names.s
 GATEWAY: tuple[str, ...] = (
     "peer serving",
     "views authentication",
-    "events held journal",
+    "doubts events held journal",
     "context",
     "pacing",
     "device",

@@ -20,6 +20,8 @@ from domaeka.store.sessions import (
 )
 from tests.storing import StoreTestCase
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
 PHONE = DeviceKey("봇", "a1")
 OTHER = DeviceKey("봇", "a2")
 LIFETIME = 3600.0
@@ -36,15 +38,15 @@ class SessionsTestCase(StoreTestCase):
 
     def issue(self, key: DeviceKey = PHONE) -> str:
         """A device proved itself by a signature."""
-        return self.successResultOf(self.sessions.issue(key, NO_KEY))
+        return self.successResultOf(self.sessions.issue(key, ADDRESS, NO_KEY))
 
     def gain(self, key_id: str, key: DeviceKey = PHONE) -> str:
         """A device proved itself by one of several keys."""
-        return self.successResultOf(self.sessions.issue(key, key_id))
+        return self.successResultOf(self.sessions.issue(key, ADDRESS, key_id))
 
     def resume(self, token: object, key: DeviceKey = PHONE) -> str | None:
         """A device showed a token."""
-        return self.successResultOf(self.sessions.resume(token, key)).token
+        return self.successResultOf(self.sessions.resume(token, key, ADDRESS)).token
 
     def use(self, token: str) -> str:
         """A device showed a good token."""
@@ -61,6 +63,27 @@ class SessionsTestCase(StoreTestCase):
 
 class RuleTests(SessionsTestCase):
     """Tests for which tokens are good."""
+
+    def test_another_address(self) -> None:
+        """From elsewhere a token counts only beside a signature; that of before has no address."""
+        token = self.issue()
+        for there in ("192.0.2.2", "2001:db8::1", "local"):
+            shown = self.successResultOf(self.sessions.resume(token, PHONE, there))
+            self.assertIsNone(shown.token, there)
+            sibling = self.successResultOf(self.sibling().resume(token, PHONE, there))
+            self.assertIsNone(sibling.token, there)
+        fresh = self.successResultOf(self.sessions.resume(token, PHONE, "192.0.2.2", NO_KEY)).token
+        self.assertIsNone(self.resume(fresh))  # it is of the new address now
+        again = self.successResultOf(self.sessions.resume(fresh, PHONE, "192.0.2.2")).token
+        self.assertIsNotNone(again)
+
+    def test_same_network(self) -> None:
+        """Of IPv6 the /64 is what counts: phones change the rest by themselves."""
+        token = self.successResultOf(self.sessions.issue(PHONE, "2001:db8::1", NO_KEY))
+        other = self.successResultOf(self.sessions.resume(token, PHONE, "2001:db8:0:1::1"))
+        self.assertIsNone(other.token)
+        same = self.successResultOf(self.sessions.resume(token, PHONE, "2001:db8::ffff:1"))
+        self.assertIsNotNone(same.token)
 
     def test_token_is_good_for_a_fresh_one(self) -> None:
         """Each use brings a new token, and the one used stays good: the answer may be lost."""
@@ -126,7 +149,7 @@ class RuleTests(SessionsTestCase):
 
     def test_takes_the_key_of_a_signature(self) -> None:
         """A token used beside a signature belongs to the key of that from then on."""
-        result = self.successResultOf(self.sessions.resume(self.gain("old"), PHONE, "new"))
+        result = self.successResultOf(self.sessions.resume(self.gain("old"), PHONE, ADDRESS, "new"))
         self.accepted.remove("old")
         self.assertEqual(result.key_id, "new")
         self.assertIsNotNone(self.resume(result.token))
@@ -152,7 +175,7 @@ class RuleTests(SessionsTestCase):
         """A token is good on another server of the same store, and dead here afterwards."""
         first = self.issue()
         second = self.use(first)
-        third = self.successResultOf(self.sibling().resume(second, PHONE)).token
+        third = self.successResultOf(self.sibling().resume(second, PHONE, ADDRESS)).token
         assert third is not None
         self.assertIsNone(self.resume(first))
         self.use(third)
@@ -186,9 +209,9 @@ class LifetimeTests(SessionsTestCase):
         self.sessions.stop()
         self.clock.advance(LIFETIME - 1)
         sibling = self.sibling()
-        self.assertIsNotNone(self.successResultOf(sibling.resume(token, PHONE)).token)
+        self.assertIsNotNone(self.successResultOf(sibling.resume(token, PHONE, ADDRESS)).token)
         self.clock.advance(LIFETIME + 2 * SWEEP_SECONDS)
-        self.assertIsNone(self.successResultOf(sibling.resume(token, PHONE)).token)
+        self.assertIsNone(self.successResultOf(sibling.resume(token, PHONE, ADDRESS)).token)
 
     def test_clock_is_set(self) -> None:
         """A token that a connection holds outlives any step; others end at their date."""
@@ -239,7 +262,7 @@ class BatchTests(SessionsTestCase):
         event.listen(engine, "before_cursor_execute", note)
         self.thread.stuck = True
         keys = [DeviceKey("봇", f"{count}-{number}") for number in range(count + 1)]
-        issued = gatherResults([self.sessions.issue(key, NO_KEY) for key in keys])
+        issued = gatherResults([self.sessions.issue(key, ADDRESS, NO_KEY) for key in keys])
         self.thread.go_on()
         tokens = self.successResultOf(issued)
         event.remove(engine, "before_cursor_execute", note)
@@ -254,11 +277,13 @@ class BatchTests(SessionsTestCase):
         """Requests of one device are carried out in their order, each on what the last left."""
         first = self.issue()
         self.thread.stuck = True
-        self.sessions.issue(OTHER, NO_KEY)  # is under way: those that follow share the next one
+        self.sessions.issue(
+            OTHER, ADDRESS, NO_KEY
+        )  # is under way: those that follow share the next one
         asked: list[Deferred[Any]] = [
-            self.sessions.resume(first, PHONE),
-            self.sessions.issue(PHONE, NO_KEY),
-            self.sessions.resume(first, PHONE),
+            self.sessions.resume(first, PHONE, ADDRESS),
+            self.sessions.issue(PHONE, ADDRESS, NO_KEY),
+            self.sessions.resume(first, PHONE, ADDRESS),
         ]
         self.thread.go_on()
         resumed, issued, late = self.successResultOf(gatherResults(asked))
@@ -274,7 +299,10 @@ class BatchTests(SessionsTestCase):
         self.thread.stuck = True
         writes = len(self.write_times)
         resuming = gatherResults(
-            [self.sessions.resume(token, key) for token, key in zip(tokens, keys, strict=True)]
+            [
+                self.sessions.resume(token, key, ADDRESS)
+                for token, key in zip(tokens, keys, strict=True)
+            ]
         )
         self.thread.go_on()
         fresh = {result.token for result in self.successResultOf(resuming)}
@@ -284,7 +312,7 @@ class BatchTests(SessionsTestCase):
     def test_answer_waits_for_the_store(self) -> None:
         """No token leaves before it is stored."""
         self.thread.stuck = True
-        issuing = self.sessions.issue(PHONE, NO_KEY)
+        issuing = self.sessions.issue(PHONE, ADDRESS, NO_KEY)
         self.clock.advance(1.0)
         self.assertNoResult(issuing)
         self.thread.go_on()
@@ -294,8 +322,8 @@ class BatchTests(SessionsTestCase):
     def test_failing_store_is_told(self) -> None:
         """Where nothing can be stored the asker hears it, and a later one is served."""
         self.break_store()
-        self.failureResultOf(self.sessions.issue(PHONE, NO_KEY), StoreError)
-        self.failureResultOf(self.sessions.resume(new_token(), PHONE), StoreError)
+        self.failureResultOf(self.sessions.issue(PHONE, ADDRESS, NO_KEY), StoreError)
+        self.failureResultOf(self.sessions.resume(new_token(), PHONE, ADDRESS), StoreError)
         self.break_store(False)
         self.issue()
 
@@ -303,23 +331,23 @@ class BatchTests(SessionsTestCase):
         """A store that does not answer in time is not waited for until it is back."""
         token = self.issue()
         self.thread.stuck = True
-        first = self.sessions.resume(token, PHONE)
-        second = self.sessions.issue(OTHER, NO_KEY)
+        first = self.sessions.resume(token, PHONE, ADDRESS)
+        second = self.sessions.issue(OTHER, ADDRESS, NO_KEY)
         self.clock.advance(ANSWER_SECONDS)
         self.failureResultOf(first, StoreError)
         self.failureResultOf(second, StoreError)
-        self.failureResultOf(self.sessions.issue(OTHER, NO_KEY), StoreError)
+        self.failureResultOf(self.sessions.issue(OTHER, ADDRESS, NO_KEY), StoreError)
         self.thread.go_on()
         self.use(token)
 
     def test_waiting_is_bounded(self) -> None:
         """Beyond a bound requests are refused at once."""
         self.thread.stuck = True
-        self.sessions.issue(PHONE, NO_KEY).addErrback(lambda failure: None)
+        self.sessions.issue(PHONE, ADDRESS, NO_KEY).addErrback(lambda failure: None)
         token = new_token()
         for _ in range(MAX_WAITING_REQUESTS):
             self.sessions.connection_ended(PHONE, token)
-        self.failureResultOf(self.sessions.issue(PHONE, NO_KEY), StoreError)
+        self.failureResultOf(self.sessions.issue(PHONE, ADDRESS, NO_KEY), StoreError)
 
     def test_stop_stores_what_waits(self) -> None:
         """Connections that end with the server leave tokens that end in time."""
@@ -338,4 +366,4 @@ class BatchTests(SessionsTestCase):
         """Before the store is open a phone is told at once, and goes on without."""
         database: Database = self.make_database()
         sessions = StoredSessions(database, self.clock, wall=self.wall)
-        self.failureResultOf(sessions.issue(PHONE, NO_KEY), StoreError)
+        self.failureResultOf(sessions.issue(PHONE, ADDRESS, NO_KEY), StoreError)

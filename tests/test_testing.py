@@ -30,6 +30,9 @@ from domaeka.testing import (
 from domaeka.wire import Dialect, FrameReader, LineDecoder, Media, Reply, encode_ping, encode_reply
 from tests.test_docs import ROOT, fenced
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
+
 NOW = 1_790_000_000.0
 SECRET = "a secret of enough bytes"
 SALT = "salt"
@@ -387,14 +390,14 @@ class FakesTests(SynchronousTestCase):
     def test_sessions(self) -> None:
         """A token is good until its successor is shown, and for its own device only."""
         sessions = FakeSessions()
-        first = self.successResultOf(sessions.issue(self.key, NO_KEY))
+        first = self.successResultOf(sessions.issue(self.key, ADDRESS, NO_KEY))
         other = DeviceKey("가게봇", "another")
-        self.assertIsNone(self.successResultOf(sessions.resume(first, other)).token)
-        lost = self.successResultOf(sessions.resume(first, self.key, "key")).token
-        second = self.successResultOf(sessions.resume(first, self.key)).token
-        third = self.successResultOf(sessions.resume(second, self.key)).token
+        self.assertIsNone(self.successResultOf(sessions.resume(first, other, ADDRESS)).token)
+        lost = self.successResultOf(sessions.resume(first, self.key, ADDRESS, "key")).token
+        second = self.successResultOf(sessions.resume(first, self.key, ADDRESS)).token
+        third = self.successResultOf(sessions.resume(second, self.key, ADDRESS)).token
         for spent in (first, lost):
-            self.assertIsNone(self.successResultOf(sessions.resume(spent, self.key)).token)
+            self.assertIsNone(self.successResultOf(sessions.resume(spent, self.key, ADDRESS)).token)
         self.assertEqual(sessions.live, {second: self.key, third: self.key})
 
     def test_dispatcher(self) -> None:

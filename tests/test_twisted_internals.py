@@ -36,6 +36,8 @@ from domaeka.twisted_internals import (
     accept_at_most,
     immediate_writer,
     keep_file,
+    peek,
+    receive_rest,
     take_unsent,
     unsent_bytes,
 )
@@ -213,6 +215,22 @@ class PortTests(SynchronousTestCase):
     def test_few_at_a_time(self) -> None:
         """However many come, it is so many in each turn."""
         self.assertEqual(self.accepted(7), [7, 7, 7])
+
+    def test_looked_at(self) -> None:
+        """What has arrived can be looked at, and is still received; what is no socket has none."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        ours.setblocking(False)
+        transport: Any = StringTransport()
+        self.assertEqual(peek(transport, 10), b"")
+        transport.socket = ours
+        self.assertEqual(peek(transport, 10), b"")
+        theirs.send(b"a line")
+        self.assertEqual([peek(transport, 4), peek(transport, 10)], [b"a li", b"a line"])
+        transport.bufferSize, transport.protocol = 4, _Hearer()
+        receive_rest(transport)
+        self.assertEqual(transport.protocol.heard, [b"a li", b"ne"])
 
     def test_needed(self) -> None:
         """Twisted by itself accepts more each time."""

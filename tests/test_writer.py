@@ -51,7 +51,7 @@ class _Carrier:
         return 0
 
     start_inflating = pause_reading = resume_reading = finish = disconnect = abort = nothing
-    stop_writing = hang_up = nothing
+    stop_writing = hang_up = look_ahead = nothing
 
 
 class SenderTests(GatewayCase):

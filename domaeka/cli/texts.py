@@ -13,6 +13,7 @@ from domaeka.client import (
     Media,
     MigrationNotice,
     Moved,
+    ReplayNotice,
     Reply,
     ShutdownNotice,
     Stopped,
@@ -86,6 +87,8 @@ def event_text(event: ClientEvent) -> str | None:
             return f"the server closes ({printable(reason)}), to come back in {after:.0f} s"
         case MigrationNotice(new_host=host, new_port=port, migrate_after=after):
             return f"the server moves to {printable(host)}:{port} in {after:.0f} s"
+        case ReplayNotice():
+            return "somebody listens to this line: a signature came on another connection, too"
         case Failed(server=server, why=why):
             return f"cannot connect to {server}: {why}"
         case Lost(server=server):

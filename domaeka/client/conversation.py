@@ -28,6 +28,7 @@ from domaeka.wire import (
     PhoneWriter,
     Ping,
     Probe,
+    ReplayNotice,
     ServerAck,
     ShutdownNotice,
     Unknown,
@@ -58,6 +59,13 @@ _FIRST_PING_SECONDS: Final = 75.0
 _INTERVALS: Final = (1.0, 3600.0)
 #: Bytes of chat that are written at a time.
 _BATCH_BYTES: Final = 65_536
+#: Most lines, and bytes of them, that are read in one turn of the reactor: some 5 ms of work.
+_LINES_A_TURN: Final = 500
+_BYTES_A_TURN: Final = 1_048_576
+#: Most frames within so many seconds that say nothing to a phone: pings, unknown and unreadable
+#: ones.  Source: docs/client.md, "Watchdog".
+_MAX_USELESS: Final = 1_000
+_USELESS_SECONDS: Final = 60.0
 #: Least step back of the wall clock that is followed, in milliseconds: smaller ones are a second
 #: signature in one millisecond, or a clock that is being adjusted.
 _CLOCK_SET_BACK_MS: Final = 5_000
@@ -68,6 +76,8 @@ _MAX_REPORTS: Final = 500
 #: Time for which a report that was written is kept, in seconds: nobody acknowledges it, so that it
 #: goes once more over the next connection.  Source: docs/protocol.md, "delivery".
 _REPORT_SECONDS: Final = 60.0
+#: Longest lifetime of a token that is believed, in seconds: 30 days.
+_MAX_TOKEN_SECONDS: Final = 2_592_000.0
 #: Longest token that is kept, in characters; one of 256 bits has 43.
 _MAX_TOKEN_CHARS: Final = 1024
 
@@ -175,7 +185,7 @@ class SessionState:
         """Keep a token; C{lifetime} counts from the end of this connection, in seconds."""
         if len(token) <= _MAX_TOKEN_CHARS:
             self._token = token
-            self._lifetime = lifetime
+            self._lifetime = min(max(lifetime, 0.0), _MAX_TOKEN_SECONDS)
             self._ends_at = None
 
     def connection_lost(self) -> None:
@@ -191,7 +201,14 @@ class Unreadable(msgspec.Struct):
 
 
 Event: TypeAlias = (
-    Greeting | Delivered | ShutdownNotice | MigrationNotice | ErrorFrame | Unknown | Unreadable
+    Greeting
+    | Delivered
+    | ShutdownNotice
+    | MigrationNotice
+    | ReplayNotice
+    | ErrorFrame
+    | Unknown
+    | Unreadable
 )
 
 
@@ -204,6 +221,7 @@ class Conversation:
 
     @ivar sending: True if chat may be taken from the queue; the owner sets and clears it.
     @ivar ended: the reason to close the connection at once, if there is one.
+    @ivar has_more: True if more is here than L{next_event} gives in one turn of the reactor.
     @ivar granted: the capabilities that the server accepted.
     @ivar epoch: the numbering of its messages; L{None}: they have none.
     """
@@ -245,6 +263,11 @@ class Conversation:
         self._answered_at = 0.0  # the timeout for acknowledgements runs from here
         self._longest = 0  # of the messages up to it, in bytes
         self._state = State.NEW
+        self._lines_left = _LINES_A_TURN
+        self._bytes_left = _BYTES_A_TURN
+        self._useless = 0
+        self._useless_since = 0.0
+        self.has_more = False
         self.granted: frozenset[str] = frozenset()
         self.epoch: str | None = None
         self.sending = False
@@ -279,27 +302,40 @@ class Conversation:
         )
 
     def feed(self, data: bytes) -> None:
-        """Bytes were received."""
+        """Bytes were received: in another turn of the reactor, most likely."""
         self._heard_at = self._seconds()
+        self.begin_turn()
         if self._inflater is None:
             self._decoder.feed(data)
         else:
             self._inflater.feed(data)
 
     def next_event(self) -> Event | None:
-        """@return: the next event; L{None}: more bytes are needed, or L{ended} is set."""
+        """
+        @return: the next event; L{None}: more bytes are needed, L{ended} is set, or this turn has
+            brought enough (L{has_more}).
+        """
         while self.ended is None:
+            if self._lines_left <= 0 or self._bytes_left <= 0:
+                self.has_more = True
+                break
+            self._lines_left -= 1
             try:
                 line = self._next_line()
             except WireError:
                 self.ended = CloseReason.BAD_STREAM
                 break
             if line is None:
+                self.has_more = self._bytes_left <= 0
                 break
+            self._bytes_left -= len(line)
             try:
                 frame = read_server_frame(line, self._dialect)
             except WireError as error:
+                self._useless_received()
                 return Unreadable(error.text)
+            if isinstance(frame, Ping | Probe | ReplayNotice | Unknown):
+                self._useless_received()
             if isinstance(frame, Ping):
                 self._ping_received(frame)
             elif isinstance(frame, ServerAck):
@@ -315,6 +351,21 @@ class Conversation:
                     self._unanswered = None  # it may answer any message, instead of an ack
                 return frame
         return None
+
+    def begin_turn(self) -> None:
+        """Another turn of the reactor: as much may be read as in the one before."""
+        self._lines_left = _LINES_A_TURN
+        self._bytes_left = _BYTES_A_TURN
+        self.has_more = False
+
+    def _useless_received(self) -> None:
+        """Count a frame that says nothing: a server that sends but those would keep us busy."""
+        now = self._seconds()
+        if now - self._useless_since >= _USELESS_SECONDS:
+            self._useless_since, self._useless = now, 0
+        self._useless += 1
+        if self._useless > _MAX_USELESS:
+            self.ended = CloseReason.BAD_STREAM
 
     def data_to_send(self) -> bytes:
         """The bytes to write next.  To be called until it is empty, or the transport is paused."""
@@ -371,10 +422,11 @@ class Conversation:
 
     def _next_line(self) -> bytes | None:
         line = self._decoder.next_line()
-        while line is None and self._inflater is not None:
+        while line is None and self._inflater is not None and self._bytes_left > 0:
             piece = self._inflater.next_piece()
             if not piece:
                 break
+            self._bytes_left -= len(piece)
             self._decoder.feed(piece)
             line = self._decoder.next_line()
         return line

@@ -80,7 +80,9 @@ class Link:
         self._error_at = 0.0
         self._delay = 0.0
         self.was_greeted = False
+        self.greeted_at = 0.0
         self.conversation: Conversation | None = None
+        self._resuming = False  # more is read in another turn
         self._protocol: LinkProtocol | None = None
         factory = protocol.Factory.forProtocol(partial(LinkProtocol, self))
         factory.noisy = False
@@ -172,9 +174,16 @@ class Link:
             return
         self._owner.heard()
         conversation.feed(data)
+        if not self._resuming:
+            self._read(conversation)
+
+    def _read(self, conversation: Conversation) -> None:
+        """Read as much as one turn of the reactor allows; the rest in the next one."""
+        conversation.begin_turn()
         while (event := conversation.next_event()) is not None:
             if isinstance(event, Greeting):
                 self.was_greeted = event.success
+                self.greeted_at = self._owner.seconds()
             elif isinstance(event, ErrorFrame):
                 self._error = event
                 self._error_at = self._owner.seconds()
@@ -185,10 +194,22 @@ class Link:
             self.abort(conversation.ended)
             return
         self.flush()
+        if conversation.has_more and self._protocol is not None:
+            self._resuming = True
+            self._protocol.pause_reading()  # its end, too, is seen behind what is here
+            self._owner.reactor.callLater(0, self._read_on, conversation)
+
+    def _read_on(self, conversation: Conversation) -> None:
+        self._resuming = False
+        if self.conversation is conversation:
+            self._read(conversation)
+            if not self._resuming and self._protocol is not None:
+                self._protocol.resume_reading()
 
     def lost(self, reason: CloseReason, why: str) -> None:
         self._protocol = None
         self.conversation = None
+        self._resuming = False
         self._owner.lost(self, reason, why)
         self._error = None
         self._wait()
@@ -293,6 +314,12 @@ class LinkProtocol(protocol.Protocol):
     def flush(self, conversation: Conversation) -> None:
         while not self._paused and (data := conversation.data_to_send()):
             self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        self.transport.resumeProducing()
 
     def closing(self) -> None:
         """The connection is about to close: TLS would wait for a producer."""

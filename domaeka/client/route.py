@@ -11,6 +11,8 @@ from domaeka.policies.retry import MAX_REFUSED_SECONDS, MAX_UNREACHABLE_SECONDS,
 #: Longest pause for a server that wants a person to look first, in seconds; half of it is random.
 #: Source: docs/client.md, "Coming back".
 BARRED_SECONDS: Final = 300.0
+#: Pause after a take-over, in seconds, and a random part of as much again.  Source: as above.
+TAKEN_OVER_SECONDS: Final = 30.0
 #: Longest pause that a server may ask for, in seconds.
 MAX_AWAY_SECONDS: Final = 3600.0
 #: Most servers that are known.
@@ -70,7 +72,7 @@ class Route:
         self._refusals = Backoff(seconds, random, MAX_REFUSED_SECONDS)
         self._index = 0
         self._not_before: dict[Server, float] = {}
-        self._go_at: float | None = None  # time of the next attempt, after a notice to move
+        self._go_at: float | None = None  # earliest time of the next attempt
 
     @property
     def server(self) -> Server:
@@ -127,6 +129,11 @@ class Route:
 
     def _leave_alone(self, server: Server, pause: float) -> None:
         self._not_before[server] = max(self._free_at(server), self._seconds() + pause)
+
+    def taken_over(self) -> None:
+        """Another client has our name: no server is tried for a while."""
+        pause = TAKEN_OVER_SECONDS * (1 + self._random())
+        self._go_at = self._seconds() + pause
 
     def moved(self, server: Server, at: float) -> None:
         """C{server} becomes the preferred one.  @param at: the time to connect to it."""

@@ -32,6 +32,7 @@ from domaeka.wire import (
     Greeting,
     Identity,
     MigrationNotice,
+    ReplayNotice,
     Reply,
     Said,
     ShutdownNotice,
@@ -54,6 +55,10 @@ _RETURN_TRIAL_SECONDS: Final = 20.0
 MOVE_SECONDS: Final = 600.0
 #: Longest delay before a move that a notice may ask for, in seconds.
 _MAX_MOVE_DELAY_SECONDS: Final = 3600.0
+#: Take-overs in a row after which the client comes back, and the time connected that ends the
+#: row, in seconds.  Source: docs/client.md, "Coming back".
+MAX_TAKEOVERS: Final = 2
+TAKEN_OVER_MEMORY_SECONDS: Final = 600.0
 #: Interval of the check of deadlines, in seconds.
 _TICK_SECONDS: Final = 1.0
 #: Errors after which a new attempt soon is useless.
@@ -141,6 +146,7 @@ class Client(Service):
         self._ending: list[Deferred[None]] = []
         self._move: _Move | None = None
         self._move_call: Any = None
+        self._takeovers = 0  # in a row
         self._hold_until: float | None = None  # the server closes; it may be back then
         self._return_at = 0.0
         self._tick_at = 0.0
@@ -183,6 +189,7 @@ class Client(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        self._takeovers = 0
         self._tick_at = self.reactor.seconds()
         self._return_at = self._next_return()
         self._ticking.start(_TICK_SECONDS, now=False).addErrback(
@@ -250,6 +257,8 @@ class Client(Service):
             self._greeted(link, event)
         elif isinstance(event, Unreadable | Unknown):
             self.log.debug("dropped: {event}", event=event)
+        elif isinstance(event, ReplayNotice):
+            self.log.warn("a signature of ours came on another connection: the line is listened to")
         elif link is self._link:
             if isinstance(event, ShutdownNotice):
                 called_off = self._hold_until is not None and event.reconnect_after <= 0
@@ -340,10 +349,24 @@ class Client(Service):
             link.route.moved(self._move.server, self._move.at)
             self._plan(None)
         elif code == ErrorCode.TAKEN_OVER:
-            self._end(link)
-            self.tell(Stopped(ErrorCode.TAKEN_OVER))
+            self._taken_over(link)
         elif code in _BARS:
             link.route.barred(server)
+
+    def _taken_over(self, link: Link) -> None:
+        """
+        Come back in a while: whoever took our place may have had our session token alone, and we
+        can sign.  A second phone with our name, which comes back as well, has us stop.
+        """
+        now = self.seconds()
+        if now - link.greeted_at >= TAKEN_OVER_MEMORY_SECONDS:
+            self._takeovers = 0
+        self._takeovers += 1
+        if self._takeovers > MAX_TAKEOVERS:
+            self._end(link)
+            self.tell(Stopped(ErrorCode.TAKEN_OVER))
+        else:
+            link.route.taken_over()
 
     # Moves
 

@@ -6,11 +6,20 @@ from typing import Final
 
 from domaeka.config import AuthSettings
 from domaeka.errors import ErrorCode, WireError
+from domaeka.gateway.peer import Peer
 from domaeka.interfaces import DeviceKey
 from domaeka.metrics import Metrics
-from domaeka.policies.auth import NO_KEY, AuthFault, Seen, SignatureTable, Signer
+from domaeka.policies.auth import NO_KEY, AuthFault, Signer
 from domaeka.policies.clock_check import ClockCheck
-from domaeka.wire import Auth, is_name
+from domaeka.policies.first_proof import FirstProofs
+from domaeka.policies.signatures import Seen, SignatureTable
+from domaeka.pools import Pool
+from domaeka.wire import Auth, find_proofs, is_name
+
+#: Most signatures that are looked for in bytes that are not served: a line of a phone has one, but
+#: several lines come at a time behind one that is too long.  After so many wrong ones no more are.
+PROOFS_AT_ONCE: Final = 512
+WRONG_PROOFS: Final = 8
 
 
 class Verdict(Enum):
@@ -18,6 +27,7 @@ class Verdict(Enum):
 
     SIGNED = "signed"  # by a signature that is new
     UNSIGNED = "unsigned"  # auth.mode demands no signature
+    DOUBTFUL = "doubtful"  # a right signature, which may be recorded: the peer is to prove itself
     REPEAT = "repeat"  # the same line came before: it is dropped silently
 
 
@@ -46,7 +56,11 @@ class Authentication:
         @param wall: the wall clock, in seconds since 1970.
         """
         self.clock_check = ClockCheck(settings.clock_skew, seconds, wall)
-        self._signatures = SignatureTable(settings.clock_skew, wall)
+        self._signatures = SignatureTable(settings.clock_skew, wall, self._put_out)
+        self._first_proofs = FirstProofs(seconds, wall)
+        #: Gives the lead of a device's clock over ours, in seconds; L{None}: not known.
+        self.lead_of: Callable[[DeviceKey], float | None] = lambda key: None
+        self._wall = wall
         self._metrics = metrics
         self.apply(settings, signer)
 
@@ -75,17 +89,15 @@ class Authentication:
         unsigned = () if self._mode == "required" else (NO_KEY,)
         return frozenset((*self._signer.key_ids(), *unsigned))
 
-    def judge(
-        self, auth: Auth | None, key: DeviceKey | None, connection: int, line: bytes
-    ) -> Verdict:
+    def judge(self, auth: Auth | None, peer: Peer, line: bytes) -> Verdict:
         """
         Judge a line.
 
         @param auth: its C{auth}.
-        @param key: the device of the connection, if that is known.
-        @param connection: its number.
+        @param peer: from whom it came.
         @raise AuthRefused: the proof is missing or wrong, which is counted.
         """
+        key = peer.key
         if auth is None:
             if self._mode == "required" or key is None:
                 raise self.refusal(AuthFault.MISSING, key)
@@ -102,30 +114,73 @@ class Authentication:
             elif self._off:
                 return _SIGNED
             else:
-                seen = self._signatures.judge(auth, connection, line, key)
+                device = DeviceKey(auth.bot_name, auth.device_id) if key is None else key
+                trusted = peer.signed
+                seen = self._signatures.judge(
+                    auth,
+                    peer.number,
+                    line,
+                    device,
+                    trusted=trusted,
+                    doubtful=not trusted
+                    and not self._first_proofs.is_timely(auth.timestamp, self.lead_of(device)),
+                    address=peer.address,
+                )
                 if seen is _FRESH:
-                    device = (auth.bot_name, auth.device_id) if key is None else key
                     self.clock_check.right(device, auth.timestamp)
                     return _SIGNED
                 if seen is Seen.REPEAT:
                     return Verdict.REPEAT
+                if seen is Seen.DOUBTFUL:
+                    return Verdict.DOUBTFUL
                 fault = AuthFault.REPLAY if seen is Seen.REPLAY else AuthFault.STALE
         claimed = key or DeviceKey(auth.bot_name, auth.device_id)
-        if fault is not AuthFault.WRONG_TIME:
-            raise self.refusal(fault, claimed)
-        self.clock_check.wrong(auth)
-        raise self.refusal(fault, claimed, self._signer.skew(auth), auth.signature)
+        refusal = self.refusal(fault, claimed)
+        if fault is AuthFault.WRONG_TIME:
+            self.clock_check.wrong(auth)
+            refusal.skew, refusal.signature = self._signer.skew(auth), auth.signature
+        if fault is AuthFault.WRONG_TIME or fault is AuthFault.WRONG_DEVICE:
+            self._spoil(auth, peer, line)
+        elif fault is AuthFault.REPLAY:
+            refusal.owner = self._signatures.owner(auth)
+        raise refusal
 
-    def refusal(
-        self,
-        fault: AuthFault,
-        claimed: DeviceKey | None,
-        skew: float | None = None,
-        signature: str = "",
-    ) -> "AuthRefused":
+    def not_served(self, line: bytes, peer: Peer) -> int:
+        """
+        Remember the signatures in a line that is not judged: it was refused, is half of a line, or
+        is thrown away.
+
+        @return: how many right ones there were.
+        """
+        if self._off:
+            return 0
+        found = wrong = 0
+        for auth, shown in find_proofs(line, PROOFS_AT_ONCE):
+            if self._signatures.knows(shown):
+                found += 1
+                continue
+            whole = self._signer.completed(auth, shown)
+            if whole is not None:
+                found += 1
+                self._spoil(whole, peer, line)
+            elif (wrong := wrong + 1) >= WRONG_PROOFS:
+                break
+        return found
+
+    def _spoil(self, auth: Auth, peer: Peer, line: bytes) -> None:
+        """Remember a right signature, unless it will never be valid."""
+        lead = auth.timestamp / 1000 - self._wall()
+        if lead >= -self._signatures.window:
+            ahead = lead > self._signatures.window
+            self._signatures.spoil(auth, peer.number, line, ahead=ahead, address=peer.address)
+
+    def _put_out(self, claimant: object, count: int) -> None:
+        self._metrics.pools.gave_way(Pool.SIGNATURES, claimant, count)
+
+    def refusal(self, fault: AuthFault, claimed: DeviceKey | None) -> "AuthRefused":
         """Count a refusal.  @return: the exception to raise."""
         self._metrics.auth_failures.labels(fault).inc()
-        return AuthRefused(fault, claimed, skew, signature)
+        return AuthRefused(fault, claimed)
 
     def forget(self) -> Iterator[None]:
         """Forget signatures that are no longer valid, some in each step; once a minute."""
@@ -139,21 +194,17 @@ class AuthRefused(WireError):
 
     @ivar claimed: the device that the sender claims to be; L{None}: none.
     @ivar skew: lead of the peer's clock over ours, in seconds, if that is the fault.
-    @ivar signature: the signature, which is right, if that is the fault.
+    @ivar signature: the signature, which is right, if that is the fault; else empty.
+    @ivar owner: number of the connection whose signature was replayed; 0: none was.
     """
 
-    def __init__(
-        self,
-        fault: AuthFault,
-        claimed: DeviceKey | None,
-        skew: float | None = None,
-        signature: str = "",
-    ) -> None:
+    def __init__(self, fault: AuthFault, claimed: DeviceKey | None) -> None:
         if fault is AuthFault.MISSING:
             super().__init__(ErrorCode.AUTH_REQUIRED, "a signature is required")
         else:
             super().__init__(ErrorCode.AUTH_FAILED, f"auth was not accepted: {fault}")
         self.fault = fault
         self.claimed = claimed
-        self.skew = skew
-        self.signature = signature
+        self.skew: float | None = None
+        self.signature = ""
+        self.owner = 0

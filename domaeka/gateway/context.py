@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from domaeka.config import Settings
 from domaeka.gateway.authentication import Authentication
+from domaeka.gateway.doubts import Doubts
 from domaeka.gateway.events import Events
 from domaeka.gateway.held import HeldChat
 from domaeka.gateway.journal import Journal
@@ -37,6 +38,7 @@ class Context:
 
     @ivar steady: a time in which delays of the process do not count; the sweep advances it.
     @ivar budget: the memory that messages to phones share.
+    @ivar doubts: the memory of lines that wait for a proof.
     @ivar held: chat that waits for the store to be read.
     """
 
@@ -78,6 +80,7 @@ class Context:
         self.wall = wall
         self.steady = SteadyTime(SWEEP_SECONDS, self.seconds)
         self.authentication = authentication
+        authentication.lead_of = devices.clock_lead
         self.sessions = sessions
         self.limits = limits
         self.store_bans = store_bans
@@ -95,6 +98,7 @@ class Context:
         self.serving = Serving()
         gave_way = metrics.pools.gave_way
         self.held = HeldChat(metrics.held_messages_dropped.inc, partial(gave_way, Pool.HELD_CHAT))
+        self.doubts = Doubts(partial(gave_way, Pool.DOUBTFUL_LINES))
         self.budget = Budget(
             settings.queue.total_bytes,
             partial(gave_way, Pool.OUTBOX),

@@ -133,6 +133,9 @@ class Transport(Protocol):
     def pause_reading(self) -> None:
         """Deliver no more lines."""
 
+    def look_ahead(self) -> None:
+        """Call C{expected} of the conversation with the lines that wait to be delivered."""
+
     def resume_reading(self) -> None:
         """Deliver lines again."""
 
@@ -175,6 +178,9 @@ class Member(Connected, Protocol):
 
     def tell(self, event: str, frame: bytes) -> None:
         """Send a frame ahead of the outbox.  @param event: its name, for the metric."""
+
+    def signature_replayed(self, peer: Peer) -> None:
+        """Tell the phone, and the log, that C{peer} has shown a signature of this connection."""
 
     def close(
         self,
@@ -237,6 +243,9 @@ class Membership(Protocol):
     def moved(self, peer: Peer) -> None:
         """Note that a client has arrived at the new server."""
 
+    def replayed(self, number: int, peer: Peer) -> None:
+        """Note that C{peer} showed a signature of the connection with this number."""
+
     def refuses_server(self, key: DeviceKey) -> bool:
         """True if C{key} is a server whose phones cannot move here now."""
 
@@ -272,7 +281,22 @@ class LineReceiver(Protocol):
         """Begin: the connection is there."""
 
     def received(self, data: bytes) -> bool:
-        """Note bytes that came.  @return: whether to read them; if not, they are dropped."""
+        """
+        Note bytes that came.
+
+        @return: whether to read them; if not, they are dropped, but for L{not_read}.
+        """
+
+    def expected(self, line: bytes) -> None:
+        """Note a line, or the beginning of one, that will be read: nobody else may be first."""
+
+    def not_read(self, data: bytes) -> bool:
+        """
+        Note a line, or the beginning of one, that came and is not read: its signature is good no
+        more.
+
+        @return: whether more of them are wanted.
+        """
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:
         """

@@ -1,9 +1,8 @@
-"""Signatures of frames, and the table of those seen: docs/protocol.md, "auth"."""
+"""Signatures of frames: docs/protocol.md, "auth"."""
 
 import hashlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum, StrEnum
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from hmac import compare_digest
 from math import inf
 from typing import Final
@@ -12,10 +11,8 @@ import msgspec
 
 from domaeka.wire import Auth, is_name
 
-#: Signatures, and line digests, remembered for one device.  Source: docs/protocol.md, "auth".
-MAX_REMEMBERED: Final = 4096
-#: Devices whose signatures are remembered at once; those of others are stale.  Source: far more
-#: than one server has connections for.
+#: Devices of which it is known with which of several keys they sign.  Source: far more than one
+#: server has connections for.
 MAX_DEVICES: Final = 65_536
 #: Value of an id or an address that the script may not see.
 UNKNOWN: Final = "unknown"
@@ -219,6 +216,28 @@ class Signer:
             )
         return None
 
+    def completed(self, auth: Auth, shown: str) -> Auth | None:
+        """
+        Judge a signature of a line that is not read as a frame, whatever its time.
+
+        @param auth: what is signed.
+        @param shown: the signature, or its beginning, where the line was cut within it.
+        @return: C{auth} with its whole signature; L{None}: C{shown} is not of a right one.
+        """
+        prefix = _signed_prefix(auth)
+        timestamp = auth.timestamp
+        if type(timestamp) is float and timestamp.is_integer():
+            timestamp = auth.timestamp = int(timestamp)
+        if prefix is None or type(timestamp) is not int or not 0 < timestamp <= _MAX_TIMESTAMP_MS:
+            return None
+        text = b"%b%d%b" % (prefix, timestamp, self._suffix)
+        for secret in self._keys:
+            signature = secret.sign(text)
+            if compare_digest(signature[: len(shown)], shown):
+                auth.signature = signature
+                return auth
+        return None
+
     def _note_key(self, device: tuple[str, str], first: bool) -> None:
         """Note the key of a device: notices to it are signed with the same."""
         if not first:
@@ -251,145 +270,3 @@ def _signed_prefix(auth: Auth) -> bytes | None:
         return "|".join((client_type, auth.bot_name, *rest, "")).encode()
     except UnicodeEncodeError:
         return None
-
-
-class Seen(Enum):
-    """Verdict on a signed line: new or not."""
-
-    FRESH = "fresh"
-    REPEAT = "repeat"  # the same line again: to be dropped silently
-    REPLAY = "replay"
-    STALE = "stale"
-
-
-# To look a member up in its Enum takes 0.2 µs.
-_FRESH: Final = Seen.FRESH
-
-
-#: Signatures dropped at once where a device has too many.
-_FORGOTTEN_AT_ONCE: Final = 64
-#: Signatures and devices in a step of the sweep, beside the rest of the last device's: 2 to 5 ms.
-_SWEPT_AT_ONCE: Final = 2_048
-#: A signature's connection, below the digest of its first line.
-_OWNER_BITS: Final = 64
-_OWNER_MASK: Final = (1 << _OWNER_BITS) - 1
-
-
-class _Device:
-    """
-    Recent signatures of one device.
-
-    @ivar signed: for each signature its key in L{SignatureTable._known}, and its time in
-        milliseconds, in the order in which they came.
-    @ivar further: digests of further lines under a known signature, each with the signature's
-        time in milliseconds.
-    @ivar forgotten_until: in milliseconds; signatures up to this time count as stale.
-    """
-
-    __slots__ = ("forgotten_until", "further", "signed")
-
-    def __init__(self) -> None:
-        self.signed = array("q")
-        self.further: dict[int, int] | None = None
-        self.forgotten_until = -1
-
-
-class SignatureTable:
-    """
-    Valid signatures that were seen, and their lines.
-
-    A signature belongs to the connection on which it was first seen.  One table serves all
-    devices, so that a line with another, unsigned, C{deviceID} is recognised.
-    """
-
-    def __init__(self, window: float, wall: Callable[[], float]) -> None:
-        """
-        @param window: how long a signature is valid after its timestamp, in seconds.
-        @param wall: the wall clock, in seconds since 1970.
-        """
-        #: As given; may be changed at any time.
-        self.window = window
-        self._wall = wall
-        # A signature's hash to the digest of its first line and its connection, in one number:
-        # 3 KB less for the twenty pongs of an idle phone.
-        self._known: dict[int, int] = {}
-        self._devices: dict[tuple[str, str], _Device] = {}
-
-    def judge(
-        self, auth: Auth, connection: int, line: bytes, key: tuple[str, str] | None = None
-    ) -> Seen:
-        """
-        Remember a line whose signature held.
-
-        @param connection: a number that no other connection has.
-        @param key: bot and device id of C{auth}, where the caller has them already.
-        """
-        if key is None:
-            key = (auth.bot_name, auth.device_id)
-        device = self._devices.get(key)
-        # Python's keyed SipHash: 64 bits suffice, for only phones can make signatures, and a
-        # device has 4,096 lines at most.
-        signature = hash(auth.signature)
-        digest = hash(line)
-        known = self._known.get(signature)
-        timestamp = int(auth.timestamp)
-        if known is not None:
-            further = device.further if device is not None else None
-            if digest == known >> _OWNER_BITS or (further is not None and digest in further):
-                return Seen.REPEAT
-            if known & _OWNER_MASK != connection or device is None:
-                return Seen.REPLAY
-            if further is None:
-                further = device.further = {}
-            further[digest] = timestamp  # another message of the same millisecond
-            if len(further) > MAX_REMEMBERED:
-                del further[next(iter(further))]
-            return _FRESH
-        if device is None:
-            if len(self._devices) >= MAX_DEVICES:
-                return Seen.STALE
-            device = self._devices[key] = _Device()
-        elif timestamp <= device.forgotten_until:
-            return Seen.STALE
-        self._known[signature] = digest << _OWNER_BITS | connection
-        signed = device.signed
-        signed.append(signature)
-        signed.append(timestamp)
-        if len(signed) > 2 * MAX_REMEMBERED:
-            # Several at once, for moving the rest takes 2 µs.
-            for known in signed[: 2 * _FORGOTTEN_AT_ONCE : 2]:
-                del self._known[known]
-            forgotten = max(signed[1 : 2 * _FORGOTTEN_AT_ONCE : 2])
-            device.forgotten_until = max(device.forgotten_until, forgotten)
-            del signed[: 2 * _FORGOTTEN_AT_ONCE]
-        return _FRESH
-
-    def sweep(self) -> Iterator[None]:
-        """
-        Forget signatures that are no longer valid, some at each step.  To be begun every minute,
-        and run to its end.
-        """
-        oldest = (self._wall() - self.window) * 1000
-        looked_at = 0
-        for key, device in list(self._devices.items()):
-            signed = device.signed
-            old = 0
-            while old < len(signed) and signed[old + 1] < oldest:
-                del self._known[signed[old]]
-                old += 2
-            del signed[:old]
-            further = device.further
-            while further and further[first := next(iter(further))] < oldest:
-                del further[first]
-            if not further:
-                device.further = None
-            if not signed and device.forgotten_until < oldest:
-                self._devices.pop(key, None)
-            looked_at += 1 + old // 2
-            if looked_at >= _SWEPT_AT_ONCE:
-                looked_at = 0
-                yield
-
-    def __len__(self) -> int:
-        """Number of signatures that are remembered."""
-        return len(self._known)

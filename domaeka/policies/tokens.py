@@ -1,7 +1,8 @@
 """
 Session tokens: their form, and their validity (docs/protocol.md, "Sessions").
 
-A device has at most two: the newest, and the one that was used to get it.
+A device has at most two: the newest, and the one that was used to get it.  Alone they are good for
+the address only to which they were issued: on a line without TLS others see them.
 """
 
 import hashlib
@@ -9,6 +10,8 @@ import hmac
 import re
 import secrets
 from typing import Final, NamedTuple
+
+from domaeka.policies.networks import address_key
 
 #: Randomness in a token, in bytes.  Source: docs/protocol.md, "Sessions".
 TOKEN_BYTES: Final = 32
@@ -26,6 +29,12 @@ def token_hash(token: object) -> str | None:
     if not isinstance(token, str) or not _TOKEN.match(token):
         return None
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def address_hash(address: str) -> str:
+    """Hash of an address, of IPv6 of its /64: equal where a token is good without a signature."""
+    key = address_key(address)
+    return hashlib.sha256(f"{address if key is None else key}".encode()).hexdigest()
 
 
 class TokenPair(NamedTuple):

@@ -51,6 +51,8 @@ NEW_A_MINUTE: Final = 20
 HEARD_SECONDS: Final = 600.0
 #: The same for a device that connects again and again.
 SEEN_SECONDS: Final = 60.0
+#: Least change of the lead of a device's clock that is kept, in seconds.
+CLOCK_STEP_SECONDS: Final = 0.5
 #: Time that a change waits for others before it is written, in seconds.
 WRITE_SECONDS: Final = 1.0
 
@@ -67,6 +69,7 @@ DEVICES: Final = table(
     Column("device_ip", NAME, nullable=False),
     Column("device_info", TITLE, nullable=False),
     Column("address", NAME, nullable=False),
+    Column("clock_lead", TIME),
     Column("decided", Boolean, nullable=False),
 )
 
@@ -79,6 +82,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     @ivar last_seen: likewise, when it was last heard; while it is connected, at most
         L{HEARD_SECONDS} behind.
     @ivar decided: true if an operator has decided on it.
+    @ivar clock_lead: lead of its clock over ours, in seconds; L{None}: never measured.
     """
 
     key: DeviceKey
@@ -87,6 +91,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     first_seen: float | None
     last_seen: float | None
     decided: bool = False
+    clock_lead: float | None = None
 
 
 class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
@@ -167,7 +172,12 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         ):
             return approval
         first_seen = now if record.first_seen is None else record.first_seen
-        self._put(DeviceRecord(key, approval, _clipped(facts), first_seen, now, record.decided))
+        clipped = _clipped(facts)
+        self._put(
+            msgspec.structs.replace(
+                record, approval=approval, facts=clipped, first_seen=first_seen, last_seen=now
+            )
+        )
         self._heard_of(key, promoted)
         return approval
 
@@ -267,6 +277,20 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             self._put(msgspec.structs.replace(record, last_seen=now))
             self._heard_of(key)
 
+    def clock_lead(self, key: DeviceKey) -> float | None:
+        """See L{domaeka.interfaces.Devices}."""
+        record = self._records.get(key)
+        return None if record is None else record.clock_lead
+
+    def clock_measured(self, key: DeviceKey, lead: float) -> None:
+        """See L{domaeka.interfaces.Devices}.  A change of less than half a second is not kept."""
+        record = self._records.get(key)
+        if record is None:
+            return
+        if record.clock_lead is None or abs(record.clock_lead - lead) >= CLOCK_STEP_SECONDS:
+            self._put(msgspec.structs.replace(record, clock_lead=lead))
+            self._heard_of(key)
+
     def forget(self, key: DeviceKey) -> "Deferred[None]":
         """Like L{ApprovalTable}, for a device not connected; its session tokens die, too."""
         before = self._records[key].approval
@@ -335,6 +359,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             seconds_in(row.first_seen),
             seconds_in(row.last_seen),
             bool(row.decided),
+            seconds_in(row.clock_lead),
         )
 
     def _to_row(self, record: DeviceRecord) -> dict[str, object]:
@@ -352,6 +377,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
             "device_info": facts.device_info,
             "address": facts.address,
             "decided": record.decided,
+            "clock_lead": None if record.clock_lead is None else milliseconds(record.clock_lead),
         }
 
 

@@ -3,8 +3,9 @@ Session tokens in the store, as hashes.
 
 There is one row for each device, so never more than two tokens of it; their rules are in
 L{domaeka.policies.tokens}.  A token is valid only while the key is accepted by which it was
-gained; the id of that key is kept with it.  While a connection holds a token its row is leased:
-the sweep renews it, so that a server that dies leaves no token that lives for ever.
+gained; the id of that key is kept with it.  So is a hash of the address to which it was issued:
+from another one it counts only beside a signature.  While a connection holds a token its row is
+leased: the sweep renews it, so that a server that dies leaves no token that lives for ever.
 
 Tokens expire by the wall clock, for other servers share them: if it is set back, a token that no
 connection holds lives longer by that; if it is set forward, it expires sooner: its device signs.
@@ -22,7 +23,7 @@ from twisted.python.failure import Failure
 from domaeka.errors import StoreError
 from domaeka.interfaces import DeviceKey, Resumption
 from domaeka.policies.auth import NO_KEY
-from domaeka.policies.tokens import TokenPair, new_token, token_hash
+from domaeka.policies.tokens import TokenPair, address_hash, new_token, token_hash
 from domaeka.store.columns import (
     KEY,
     NAME,
@@ -56,6 +57,7 @@ SESSIONS: Final = table(
     Column("older_hash", KEY),
     Column("expires", TIME, nullable=False),
     Column("key_id", KEY, nullable=False, server_default=""),
+    Column("address_hash", KEY),
 )
 
 
@@ -70,6 +72,7 @@ class _Request(NamedTuple):
     """
     @ivar used: the hash of the token shown; L{None}: a signature held.
     @ivar fresh: the hash of the one to be given; L{None}: the connection that holds C{used} ended.
+    @ivar address: the hash of the peer's address.
     @ivar key_id: of the key of a signature that held; L{None}: there was none.
     @ivar answer: the id of the key by which the token was gained; L{None}: it is not good.
     @ivar held: True if a connection of this server holds C{used}: it is good whatever its lease
@@ -79,6 +82,7 @@ class _Request(NamedTuple):
     key: DeviceKey
     used: str | None
     fresh: str | None
+    address: str | None
     key_id: str | None
     answer: "Deferred[str | None]"
     held: bool = False
@@ -123,17 +127,17 @@ class StoredSessions:
 
     # For connections
 
-    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, address: str, key_id: str) -> "Deferred[str]":
         """
         See L{domaeka.interfaces.Sessions}.  All older tokens of the device die.
 
         @return: fails with L{StoreError} within L{ANSWER_SECONDS} if the store does not answer.
         """
         token = new_token()
-        return self._ask(key, None, token, key_id).addCallback(lambda _: token)
+        return self._ask(key, None, token, address, key_id).addCallback(lambda _: token)
 
     def resume(
-        self, token: object, key: DeviceKey, key_id: str | None = None
+        self, token: object, key: DeviceKey, address: str, key_id: str | None = None
     ) -> "Deferred[Resumption]":
         """
         See L{domaeka.interfaces.Sessions}.
@@ -145,7 +149,7 @@ class StoredSessions:
         if used is None:
             return succeed(ResumeResult(None))
         fresh = new_token()
-        return self._ask(key, used, fresh, key_id).addCallback(
+        return self._ask(key, used, fresh, address, key_id).addCallback(
             lambda by: ResumeResult(None) if by is None else ResumeResult(fresh, by)
         )
 
@@ -157,7 +161,7 @@ class StoredSessions:
         if self._held.get(key) == used:
             del self._held[key]
         # If this is lost, the lease ends it a little later.
-        self._submit(_Request(key, used, None, None, Deferred())).addErrback(expected)
+        self._submit(_Request(key, used, None, None, None, Deferred())).addErrback(expected)
 
     def live(self) -> int:
         """The number of good tokens, by the last sweep and what this server did since."""
@@ -177,12 +181,13 @@ class StoredSessions:
     # Requests that come while a transaction runs share the next one
 
     def _ask(
-        self, key: DeviceKey, used: str | None, token: str, key_id: str | None
+        self, key: DeviceKey, used: str | None, token: str, address: str, key_id: str | None
     ) -> "Deferred[str | None]":
         fresh = token_hash(token)
         assert fresh is not None
         held = used is not None and self._held.get(key) == used
-        return self._submit(_Request(key, used, fresh, key_id, Deferred(), held))
+        place = address_hash(address)
+        return self._submit(_Request(key, used, fresh, place, key_id, Deferred(), held))
 
     def _submit(self, request: _Request) -> "Deferred[str | None]":
         if self._stuck or len(self._waiting) >= MAX_WAITING_REQUESTS:
@@ -325,6 +330,7 @@ class _Row(NamedTuple):
     key: DeviceKey
     pair: TokenPair
     key_id: str
+    address: str | None
 
 
 class _Rows:
@@ -344,6 +350,7 @@ class _Rows:
                 DeviceKey(row.bot_name, row.device_id),
                 TokenPair(row.newest_hash, row.older_hash, row.expires / 1000),
                 row.key_id,
+                row.address_hash,
             )
             for row in found
         }
@@ -370,6 +377,8 @@ class _Rows:
             after = TokenPair(request.fresh, None, now + lease)
         elif row is None or not row.pair.is_good(request.used, 0.0 if request.held else now):
             return None, 0
+        elif key_id is None and row.address != request.address:
+            return None, 0  # as if it had not been shown: somebody may have seen it
         elif row.key_id not in accepted:
             self._rows[device_key] = None
             return None, 0
@@ -377,7 +386,7 @@ class _Rows:
             after = row.pair.after(request.used, request.fresh, now + lease)
             key_id = row.key_id if key_id is None else key_id
         assert key_id is not None
-        self._rows[device_key] = _Row(request.key, after, key_id)
+        self._rows[device_key] = _Row(request.key, after, key_id, request.address)
         return key_id, after.size - (0 if row is None else row.pair.size)
 
     def write(self) -> None:
@@ -392,6 +401,7 @@ class _Rows:
                 "older_hash": row.pair.older,
                 "expires": milliseconds(row.pair.expires),
                 "key_id": row.key_id,
+                "address_hash": row.address,
             }
             for device_key, row in changed.items()
             if row is not None

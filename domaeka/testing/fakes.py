@@ -27,6 +27,8 @@ class FakeDevices:
 
     @ivar known: the approval of each device; change it at will.
     @ivar entered: the facts with which each device was last entered.
+    @ivar leads: the lead of each device's clock, in seconds, where it was measured.
+    @ivar usual_lead: that of all others; L{None}: it is not known.
     @ivar last_heard: the time when each disconnected device was last heard.
     @ivar store_is_known: L{False}: the approval of a device that is not known cannot be told yet.
     """
@@ -43,6 +45,8 @@ class FakeDevices:
         self.known: dict[DeviceKey, Approval] = {}
         self.entered: dict[DeviceKey, DeviceFacts] = {}
         self.last_heard: dict[DeviceKey, float] = {}
+        self.leads: dict[DeviceKey, float] = {}
+        self.usual_lead: float | None = 0.0
         self.store_is_known = True
         self._first = first
         self._listener = listener
@@ -62,6 +66,14 @@ class FakeDevices:
         """A connected device was heard; C{ended}: when, and its connection has ended."""
         if ended is not None:
             self.last_heard[key] = ended
+
+    def clock_lead(self, key: DeviceKey) -> float | None:
+        """Lead of a device's clock, in seconds; L{None}: it is not known."""
+        return self.leads.get(key, self.usual_lead)
+
+    def clock_measured(self, key: DeviceKey, lead: float) -> None:
+        """A device's clock was measured."""
+        self.leads[key] = lead
 
     def set_approval(self, key: DeviceKey, approval: Approval) -> "Deferred[None]":
         """Record an operator's decision, which is in force at once."""
@@ -114,6 +126,7 @@ class FakeSessions:
     Session tokens in a dict; each is valid until its successor has been shown.
 
     @ivar live: the device of each token.
+    @ivar addresses: the address to which each was issued; change it at will.
     @ivar ended: devices and tokens of the connections that have ended, oldest first.
     """
 
@@ -121,27 +134,31 @@ class FakeSessions:
         self.live: dict[str, DeviceKey] = {}
         self.ended: list[tuple[DeviceKey, str]] = []
         self._key_ids: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self._made = 0
 
-    def issue(self, key: DeviceKey, key_id: str) -> "Deferred[str]":
+    def issue(self, key: DeviceKey, address: str, key_id: str) -> "Deferred[str]":
         """A device has authenticated: issue a token at once."""
         self._made += 1
         token = f"token-{self._made}"
         self.live[token] = key
         self._key_ids[token] = key_id
+        self.addresses[token] = address
         return succeed(token)
 
     def resume(
-        self, token: object, key: DeviceKey, key_id: str | None = None
+        self, token: object, key: DeviceKey, address: str, key_id: str | None = None
     ) -> "Deferred[Resumption]":
         """A device shows a token: issue a new one at once, if the token is its own."""
         if not isinstance(token, str) or self.live.get(token) != key:
+            return succeed(FakeResumption(None, ""))
+        if key_id is None and self.addresses[token] != address:
             return succeed(FakeResumption(None, ""))
         for other in [other for other, whose in self.live.items() if whose == key]:
             if other != token:
                 del self.live[other]
         by = self._key_ids[token] if key_id is None else key_id
-        fresh = self.issue(key, by)
+        fresh = self.issue(key, address, by)
         resumed: Deferred[Resumption] = fresh.addCallback(lambda token: FakeResumption(token, by))
         return resumed
 

@@ -5,7 +5,8 @@ The wire protocol, both sides of it: docs/protocol.md.
   - C{frames}: the type of each frame, and types that both sides use;
   - C{server}: the server's side: reads frames of phones, writes frames to them;
   - C{phone}: the phone's side;
-  - C{compression}: of frames, and of connections.
+  - C{compression}: of frames, and of connections;
+  - C{proofs}: signatures in bytes that are not read as frames.
 """
 
 from domaeka.wire.compression import Deflater, Inflater, pack_text
@@ -32,6 +33,7 @@ from domaeka.wire.frames import (
     Ping,
     Pong,
     Probe,
+    ReplayNotice,
     Reply,
     ServerAck,
     ShutdownNotice,
@@ -50,6 +52,7 @@ from domaeka.wire.phone import (
     Unknown,
     read_server_frame,
 )
+from domaeka.wire.proofs import find_proofs
 from domaeka.wire.server import (
     MAX_TEXT_CHARS,
     Chat,
@@ -61,6 +64,7 @@ from domaeka.wire.server import (
     encode_handshake_complete,
     encode_ping,
     encode_probe,
+    encode_replay,
     encode_reply,
     encode_shutdown,
     is_channel_id,
@@ -105,6 +109,7 @@ __all__ = [
     "Ping",
     "Pong",
     "Probe",
+    "ReplayNotice",
     "Reply",
     "Said",
     "ServerAck",
@@ -116,8 +121,10 @@ __all__ = [
     "encode_handshake_complete",
     "encode_ping",
     "encode_probe",
+    "encode_replay",
     "encode_reply",
     "encode_shutdown",
+    "find_proofs",
     "is_channel_id",
     "is_name",
     "media_address",

@@ -112,18 +112,21 @@ Pack: TypeAlias = Callable[[bytes, bytes], bytes | None]
 # From a phone
 
 
-class Auth(msgspec.Struct, rename="camel", gc=False):
-    """The C{auth} object of a frame, not verified yet."""
+class Auth(msgspec.Struct, rename="camel", kw_only=True, gc=False):
+    """
+    The C{auth} object of a frame, not verified yet.  The signature is last, as scripts have it:
+    whoever sees a part of it knows all that it signs.
+    """
 
-    bot_name: _Name = msgspec.field(name="botName")
-    device_id: _Name = msgspec.field(name="deviceID")
-    timestamp: int | float
-    signature: _Name
     client_type: _Name | None = None
+    bot_name: _Name = msgspec.field(name="botName")
     device_uuid: _Name | None = msgspec.field(name="deviceUUID", default=None)
+    device_id: _Name = msgspec.field(name="deviceID")
     mac_address: _Name | None = None
     ip_address: _Name | None = None
+    timestamp: int | float
     version: _Name | None = None
+    signature: _Name
 
 
 class HandshakeData(msgspec.Struct, rename="camel", omit_defaults=True, gc=False, kw_only=True):
@@ -292,7 +295,7 @@ class ReplyData(msgspec.Struct, omit_defaults=True, gc=False):
     timezone: Unread = ABSENT
     content_encoding: str | None = None
     content_length: int | None = None
-    message_id: int | None = None
+    message_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     message_format: str | None = None
     media_wait_time: int | float | None = None
 
@@ -317,6 +320,12 @@ class ShutdownNotice(msgspec.Struct):
     reconnect_after: float = 0.0
 
 
+class ReplayNotice(msgspec.Struct):
+    """Notice: a signature of this connection came on another one, too."""
+
+    message: str = ""
+
+
 class MigrationNotice(msgspec.Struct):
     """
     Notice: the client is to go to another server.
@@ -329,7 +338,7 @@ class MigrationNotice(msgspec.Struct):
     new_port: int
     migrate_after: float = 0.0
     tls: bool = False
-    expires: int = 0
+    expires: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     signature: str = ""
 
     @property
@@ -357,6 +366,7 @@ FROM_SERVER: Final[dict[str, Any]] = {
     "probe": Probe,
     "serverShutdown": ShutdownNotice,
     "serverMigration": MigrationNotice,
+    "replay": ReplayNotice,
     "error": ErrorFrame,
 }
 

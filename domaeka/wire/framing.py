@@ -121,6 +121,11 @@ class LineDecoder:
     def _too_long(self) -> WireError:
         return WireError(ErrorCode.FRAME_TOO_LARGE, f"more than {self.max_bytes} bytes in a frame")
 
+    def held(self) -> bytes:
+        """A copy of all bytes that are held, in order."""
+        start = b"".join((self._pending, *(self._pieces or ())))
+        return b"".join((start, self._data[self._position :], bytes(self._behind)))
+
     def take_rest(self) -> bytes:
         """Return and forget all bytes after the last line."""
         rest = self._take_held(self._data[self._position :], bytes(self._behind))

@@ -38,6 +38,7 @@ from domaeka.wire.frames import (
     Ping,
     Pong,
     Probe,
+    ReplayNotice,
     Reply,
     ReplyData,
     ServerAck,
@@ -53,6 +54,8 @@ from domaeka.wire.framing import inflated, split_frame
 #: Longest line that a phone accepts, also once inflated, in bytes: twice the outbox of a device
 #: (docs/settings.md, C{queue.max_bytes}), since a picture is one line.
 MAX_SERVER_LINE_BYTES: Final = 33_554_432
+#: Longest wait time of media that is believed, in milliseconds: an hour.
+MAX_WAIT_MS: Final = 3_600_000
 #: Most files in a media frame: more than a chat room shows.
 MAX_PIECES: Final = 1000
 
@@ -122,15 +125,15 @@ class PhoneWriter:
         identity = self.identity
         timestamp = int(self._seconds() * 1000)
         return Auth(
-            identity.bot_name,
-            identity.device_id,
-            timestamp,
-            self._sign(f"{self._signed}|{timestamp}"),
-            identity.client_type,
-            identity.device_uuid or identity.device_id,
-            identity.mac_address,
-            identity.ip_address,
-            identity.version,
+            client_type=identity.client_type,
+            bot_name=identity.bot_name,
+            device_uuid=identity.device_uuid or identity.device_id,
+            device_id=identity.device_id,
+            mac_address=identity.mac_address,
+            ip_address=identity.ip_address,
+            timestamp=timestamp,
+            version=identity.version,
+            signature=self._sign(f"{self._signed}|{timestamp}"),
         )
 
     def handshake(
@@ -270,6 +273,7 @@ ServerFrame: TypeAlias = (
     | Probe
     | ShutdownNotice
     | MigrationNotice
+    | ReplayNotice
     | ErrorFrame
     | Unknown
 )
@@ -366,7 +370,7 @@ def _old_content(data: ReplyData) -> str | Media:
 def _files(kind: MediaType, suffix: str, pieces: list[str], wait: int | float | None) -> Media:
     if len(pieces) > MAX_PIECES:
         raise WireError(ErrorCode.BAD_FRAME, f"more than {MAX_PIECES} files in a frame")
-    wait_ms = int(wait) if wait is not None and wait > 0 else None
+    wait_ms = int(min(wait, MAX_WAIT_MS)) if wait is not None and wait > 0 else None
     if pieces[0].startswith(("http://", "https://")):
         return Media(tuple(pieces), kind, suffix, wait_ms)
     raw = tuple(unpacked(piece.encode()) for piece in pieces)

@@ -42,6 +42,7 @@ from domaeka.wire.frames import (
     Ping,
     Pong,
     Probe,
+    ReplayNotice,
     Reply,
     ReplyData,
     ReplyEvent,
@@ -606,6 +607,12 @@ def encode_ping(bot_name: str, server_timestamp: str) -> bytes:
 def encode_shutdown(reason: str, reconnect_after: float) -> bytes:
     """Notice: the server closes soon.  @param reconnect_after: in seconds."""
     return encode_frame("serverShutdown", ShutdownNotice(reason, round(reconnect_after, 3)))
+
+
+def encode_replay() -> bytes:
+    """Notice: a signature of this connection came on another one, too."""
+    text = "a signature of this connection came on another one: somebody listens to the line"
+    return encode_frame("replay", ReplayNotice(text))
 
 
 def encode_probe() -> bytes:

@@ -29,6 +29,8 @@ from domaeka.store.threads import StoreClosed
 reactor: Any = _reactor
 _Steps = Generator["Deferred[Any]", Any, None]
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
 PHONE = DeviceKey("봇", "a1")
 ROOM = RoomKey("봇", "100")
 
@@ -73,7 +75,7 @@ class StoreTests(TestCase):
         devices.enter(PHONE, DeviceFacts("3.3.3"))
         rooms.enter(ROOM, PHONE, "방", True)
         log.append(line("안녕"))
-        token = yield sessions.issue(PHONE, NO_KEY)
+        token = yield sessions.issue(PHONE, ADDRESS, NO_KEY)
         yield devices.set_approval(DeviceKey("봇", "b2"), Approval.BLOCKED)
         for part in (log, rooms, devices, sessions, database):
             yield part.stop()
@@ -91,7 +93,7 @@ class StoreTests(TestCase):
         room = rooms.record(ROOM)
         assert room is not None
         self.assertEqual(room.device, PHONE)
-        resumed = yield sessions.resume(token, PHONE)
+        resumed = yield sessions.resume(token, PHONE, ADDRESS)
         self.assertIsNotNone(resumed.token)
         self.assertEqual(self.count(), 1)
         yield sessions.stop()
@@ -160,10 +162,10 @@ class StoreTests(TestCase):
         sessions = StoredSessions(database, reactor, wall=wall)
         yield database.start()
         keys = [DeviceKey("bot", str(number)) for number in range(100)]
-        tokens = yield gatherResults([sessions.issue(key, NO_KEY) for key in keys])
+        tokens = yield gatherResults([sessions.issue(key, ADDRESS, NO_KEY) for key in keys])
         before = time.process_time()
         results = yield gatherResults(
-            [sessions.resume(token, key) for token, key in zip(tokens, keys, strict=True)]
+            [sessions.resume(token, key, ADDRESS) for token, key in zip(tokens, keys, strict=True)]
         )
         self.assertLess(time.process_time() - before, 2.0)
         self.assertTrue(all(result.token for result in results))

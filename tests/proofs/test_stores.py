@@ -35,6 +35,9 @@ from domaeka.store.threads import StoreClosed
 from tests.integration.support import reactor, sleep
 from tests.proofs.store_servers import StoreServer, mariadb, postgresql
 
+#: Of the phones.
+ADDRESS = "192.0.2.1"
+
 ROOT = Path(__file__).parent.parent.parent
 #: Without what a server is not asked for.
 _UNIT_TESTS = tuple(
@@ -133,11 +136,11 @@ class EncodingTests(StoreCase):
             devices.enter(key, DeviceFacts("3.3.3"))
             rooms.enter(RoomKey("봇", sign), key, sign, True)
         names = [DeviceKey(sign, "a1") for sign in "가\U0001f600나"]
-        issued = [sessions.issue(key, NO_KEY) for key in names]
+        issued = [sessions.issue(key, ADDRESS, NO_KEY) for key in names]
         await issued[0]
         await self.assertFailure(issued[1], StoreError)
         token = await issued[2]
-        self.assertIsNotNone((await sessions.resume(token, names[2])).token)
+        self.assertIsNotNone((await sessions.resume(token, names[2], ADDRESS)).token)
         bans = StoredBans(database)
         await bans.put(
             [Ban(f"192.0.2.{n}/32", sign, 1.0, None) for n, sign in enumerate("가\U0001f600나")]

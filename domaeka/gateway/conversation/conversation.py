@@ -14,8 +14,8 @@ from twisted.python.failure import Failure
 
 from domaeka.errors import CloseReason, ErrorCode, WireError
 from domaeka.gateway.authentication import AuthRefused, Verdict
-from domaeka.gateway.context import SWEEP_SECONDS, Context
-from domaeka.gateway.conversation.figures import brief_of, ended_as, name_of, view_of
+from domaeka.gateway.context import Context
+from domaeka.gateway.conversation.carrier import AT_ONCE, DOUBT_SECONDS, Carrier
 from domaeka.gateway.conversation.handshake import (
     Token,
     ask_store,
@@ -28,18 +28,15 @@ from domaeka.gateway.conversation.handshake import (
     waits_for_entry,
 )
 from domaeka.gateway.conversation.keepalive import KeepAlive
-from domaeka.gateway.conversation.states import HALF_CLOSED_SECONDS, KNOWN_SECONDS, NEXT, sooner
+from domaeka.gateway.conversation.states import KNOWN_SECONDS, NEXT
 from domaeka.gateway.conversation.violations import Violations, note_clock_fault
 from domaeka.gateway.device import Device
-from domaeka.gateway.flow.throttle import Throttle
-from domaeka.gateway.flow.writer import Writer
+from domaeka.gateway.doubts import Doubt
 from domaeka.gateway.joints import Membership, Transport
-from domaeka.gateway.peer import Peer, State, is_health_check
-from domaeka.gateway.views import ConnectionFigures
+from domaeka.gateway.peer import State
 from domaeka.interfaces import DeviceFacts, DeviceKey
 from domaeka.policies.auth import AuthFault
-from domaeka.policies.liveness import FINISH_SECONDS, GONE_SECONDS, LATE_SECONDS, Liveness
-from domaeka.schema import Connection
+from domaeka.policies.liveness import Liveness
 from domaeka.wire import (
     Ack,
     Auth,
@@ -49,105 +46,40 @@ from domaeka.wire import (
     Inbound,
     Pong,
     Probe,
-    Reply,
     encode_ack,
     encode_error,
     encode_probe,
 )
 
-#: Earlier than any time: due at the next sweep.
-_AT_ONCE: Final = 0.0
+#: Longest round trip of a ping whose answer tells the phone's clock, in seconds.
+MEASURED_SECONDS: Final = 10.0
 
 _log = Logger()
 
 
-class Conversation:
-    """
-    A phone's conversation: a L{LineReceiver} to its connection, a L{Member} to the directory.
+def too_early() -> WireError:
+    """The error of a frame that may not come yet."""
+    return WireError(ErrorCode.AUTH_REQUIRED, "a handshake or signed chat must come first")
 
-    Times are those of the steady clock, in seconds, where not said otherwise.
 
-    @ivar peer: facts of the peer, and the state of the conversation.
-    """
+class Conversation(Carrier):
+    """A phone's conversation: a L{LineReceiver} to its connection, a L{Member} to the directory."""
 
-    __slots__ = (
-        "_context",
-        "_deadline",
-        "_device",
-        "_due",
-        "_handshaken",
-        "_keepalive",
-        "_leaving",
-        "_lists_capabilities",
-        "_membership",
-        "_peer_finished",
-        "_throttle",
-        "_token",
-        "_transport",
-        "_violations",
-        "_waits_for_store",
-        "_writer",
-        "peer",
-    )
+    __slots__ = ("_handshaken", "_lists_capabilities", "_violations")
 
     def __init__(
         self, context: Context, membership: Membership, transport: Transport, address: str
     ) -> None:
         """@param address: the peer's."""
-        now = context.steady.exact()
-        self.peer = Peer(membership.next_number(), address, now, transport.port_outlives)
-        self.peer.over_rate = transport.over_rate
-        self._context = context
-        self._membership = membership
-        self._transport = transport
-        self._writer = Writer(transport, context, self._media_left, self.wake)
-        self._throttle = Throttle(self._writer, context, self.peer)
-        self._device: Device | None = None
-        self._keepalive: KeepAlive | None = None
+        super().__init__(context, membership, transport, address)
         self._violations: Violations | None = None
-        self._peer_finished = False
         self._handshaken = False  # a handshake has come
         self._lists_capabilities = False  # the handshake listed capabilities
-        self._waits_for_store = False  # before the reply to the handshake
-        self._token: str | None = None
-        self._leaving: tuple[CloseReason, float] | None = None  # and the deadline
-        self._deadline = now + context.settings.server.handshake_timeout
-        self._due = self._deadline  # the time of the next thing to do
-
-    @property
-    def is_idle(self) -> bool:
-        device = self._device
-        if self._is_held:  # what waits is kept for the next connection
-            return device is None or not device.pending
-        return self._writer.is_idle and (device is None or device.is_idle)
-
-    @property
-    def _is_held(self) -> bool:
-        """True while messages wait for the path to go on, or for the next connection."""
-        return self._writer.is_shut or self._transport.kernel.is_silent
-
-    # L{LineReceiver}: called by its connection
-
-    def connected(self) -> None:
-        self._membership.admit(self)
-
-    def received(self, data: bytes) -> bool:
-        peer = self.peer
-        if not peer.bytes_received:
-            peer.like_check = is_health_check(data)
-        peer.bytes_received += len(data)
-        self._context.metrics.bytes_received.value += len(data)
-        now = self._context.steady.now
-        peer.last_heard = now
-        if self._keepalive is not None:
-            self._keepalive.liveness.last_heard = now
-        if self._transport.kernel.is_silent and not peer.closing:
-            self._judge_path(now, False)
-        return self.peer.reads
 
     def read(self, next_line: Callable[[], bytes | None], most: int) -> int:
         self.peer.corked = True
         lines_left, size = most, 0
+        line: bytes | None = None
         # A line may end the conversation, or pause its reading: the next ones wait.
         while lines_left and self.peer.reads and self._throttle.open and not self._waits_for_store:
             try:
@@ -158,214 +90,19 @@ class Conversation:
                 size += len(line)
                 self._line_received(line)
             except WireError as error:
+                if line is not None and not isinstance(error, AuthRefused):
+                    self.not_read(line)
+                line = None  # the next one may be too long to be read
                 self._refuse(error)
             except Exception:
+                if line is not None:
+                    self.not_read(line)
                 _log.failure("{peer}: our own mistake", peer=self.peer)
                 self._fail()
         self._throttle.allowance.bytes_came(size)
         self.peer.corked = False
         self.wake()
         return most - lines_left
-
-    def drained(self) -> None:
-        self._writer.drained()
-        self.wake()
-
-    def peer_finished(self) -> None:
-        if self.peer.closing:
-            self._transport.disconnect()
-            return
-        self._peer_finished = True
-        self.close(self.peer.reason or CloseReason.PEER_CLOSED, within=HALF_CLOSED_SECONDS)
-
-    def connection_lost(
-        self, reason: CloseReason, unsent_bytes: int, not_tls: bool = False
-    ) -> None:
-        peer = self.peer
-        if not_tls:
-            peer.like_check = False  # no health check does that
-        read_all = peer.reason is not None and reason is CloseReason.PEER_CLOSED
-        self._writer.release(unsent_bytes, read_all)
-        self._writer.end()
-        if peer.reason is None:
-            peer.reason = reason
-        device = self._device
-        if device is not None and device.connection is self and self._keepalive is not None:
-            self._keepalive.liveness.ended()
-        closed = ended_as(self._context, peer, self._writer, self._keepalive)
-        self._membership.remove(self, closed)
-        self._stop()
-        if self._token is not None:
-            release_token(self._context, peer, self._token)
-        self._context.metrics.closes.labels(peer.reason).inc()
-
-    # L{Member}: called by the directory, the device and the lifecycle
-
-    def wake(self) -> None:
-        """Write what waits, judge whether to read on, and leave if it is time."""
-        if self.peer.corked or self.peer.closing:
-            return
-        self._pump()
-        self._judge_reading()
-        if self._leaving is not None:
-            self._close_if_leaving()
-
-    def tell(self, event: str, frame: bytes) -> None:
-        if self.peer.closing:
-            return
-        self._writer.put_urgent(event, frame)
-        if not self.peer.corked:
-            self._pump()
-
-    def close(
-        self,
-        reason: CloseReason,
-        code: ErrorCode | None = None,
-        text: str = "",
-        *,
-        within: float = 0.0,
-        cut: bool = False,
-    ) -> None:
-        if within:
-            self._leave(reason, within)
-            return
-        taken_over = reason is CloseReason.TAKEN_OVER
-        if taken_over and self._is_held and not self.peer.capabilities:
-            self._hear_late_lines()
-            return
-        if taken_over:  # what waits goes out on the newer connection, and must not arrive twice
-            cut |= self._writer.release(self._transport.unsent_bytes)
-        if self.peer.closing:
-            self.peer.reads = False
-        else:
-            self._close(reason, code, text)
-        if cut:
-            self._transport.abort()
-
-    def apply_settings(self) -> None:
-        settings = self._context.settings
-        self._throttle.apply()
-        self._transport.limit_lines(settings.server.max_frame_bytes)
-        if self._keepalive is not None:
-            self._keepalive.liveness.apply(settings.ping, self._context.steady.now)
-        self._due = _AT_ONCE
-
-    # Time
-
-    def attend(self, now: float, judging: bool) -> None:
-        if now < self._due:
-            return
-        if self.peer.closing:
-            if self.peer.reads:
-                self._judge_reading()
-                self._transport.kernel.silent_for(now)
-                self._transport.kernel.keep_trying()
-                if not self._context.serving.takes_work:  # late lines would be refused
-                    self.peer.reads = False
-                    linger = self._context.settings.socket.linger_seconds
-                    self._deadline = min(self._deadline, now + linger)
-            if now >= self._deadline:
-                self._transport.abort()
-            return
-        self._judge_reading()
-        self._throttle.attend(now)
-        self._close_if_leaving()
-        if self.peer.closing or self._judge_path(now, judging):
-            return
-        idle = self._writer.idle
-        if not idle and self._is_stalled(now) and judging:
-            self.close(CloseReason.TOO_SLOW)
-            self._transport.abort()
-            return
-        if not idle and self._device is not None:
-            self._device.outbox.phone_reads()
-        self._due = self._work_out_due()  # sooner, if something is written now
-        if self._writer.outbox is not None and self._writer.outbox.files_wait:
-            self._pump()
-        if self.peer.state is State.READY:
-            self._keep_alive(now, judging)
-        else:
-            self._judge_unready(now, judging)
-
-    def _work_out_due(self) -> float:
-        """Time of the next thing to do, if nothing happens before."""
-        busy = self._leaving is not None or not self._writer.idle or not self._throttle.open
-        if busy or self._transport.kernel.in_flight:
-            return _AT_ONCE
-        if self.peer.state is State.READY and self._keepalive is not None:
-            return self._keepalive.liveness.due
-        return self._deadline
-
-    def _keep_alive(self, now: float, judging: bool) -> None:
-        """Send a ping, or give the phone up."""
-        keepalive = self._keepalive
-        assert keepalive is not None
-        if judging and keepalive.is_unanswered(now, self._transport.kernel):
-            self._context.metrics.ping_timeouts.inc()
-            self.close(CloseReason.PING_TIMEOUT)
-        elif keepalive.liveness.ping_due(now):
-            keepalive.ping()
-            self._pump()
-
-    def _judge_unready(self, now: float, judging: bool) -> None:
-        """End the conversation if the peer takes too long to name or to prove itself."""
-        state = self.peer.state
-        if judging and now >= self._deadline and not self._waits_for_store:
-            if state is State.GREETED:
-                text = "no signature came in time"
-                self.close(CloseReason.AUTHENTICATION_TIMEOUT, ErrorCode.AUTH_REQUIRED, text)
-            elif state is State.NEW:
-                self.close(CloseReason.HANDSHAKE_TIMEOUT)
-            else:
-                self.close(CloseReason.NO_HANDSHAKE)
-
-    def _is_stalled(self, now: float) -> bool:
-        """True when the peer's kernel has taken nothing for too long."""
-        blocked = self._keepalive is not None and now < self._keepalive.liveness.blocked_until
-        # A phone that is not read from may hang in its own write; a drain does not wait for that.
-        paused = not self._throttle.open and self._context.serving.takes_work
-        timeout = self._context.settings.ping.timeout if paused else None
-        return self._transport.kernel.is_stalled(now, self._writer.bytes_sent, blocked, timeout)
-
-    def _judge_path(self, now: float, judging: bool) -> bool:
-        """
-        Hold messages back while nothing is acknowledged; finish a phone's line in time.
-
-        @return: True if a phone acknowledges nothing, or has only just begun to: its answer to a
-            ping may be on its way.
-        """
-        writer, kernel, was_held = self._writer, self._transport.kernel, self._is_held
-        seconds = kernel.silent_for(now) if self._device is not None else 0.0
-        held = self._is_held
-        if was_held and not held:
-            self.wake()
-        if not (was_held or held) or self.peer.capabilities:
-            return False
-        kernel.keep_trying()
-        away = self._context.settings.socket.user_timeout_ms
-        if not writer.is_shut:
-            if judging and seconds >= FINISH_SECONDS:
-                self._stop_writing()
-        elif not seconds or seconds >= (away / 1000 or GONE_SECONDS):
-            self.close(CloseReason.UNACKNOWLEDGED)
-            if seconds:
-                self._deadline = now + GONE_SECONDS
-        return True
-
-    def _stop_writing(self) -> None:
-        """Finish the connection, and hear on: its answers go out on the next one."""
-        self.peer.reason = CloseReason.UNACKNOWLEDGED
-        self._writer.shut()
-        self._transport.stop_writing()
-        _log.info("{peer}: acknowledges nothing: finished, and still heard", peer=self.peer)
-
-    def _hear_late_lines(self) -> None:
-        """The device has a newer connection, on which late lines of this one are answered."""
-        if not self._writer.is_shut:
-            self._stop_writing()
-        if not self.peer.closing:
-            self.close(CloseReason.UNACKNOWLEDGED)
-        self._deadline = min(self._deadline, self._context.steady.exact() + LATE_SECONDS)
 
     # Frames
 
@@ -378,7 +115,7 @@ class Conversation:
             raise
         target = NEXT.get((self.peer.state, type(message)))
         if target is None:
-            raise WireError(ErrorCode.AUTH_REQUIRED, "a handshake or signed chat must come first")
+            raise too_early()
         if type(message) is Chat:
             self._chat_received(message, line)
         else:
@@ -388,6 +125,8 @@ class Conversation:
         frames = self._context.metrics.frames_received
         if type(message) is Pong:
             frames.labels("pong").inc()
+            if self._keepalive is None:  # it was asked for nothing
+                raise too_early()
             self._pong_received(message, line)
         elif type(message) is Handshake:
             frames.labels("handshake").inc()
@@ -416,11 +155,17 @@ class Conversation:
 
     def _chat_received(self, chat: Chat, line: bytes) -> None:
         """Take a message.  @raise WireError: its proof is wrong, or it cannot be inflated."""
-        context, peer = self._context, self.peer
-        context.metrics.messages_received.value += 1
+        self._context.metrics.messages_received.value += 1
         self._throttle.allowance.message_came()
+        self._take_chat(chat, line)
+
+    def _take_chat(self, chat: Chat, line: bytes) -> None:
+        context, peer = self._context, self.peer
         acknowledges = chat.client_id is not None and "ack" in peer.capabilities
-        verdict = context.authentication.judge(chat.auth, peer.key, peer.number, line)
+        verdict = context.authentication.judge(chat.auth, peer, line)
+        if verdict is Verdict.DOUBTFUL:
+            self._hold(chat, line)
+            return
         device = self._device
         # A repeated line that was refused the first time has not been taken yet.
         if verdict is Verdict.REPEAT and (
@@ -449,7 +194,7 @@ class Conversation:
         device.chat_received(chat)
         if not peer.capabilities and self._keepalive is not None:
             self._keepalive.liveness.talked_at = context.steady.now
-            self._due = _AT_ONCE
+            self._due = AT_ONCE
         if not self._throttle.calm:
             self._judge_reading()
 
@@ -463,20 +208,86 @@ class Conversation:
 
     def _pong_received(self, pong: Pong, line: bytes) -> None:
         context, peer = self._context, self.peer
-        verdict = context.authentication.judge(pong.auth, peer.key, peer.number, line)
+        assert self._keepalive is not None
+        verdict = context.authentication.judge(pong.auth, peer, line)
         if verdict is Verdict.REPEAT:
             context.metrics.repeats_dropped.inc()
             return
+        found = None
+        if verdict is Verdict.DOUBTFUL:
+            found = self._find_lead(pong)
+            if found is None:
+                return
         if self._device is None:
             self._authenticate(Pong, pong.auth is not None)
         elif not peer.signed and pong.auth is not None:
             self._sign(self._device)
+        if found is not None:
+            assert peer.key is not None
+            context.devices.clock_measured(peer.key, found)
         if pong.monitoring is not None:
             peer.monitoring = pong.monitoring
             peer.monitored_at = context.steady.exact()
-        assert self._keepalive is not None
-        self._keepalive.pong_received(pong, context.steady.now)
+        round_trip = self._keepalive.pong_received(pong, context.steady.now)
+        if pong.auth is not None and round_trip is not None and round_trip <= MEASURED_SECONDS:
+            assert peer.key is not None
+            lead, known = self._keepalive.clock_skew or 0.0, context.devices.clock_lead(peer.key)
+            if known is None or abs(lead - known) > round_trip / 2:  # as exact as it is known
+                context.devices.clock_measured(peer.key, lead)
         self._quality_judged()
+
+    # Doubt: a right signature that may be recorded
+
+    def _hold(self, chat: Chat, line: bytes) -> None:
+        """
+        Have a line wait until the peer proves itself, and ask it to.
+
+        @raise WireError: there is no place for the peer, or no room for the line.
+        """
+        context, peer = self._context, self.peer
+        assert chat.auth is not None
+        if peer.key is None:
+            self._introduce(*named_by_signature(chat.auth, peer.address))
+        doubt = self._doubt
+        if doubt is None:
+            doubt = self._doubt_peer()
+        if not doubt.hold(chat, line):
+            raise context.authentication.refusal(AuthFault.STALE, peer.key)
+
+    def _doubt_peer(self) -> Doubt:
+        """Begin to doubt the peer, and ping it."""
+        self._doubt = doubt = Doubt(self._context.doubts, self.peer.address)
+        self._due = AT_ONCE
+        now = self._context.steady.now
+        if self.peer.greeted:  # with a ping
+            doubt.ping_due = now + DOUBT_SECONDS
+        self._ping_doubtful(doubt, now)
+        return doubt
+
+    def _find_lead(self, pong: Pong) -> float | None:
+        """
+        Take a pong of a time that its phone's clock, as far as it is known, does not have.
+
+        @return: the lead of that clock, in seconds, if it is found by now; it was set.
+        """
+        assert self._keepalive is not None
+        doubt = self._doubt or self._doubt_peer()
+        round_trip = self._keepalive.pong_received(pong, self._context.steady.now)
+        lead = self._keepalive.clock_skew
+        if round_trip is None or lead is None:
+            return None  # it answers nothing
+        return lead if doubt.series.agrees(lead, round_trip) else None
+
+    def _end_doubt(self) -> None:
+        """The peer has proven itself: take the lines that waited for it."""
+        doubt, self._doubt = self._doubt, None
+        for chat, line in () if doubt is None else doubt.release():
+            if self.peer.closing:
+                return
+            try:
+                self._take_chat(chat, line)
+            except WireError as error:
+                self._refuse(error)
 
     # Violations
 
@@ -489,6 +300,8 @@ class Conversation:
         context, peer = self._context, self.peer
         context.metrics.errors.labels(error.code).inc()
         if isinstance(error, AuthRefused):
+            if error.owner:
+                self._membership.replayed(error.owner, peer)
             stranger = self._device is None or in_handshake
             if error.fault is AuthFault.WRONG_SIGNATURE and stranger:
                 assert error.claimed is not None
@@ -512,16 +325,12 @@ class Conversation:
             text = "the server takes no more messages"
             self.tell("error", encode_error(ErrorCode.SHUTTING_DOWN, text))
 
-    def _fail(self) -> None:
-        """Close after an error of our own, which costs this conversation only."""
-        self._context.metrics.errors.labels(ErrorCode.INTERNAL).inc()
-        self.close(CloseReason.INTERNAL, ErrorCode.INTERNAL, "an error of the server")
-
     # Handshake
 
     def _handshake_received(self, handshake: Handshake, line: bytes, target: State) -> None:
         peer = self.peer
         if peer.key is not None and peer.key != (handshake.bot_name, handshake.device_id):
+            self.not_read(line)
             self.close(
                 CloseReason.OTHER_DEVICE,
                 ErrorCode.BAD_HANDSHAKE,
@@ -530,8 +339,11 @@ class Conversation:
         elif not self._handshaken:
             self._handshaken = True
             self._first_handshake(handshake, line, target)
-        elif not self._waits_for_store:
-            self._reply_to_handshake(Token())  # a repetition changes nothing
+        else:
+            if handshake.auth is not None:
+                self.not_read(line)
+            if not self._waits_for_store:
+                self._reply_to_handshake(Token())  # a repetition changes nothing
 
     def _first_handshake(self, handshake: Handshake, line: bytes, target: State) -> None:
         """
@@ -548,7 +360,7 @@ class Conversation:
         needless = context.authentication.needs_no_proof
         if peer.authenticated:
             # After a signed message; a handshake is too late for capabilities.
-            if needless or handshake.auth is None or self._proof_holds(handshake.auth, line):
+            if needless or handshake.auth is None or self._judge_proof(handshake.auth, line):
                 context.devices.enter(key, facts)
                 self._greet(Token())
             return
@@ -558,9 +370,10 @@ class Conversation:
         self._writer.dialect = handshake.dialect
         proven = needless
         if handshake.auth is not None and not needless:
-            proven = self._proof_holds(handshake.auth, line)
-            if not proven:
+            verdict = self._judge_proof(handshake.auth, line)
+            if verdict is None:
                 return
+            proven = verdict is not Verdict.DOUBTFUL
         shown = handshake.session_token
         # Before it authenticates: its outbox is opened behind the reply.
         self._waits_for_store = "session" in peer.capabilities and (proven or shown is not None)
@@ -582,17 +395,17 @@ class Conversation:
         else:
             self._greet(Token())
 
-    def _proof_holds(self, auth: Auth, line: bytes) -> bool:
-        """Judge the proof in a handshake; a wrong one ends the connection."""
+    def _judge_proof(self, auth: Auth, line: bytes) -> Verdict | None:
+        """Judge the proof in a handshake; L{None}: it is wrong, and ends the connection."""
         authentication, peer = self._context.authentication, self.peer
         try:
-            verdict = authentication.judge(auth, peer.key, peer.number, line)
+            verdict = authentication.judge(auth, peer, line)
             if verdict is Verdict.REPEAT:
                 raise authentication.refusal(AuthFault.REPLAY, peer.key)
         except AuthRefused as error:
             self._refuse(error, in_handshake=True)
-            return False
-        return True
+            return None
+        return verdict
 
     def _store_answered(self, token: Token) -> None:
         if self.peer.closing:
@@ -625,13 +438,15 @@ class Conversation:
         elif "gzip" in peer.capabilities:
             self._writer.pack = context.pack
         if peer.authenticated:
+            self._measure()
             if self._writer.outbox is None:  # else in use, after a signed message
                 self._open_outbox()
         else:
             self._deadline = context.steady.exact() + context.settings.server.authentication_timeout
             assert self._keepalive is not None
-            self._keepalive.ping()
-        self._due = _AT_ONCE
+            if not self._keepalive.waits:  # else it is asked already
+                self._keepalive.ping()
+        self._due = AT_ONCE
         peer.greeted = True
         self._membership.greeted(self)
         if not (self.peer.corked or peer.closing):
@@ -672,14 +487,30 @@ class Conversation:
         self._keepalive.liveness.is_of(device.responsiveness, context.steady.now)
         self._quality_judged()
         self._throttle.authenticated(device)
-        self._due = _AT_ONCE
+        self._due = AT_ONCE
         if not self._waits_for_store:
             self._open_outbox()
         if peer.state is State.KNOWN:
             wait = max(0.0, peer.made_at + KNOWN_SECONDS - context.steady.exact())
             # In another turn, for a handshake may be here that has not been read yet.
             context.call_later(wait, partial(context.call_soon, self._expect_no_handshake))
+        if self._doubt is not None:
+            self._end_doubt()
+        elif peer.state is State.KNOWN:
+            self._measure()
         return device
+
+    def _measure(self) -> None:
+        """Have a device pinged whose clock was never measured, behind what it is told now."""
+        key = self.peer.key
+        assert key is not None
+        if self.peer.signed and self._context.devices.clock_lead(key) is None:
+            self._context.call_soon(self._ping_to_measure)
+
+    def _ping_to_measure(self) -> None:
+        if not self.peer.closing and self._keepalive is not None and not self._keepalive.waits:
+            self._keepalive.ping()
+            self.wake()
 
     def _sign(self, device: Device) -> None:
         """Note the first signature of a device that was let in without one."""
@@ -688,116 +519,15 @@ class Conversation:
         peer.signed = True
         peer.key_id = self._context.authentication.key_id(peer.key, True)
         self._membership.ask_approval(device, peer.facts, True)
+        self._end_doubt()
 
     def _open_outbox(self) -> None:
         """Begin to send what waits for the device."""
         assert self._device is not None
         self._writer.outbox = self._device.open_outbox(self.peer.capabilities)
 
-    # Reading, writing, and its end
-
-    def _pump(self) -> None:
-        """Write what waits."""
-        writer = self._writer
-        sent = writer.bytes_sent
-        writer.pump()
-        if writer.bytes_sent != sent or not writer.idle:
-            self._due = _AT_ONCE  # to see it acknowledged
-        keepalive = self._keepalive
-        if writer.outbox is not None and writer.outbox.files_wait and keepalive is not None:
-            keepalive.files_wait()
-            self._due = _AT_ONCE
-        if keepalive is not None and keepalive.waits and keepalive.pumped(self._context.steady.now):
-            self._due = _AT_ONCE
-            self._quality_judged()  # the ping before may have been missed
-
-    def _media_left(self, reply: Reply) -> None:
-        """Note that media block the phone for a while."""
-        if self._keepalive is not None:
-            self._keepalive.files_left(reply.blocked_seconds(self.peer.version))
-
-    def _judge_reading(self) -> None:
-        """Pause reading from a phone whose answers pile up; resume once half have gone."""
-        throttle = self._throttle
-        if throttle.calm or self._waits_for_store or not throttle.changed():
-            return
-        now = self._context.steady.now
-        liveness = self._keepalive.liveness if self._keepalive is not None else None
-        if throttle.open:
-            self._transport.kernel.excuse()
-            if liveness is not None:
-                liveness.reading_resumed(now)
-            self._transport.resume_reading()
-        else:
-            if liveness is not None:
-                liveness.reading_paused(now)
-            self._due = _AT_ONCE
-            self._transport.pause_reading()
-
-    def _quality_judged(self) -> None:
-        """Note the quality after a ping was answered or missed."""
-        keepalive, device = self._keepalive, None if self.peer.closing else self._device
-        if device and keepalive and device.graded(keepalive.liveness.quality.grade):
-            self._context.events.graded(name_of(self.peer), keepalive.view())
-
     def _expect_no_handshake(self) -> None:
         """Leave once nothing is owed or half read, unless a handshake comes: it will be back."""
         if self.peer.state is State.KNOWN and self._leaving is None:
             left = self._deadline - self._context.steady.exact()
             self._leave(CloseReason.NO_HANDSHAKE, max(0.0, left))
-
-    def _leave(self, reason: CloseReason, seconds: float) -> None:
-        """Close once idle, C{seconds} from now at the latest."""
-        until = self._context.steady.exact() + seconds
-        self._leaving = sooner(self._leaving, reason, until)
-        self._due = _AT_ONCE
-        if not self.peer.corked:
-            self._close_if_leaving()
-
-    def _close_if_leaving(self) -> None:
-        """Close a leaving conversation that is idle, or at its deadline."""
-        if self._leaving is not None and not self.peer.closing:
-            reason, until = self._leaving
-            more = reason is CloseReason.NO_HANDSHAKE and self._transport.unread_bytes
-            if self._context.steady.exact() >= until or (self.is_idle and not more):
-                self.close(reason)
-
-    def _close(self, reason: CloseReason, code: ErrorCode | None, text: str) -> None:
-        if self.peer.corked:
-            self._pump()  # answers to the lines before
-        self._stop()
-        # Chat that comes before the phone sees our FIN is answered on its next connection.
-        self.peer.reads = reason in (CloseReason.NO_HANDSHAKE, CloseReason.UNACKNOWLEDGED)
-        self.peer.reason = reason
-        may_linger = self._membership.closing(self)
-        if reason is CloseReason.GAVE_WAY:
-            self._transport.abort()
-            return
-        self._writer.unstage()
-        if code is not None:
-            self._writer.put_urgent("error", encode_error(code, text))
-        self._writer.write_urgent()
-        linger = LATE_SECONDS if self.peer.reads else self._context.settings.socket.linger_seconds
-        self._deadline = self._context.steady.exact() + linger
-        self._due = _AT_ONCE if self.peer.reads else self._deadline
-        if not may_linger:
-            self._deadline = self._due = self._context.steady.exact() + SWEEP_SECONDS
-            self._transport.hang_up()
-        elif self._peer_finished:
-            self._transport.disconnect()
-        elif not self._writer.is_shut:
-            self._transport.finish()
-
-    def _stop(self) -> None:
-        """End all reading and writing."""
-        self.peer.state = State.CLOSING
-        self.peer.closing = True
-        self.peer.reads = False
-
-    def view(self) -> Connection:
-        """All figures of it, as they are now; only once it has named its device."""
-        tcp = self._transport.kernel.figures()
-        return view_of(self._context, self.peer, self._writer, self._keepalive, self._device, tcp)
-
-    def brief(self) -> ConnectionFigures:
-        return brief_of(self.peer, self._writer, self._keepalive, self._device)

@@ -7,7 +7,7 @@ from domaeka.gateway.context import Context
 from domaeka.gateway.conversation.keepalive import KeepAlive
 from domaeka.gateway.device import Device
 from domaeka.gateway.flow.writer import Writer
-from domaeka.gateway.peer import Peer
+from domaeka.gateway.peer import Peer, State
 from domaeka.gateway.views import ClosedConnection, ConnectionFigures, ConnectionName
 from domaeka.interfaces import DeviceKey
 from domaeka.schema import Connection, Grade, KernelView, PhoneFigures, Queue, Traffic
@@ -44,7 +44,8 @@ def view_of(
         version=facts.version,
         client_type=facts.client_type,
         device_info=facts.device_info,
-        state=peer.state.value,  # type: ignore[arg-type]  # neither new nor closing
+        # One that is in doubt, and has not shaken hands, is new still.
+        state="greeted" if peer.state is State.NEW else peer.state.value,
         approval=context.devices.approval(key),
         capabilities=sorted(peer.capabilities),
         since=timestamp_text(context.wall() - age),

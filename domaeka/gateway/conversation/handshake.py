@@ -85,11 +85,11 @@ async def ask_store(context: Context, peer: Peer, shown: object, key_id: str | N
     assert sessions is not None and key is not None
     try:
         if shown is not None:
-            resumption = await sessions.resume(shown, key, key_id)
+            resumption = await sessions.resume(shown, key, peer.address, key_id)
             if resumption.token is not None:
                 return Token(resumption.token, resumption.key_id)
             context.metrics.auth_failures.labels(AuthFault.BAD_TOKEN).inc()
-        return Token() if key_id is None else Token(await sessions.issue(key, key_id))
+        return Token() if key_id is None else Token(await sessions.issue(key, peer.address, key_id))
     except StoreError:
         return Token()
 
@@ -107,14 +107,15 @@ def handshake_reply(
     context: Context, peer: Peer, token: Token, epoch: str | None, tells_capabilities: bool
 ) -> bytes:
     """
-    The reply to a handshake.
+    The reply to a handshake.  To a peer that has not proven its name it tells nothing of the
+    device: each name gets the same.
 
     @param epoch: of the numbers of the connection, where it acknowledges.
     @param tells_capabilities: whether the peer listed capabilities.
     """
     settings = context.settings
     assert peer.key is not None
-    approval = context.devices.approval(peer.key)
+    approval = context.devices.approval(peer.key) if peer.authenticated else None
     approved = approval is Approval.APPROVED or (
         approval is None
         and settings.devices.approval == "signed"

@@ -89,19 +89,26 @@ class KeepAlive:
         liveness = self.liveness
         return liveness.is_stale(now) and liveness.is_stale(now, not kernel.backlog_bytes)
 
-    def pong_received(self, pong: Pong, now: float) -> None:
-        """Take a pong; one that is no echo of an outstanding ping is ignored."""
+    def pong_received(self, pong: Pong, now: float) -> float | None:
+        """
+        Take a pong.
+
+        @return: the round trip, in seconds; L{None}: it is no echo of an outstanding ping, and is
+            ignored.
+        """
         ping = self.liveness.outstanding(pong.server_timestamp)
         if ping is None:
-            return
+            return None
         self._writer.confirmed = ping.ahead
-        if pong.auth is not None:
-            self.clock_skew = pong.auth.timestamp / 1000 - self._context.wall()
         round_trip = self._context.seconds() - ping.exact
+        if pong.auth is not None:  # signed in the middle of the round trip, as far as is known
+            lead = pong.auth.timestamp / 1000 - self._context.wall()
+            self.clock_skew = lead + round_trip / 2
         if self.liveness.pong(ping, now, round_trip):
             self._context.metrics.rtt.observe(round_trip)
         if 0 < self._files_ahead <= ping.ahead and self._writer.outbox is not None:
             self._writer.outbox.files_done()
+        return round_trip
 
     def view(self) -> LineQuality:
         """Quality of the connection, from the answers to pings."""

@@ -16,12 +16,14 @@ HALF_CLOSED_SECONDS: Final = 1.0
 NEXT: Final[dict[tuple[State, type], State]] = {
     (State.NEW, Handshake): State.GREETED,
     (State.NEW, Chat): State.KNOWN,
+    (State.NEW, Pong): State.KNOWN,  # asked for, where a chat was in doubt
     (State.GREETED, Handshake): State.GREETED,
     (State.GREETED, Auth): State.READY,
     (State.GREETED, Chat): State.READY,
     (State.GREETED, Pong): State.READY,
     (State.KNOWN, Handshake): State.READY,
     (State.KNOWN, Chat): State.KNOWN,
+    (State.KNOWN, Pong): State.KNOWN,
     (State.READY, Handshake): State.READY,
     (State.READY, Chat): State.READY,
     (State.READY, Pong): State.READY,

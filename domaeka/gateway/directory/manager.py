@@ -66,7 +66,7 @@ class ConnectionManager:
         device = self._registry.device(key)
         older = None if device is None else device.connection
         if not signed and older is not None and older.peer.signed and not older.peer.closing:
-            raise WireError(ErrorCode.AUTH_REQUIRED, "this device is connected, and has signed")
+            raise WireError(ErrorCode.AUTH_REQUIRED, "a signature is required")
         self.admission.may_prove(member, key, signed)
 
     def attach(self, member: Member, key: DeviceKey, facts: DeviceFacts) -> Device:
@@ -98,7 +98,9 @@ class ConnectionManager:
         self.admission.judged(device)
 
     def epoch(self, peer: Peer) -> str:
-        device = None if peer.key is None else self._registry.device(peer.key)
+        # Before its proof no peer learns whether there is a device of its name.
+        known = peer.authenticated and peer.key is not None
+        device = self._registry.device(peer.key) if known and peer.key is not None else None
         return self._context.epoch_of(peer.number) if device is None else device.epoch
 
     def greeted(self, member: Member) -> None:
@@ -108,6 +110,11 @@ class ConnectionManager:
     def moved(self, peer: Peer) -> None:
         if self._mover is not None:
             self._mover.client_arrived(peer)
+
+    def replayed(self, number: int, peer: Peer) -> None:
+        owner = self._registry.member(number)
+        if owner is not None and owner is not self._registry.member(peer.number):
+            owner.signature_replayed(peer)
 
     def refuses_server(self, key: DeviceKey) -> bool:
         # While our phones move, those of another server would be sent back and forth.

@@ -65,6 +65,10 @@ class Registry:
         """Remove a connection.  @return: whether it was here."""
         return self._members.pop(member.peer.number, None) is not None
 
+    def member(self, number: int) -> Member | None:
+        """The connection with this number, closing or not."""
+        return self._members.get(number)
+
     def find(self, key: DeviceKey) -> Member | None:
         """The newest connection of a device; an authenticated one comes before claims."""
         claimed = [

@@ -17,7 +17,14 @@ from domaeka.gateway.context import Context
 from domaeka.gateway.flow.read_scheduler import ReadScheduler
 from domaeka.gateway.joints import AccessRules, Converse, Entry, LineReceiver
 from domaeka.gateway.transport.kernel import PeerKernel
-from domaeka.twisted_internals import immediate_writer, take_unsent, unsent_bytes
+from domaeka.gateway.transport.unread import Unread
+from domaeka.twisted_internals import (
+    immediate_writer,
+    peek,
+    receive_rest,
+    take_unsent,
+    unsent_bytes,
+)
 from domaeka.wire import Inflater, LineDecoder
 
 #: Most bytes that one connection inflates in one turn of the reactor.
@@ -30,6 +37,8 @@ STRANGERS_LINES_A_TURN = 4
 #: Most bytes that a peer may still send once its connection is closing.  They are read, because
 #: unread bytes would reset the connection before our last frames have arrived.
 MAX_DISCARDED_BYTES = 2_097_152
+#: Most bytes in the kernel that are looked at ahead of their reading.
+MAX_PEEKED_BYTES = 262_144
 #: Longest time in which lines are read after their connection is lost, in seconds.  Source: 64 KiB,
 #: the most that is taken from the kernel at once, hold some 200 lines, or 1,300 if deflated: 7 s at
 #: the rate of C{limits.messages_per_second}.
@@ -65,6 +74,7 @@ class GatewayProtocol(Protocol):
         self._busy = False  # lines are being read
         self._resumed = False  # resumed while lines were read: more of them may be held
         self._ends = False
+        self._aborted = False
         self._encrypted = False
         self._lost: tuple[CloseReason, bool] | None = None  # why, and whether it was no TLS
         self._lost_bytes = 0  # written, and never taken by the kernel
@@ -72,6 +82,7 @@ class GatewayProtocol(Protocol):
         self._discarded_bytes = 0
         self._inflater: Inflater | None = None
         self._inflated = 0  # in this turn, in bytes
+        self._unread: Unread | None = None
         self._write_now: Callable[[bytes], object] | None = None
         self.kernel: PeerKernel
         self._conversation: LineReceiver
@@ -99,6 +110,8 @@ class GatewayProtocol(Protocol):
             self._discarded_bytes += len(data)
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self.abort()
+            else:
+                self._leave_unread(data)
             return
         if self._inflater is not None:
             self._inflater.feed(data)
@@ -107,6 +120,13 @@ class GatewayProtocol(Protocol):
             self._decoder.feed(data)
         if not self._continuing:  # TLS brings bytes though it is paused
             self._read()
+
+    def _leave_unread(self, data: bytes = b"") -> None:
+        """Take bytes, and those that are held, of which none is read any more."""
+        if self._unread is None:
+            not_read = self._conversation.not_read
+            self._unread = Unread(self._decoder, self._inflater, not_read)
+        self._unread.take(data)
 
     def _read(self) -> None:
         """Read as many lines as this turn allows."""
@@ -130,6 +150,8 @@ class GatewayProtocol(Protocol):
         self._busy, self._resumed = True, False
         lines = self._conversation.read(next_line, most)
         self._busy = False
+        if not self._conversation.peer.reads:
+            self._leave_unread()
         more = lines == most or self._resumed or self._inflater is not inflater
         if more and self._reading:
             self._continue_later()
@@ -198,11 +220,14 @@ class GatewayProtocol(Protocol):
             deadline.cancel()
         assert self._lost is not None
         reason, not_tls = self._lost
+        self._leave_unread()
+        assert self._unread is not None
+        self._unread.end()
+        self._unread = None
         self._conversation.connection_lost(reason, self._lost_bytes, not_tls=not_tls)
         # Break all reference cycles: the garbage collector would free them late.
         del self._conversation
         self._reading = False
-        self._decoder.take_rest()
         self._inflater = None
 
     # IHalfCloseableProtocol
@@ -280,6 +305,15 @@ class GatewayProtocol(Protocol):
         self._reading = False
         self.transport.pauseProducing()
 
+    def look_ahead(self) -> None:
+        """Show the conversation the lines that are here, and are not to be read yet."""
+        if self._encrypted or self._inflater is not None or self._lost is not None:
+            return  # nobody listens; or it would have to be inflated twice
+        data = self._decoder.held() + peek(self._lowest, MAX_PEEKED_BYTES)
+        for line in data.split(b"\n"):
+            if line:
+                self._conversation.expected(line.removesuffix(b"\r"))
+
     def resume_reading(self) -> None:
         """Read again; lines that are held come first, perhaps before this returns."""
         self._reading = True
@@ -308,6 +342,8 @@ class GatewayProtocol(Protocol):
         if self._is_lost():
             return
         self._unregister()
+        if not (self._busy or self._conversation.peer.reads):
+            self._leave_unread()
         if not (self._reading or self._conversation.peer.reads):  # else it waits for its throttle
             self._reading = True
             self.transport.resumeProducing()
@@ -346,6 +382,10 @@ class GatewayProtocol(Protocol):
         """Close at once; what has not been sent is lost."""
         if not self._is_lost(at_once=True):
             self._unregister()
+            if not self._aborted:  # what is left in the kernel is not read either
+                self._aborted = True
+                self._conversation.peer.reads = False
+                receive_rest(self._lowest)
             self.transport.abortConnection()
 
     def _is_lost(self, at_once: bool = False) -> bool:
