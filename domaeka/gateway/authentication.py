@@ -115,17 +115,21 @@ class Authentication:
                 return _SIGNED
             else:
                 device = DeviceKey(auth.bot_name, auth.device_id) if key is None else key
-                trusted = peer.signed
-                seen = self._signatures.judge(
-                    auth,
-                    peer.number,
-                    line,
-                    device,
-                    trusted=trusted,
-                    doubtful=not trusted
-                    and not self._first_proofs.is_timely(auth.timestamp, self.lead_of(device)),
-                    address=peer.address,
-                )
+                judge = self._signatures.judge
+                if peer.signed:
+                    seen = judge(auth, peer.number, line, device, peer.address)
+                else:
+                    lead = self.lead_of(device)
+                    doubtful = not self._first_proofs.is_timely(auth.timestamp, lead)
+                    seen = judge(
+                        auth,
+                        peer.number,
+                        line,
+                        device,
+                        peer.address,
+                        trusted=False,
+                        doubtful=doubtful,
+                    )
                 if seen is _FRESH:
                     self.clock_check.right(device, auth.timestamp)
                     return _SIGNED

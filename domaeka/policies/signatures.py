@@ -135,19 +135,19 @@ class SignatureTable:
         connection: int,
         line: bytes,
         key: tuple[str, str] | None = None,
+        address: str = "",
         *,
         trusted: bool = True,
         doubtful: bool = False,
-        address: str = "",
     ) -> Seen:
         """
         Remember a line whose signature held.
 
         @param connection: a number that no other connection has, above 0.
         @param key: bot and device id of C{auth}, where the caller has them already.
+        @param address: of the peer: there the device is entered, if it is new.
         @param trusted: whether the connection has proven itself.
         @param doubtful: whether the line is not to be served before it has.
-        @param address: of the peer: there the device is entered, if it is new.
         """
         if key is None:
             key = (auth.bot_name, auth.device_id)
@@ -191,7 +191,11 @@ class SignatureTable:
             self._note_unserved(signature, connection, digest, len(line))
         else:
             self._known[signature] = digest << _OWNER_BITS | connection
-        self._add(device, signature, timestamp)
+        signed = device.signed
+        signed.append(signature)
+        signed.append(timestamp)
+        if len(signed) > 2 * MAX_REMEMBERED:
+            self._forget_oldest(device)
         return Seen.DOUBTFUL if doubtful else _FRESH
 
     def knows(self, signature: str) -> bool:
@@ -231,27 +235,27 @@ class SignatureTable:
         if device.ahead is not None and device.ahead.covers(timestamp):
             return
         self._note_unserved(signature, connection, hash(line), len(line))
-        self._add(device, signature, timestamp, ahead)
+        signed = device.ahead.signed if ahead and device.ahead is not None else device.signed
+        signed.append(signature)
+        signed.append(timestamp)
+        if len(signed) > 2 * MAX_REMEMBERED:
+            self._forget_oldest(device, ahead)
 
     def _note_unserved(self, signature: int, connection: int, digest: int, length: int) -> None:
         self._known[signature] = digest << _OWNER_BITS | _UNSERVED
         self._unserved[signature] = (connection, length)
 
-    def _add(self, device: _Device, signature: int, timestamp: int, ahead: bool = False) -> None:
-        """Note a signature of a device; of too many, forget the oldest."""
-        signed = device.signed if not ahead or device.ahead is None else device.ahead.signed
-        signed.append(signature)
-        signed.append(timestamp)
-        if len(signed) > 2 * MAX_REMEMBERED:
-            # Several at once, for moving the rest takes 2 µs.
-            times = signed[1 : 2 * _FORGOTTEN_AT_ONCE : 2]
-            self._forget(signed, 2 * _FORGOTTEN_AT_ONCE)
-            if ahead and device.ahead is not None:
-                first, last = device.ahead.first, device.ahead.last
-                device.ahead.first = min(times) if first < 0 else min(first, *times)
-                device.ahead.last = max(last, *times)
-            else:
-                device.forgotten_until = max(device.forgotten_until, *times)
+    def _forget_oldest(self, device: _Device, ahead: bool = False) -> None:
+        """Forget the oldest signatures of a device: several, for moving the rest takes 2 µs."""
+        early = device.ahead if ahead else None
+        signed = device.signed if early is None else early.signed
+        times = signed[1 : 2 * _FORGOTTEN_AT_ONCE : 2]
+        self._forget(signed, 2 * _FORGOTTEN_AT_ONCE)
+        if early is None:
+            device.forgotten_until = max(device.forgotten_until, *times)
+        else:
+            early.first = min(times) if early.first < 0 else min(early.first, *times)
+            early.last = max(early.last, *times)
 
     def _forget(self, signed: "array[int]", count: int) -> None:
         """Forget the first signatures of C{signed}: so many of its numbers, two for each."""

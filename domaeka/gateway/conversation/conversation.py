@@ -117,7 +117,9 @@ class Conversation(Carrier):
         if target is None:
             raise too_early()
         if type(message) is Chat:
-            self._chat_received(message, line)
+            self._context.metrics.messages_received.value += 1
+            self._throttle.allowance.message_came()
+            self._take_chat(message, line)
         else:
             self._other_received(message, line, target)
 
@@ -153,13 +155,8 @@ class Conversation(Carrier):
             raise WireError(ErrorCode.BAD_FRAME, f"{capability} was not agreed on")
         return self._device
 
-    def _chat_received(self, chat: Chat, line: bytes) -> None:
-        """Take a message.  @raise WireError: its proof is wrong, or it cannot be inflated."""
-        self._context.metrics.messages_received.value += 1
-        self._throttle.allowance.message_came()
-        self._take_chat(chat, line)
-
     def _take_chat(self, chat: Chat, line: bytes) -> None:
+        """Take a message.  @raise WireError: its proof is wrong, or it cannot be inflated."""
         context, peer = self._context, self.peer
         acknowledges = chat.client_id is not None and "ack" in peer.capabilities
         verdict = context.authentication.judge(chat.auth, peer, line)
