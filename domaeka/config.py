@@ -214,7 +214,7 @@ class LimitsSettings(_Section, frozen=True):
     bytes_per_second: Annotated[
         float,
         _doc(
-            "bytes of one connection's lines, inflated, of which as many as of 16 s may come at "
+            "bytes of one phone's lines, inflated, of which as many as of 16 s may come at "
             "once; over it reading pauses: 200 messages a second of 1,300 bytes each, some 500 "
             "characters of Hangul; a room of people says fewer than one; 0: no limit, as is the "
             "default where `limits.messages_per_second` is 0",
