@@ -65,8 +65,8 @@ class ServerSettings(_Section, frozen=True):
     max_connections: Annotated[
         _Count,
         _doc(
-            "when full, the oldest connection that has not authenticated gives way; when all "
-            "have, a new one gets `SERVER_FULL`"
+            "when full, the oldest connection gives way that has not authenticated or whose "
+            "device is not approved; when all are of approved phones, a new one gets `SERVER_FULL`"
         ),
     ] = 100
     max_frame_bytes: Annotated[
@@ -163,7 +163,9 @@ class CompressionSettings(_Section, frozen=True):
 class BreakerSettings(_Section, frozen=True):
     """The circuit breaker of each command and each outside service."""
 
-    failure_threshold: Annotated[_Count, _doc("failures in a row that open it")] = 5
+    failure_threshold: Annotated[
+        _Count, _doc("failures that open it: so many more than successes, of several rooms for all")
+    ] = 5
     recovery_timeout: Annotated[Seconds, _doc("how long it stays open")] = 60.0
 
 
@@ -214,7 +216,7 @@ class LimitsSettings(_Section, frozen=True):
     bytes_per_second: Annotated[
         float,
         _doc(
-            "bytes of one connection's lines, inflated, of which as many as of 16 s may come at "
+            "bytes of one phone's lines, inflated, of which as many as of 16 s may come at "
             "once; over it reading pauses: 200 messages a second of 1,300 bytes each, some 500 "
             "characters of Hangul; a room of people says fewer than one; 0: no limit, as is the "
             "default where `limits.messages_per_second` is 0",

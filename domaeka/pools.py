@@ -1,8 +1,10 @@
 """Pools that phones, rooms, people and addresses share, and what is said when one gives way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from domaeka.rates import MinuteRates
 
 #: Least time between two log lines of one pool, in seconds.
 NEWS_SECONDS: Final = 60.0
@@ -87,10 +89,7 @@ class Pools:
         #: What is not logged yet.
         self._news: dict[Pool, Yielded] = {}
         self._told_at: dict[Pool, float] = {}
-        #: Log lines of each claimant since C{_lines_since}, and of all.
-        self._lines: dict[object, int] = {}
-        self._all_lines = 0
-        self._lines_since = 0.0
+        self._lines = MinuteRates[Hashable](LINES_A_MINUTE, ALL_LINES_A_MINUTE)
 
     def gave_way(self, pool: Pool, claimant: object = "", count: int = 1) -> None:
         """
@@ -106,7 +105,7 @@ class Pools:
             pool, str(claimant)[:_CLAIMANT_CHARS], count + (0 if before is None else before.times)
         )
 
-    def may_log(self, claimant: object, now: float) -> bool:
+    def may_log(self, claimant: Hashable, now: float) -> bool:
         """
         Take one log line out of the share of C{claimant}, for a line that a phone can have written
         as often as it likes.  Only the reactor's thread may.
@@ -115,17 +114,10 @@ class Pools:
         @param now: the time, in seconds.
         @return: false if its share of this minute is used up, or that of all.
         """
-        if not 0 <= now - self._lines_since < NEWS_SECONDS:
-            self._lines_since = now
-            self._lines.clear()
-            self._all_lines = 0
-        count = self._lines.get(claimant, 0)
-        if count >= LINES_A_MINUTE or self._all_lines >= ALL_LINES_A_MINUTE:
+        may = self._lines.take(claimant, now)
+        if not may:
             self.gave_way(Pool.LOG, claimant)
-            return False
-        self._lines[claimant] = count + 1
-        self._all_lines += 1
-        return True
+        return may
 
     def news(self, now: float) -> list[Yielded]:
         """

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.trial.unittest import SynchronousTestCase
 
 from domaeka import AskTimeout, Bot, Context
@@ -290,3 +290,28 @@ class DialogTests(SynchronousTestCase):
         served.say("# old", user_hash="u2")
         served.dispatcher.close()
         self.assertEqual(ends, ["end", "end"])
+
+    def test_many_go_on(self) -> None:
+        """However many wait to go on with their answers, all do, one after the other."""
+        bot, waits = Bot("many"), list[Deferred[None]]()
+
+        @bot.command("# ask")
+        @inlineCallbacks
+        def ask(ctx: Context) -> Any:
+            return (yield ctx.ask("")).text
+
+        @bot.command("# slow", reactor=True)
+        def slow(ctx: Context) -> Deferred[None]:
+            waits.append(Deferred())
+            return waits[-1]
+
+        served = Served([bot], BotsSettings(bot_concurrency=2, room_concurrency=1))
+        people = [f"u{number}" for number in range(150)]
+        for person in people:
+            served.say("# ask", user_hash=person)
+        served.say("# slow", user_hash="slow")
+        for person in people:
+            served.say("answer", user_hash=person)
+        waits[0].callback(None)
+        self.assertEqual(served.origin.texts, ["answer"] * 150)
+        self.assertEqual(served.dispatcher.pending(), 0)

@@ -273,6 +273,23 @@ class DevicesTests(GatewayCase, FairCase):
         self.assertTrue(80_000 < budget.used <= 100_000)
 
 
+class OnTheirWayTests(SynchronousTestCase):
+    """What is on its way to phones does not give way."""
+
+    def test_nothing_can_give_way(self) -> None:
+        """Where all memory is on its way to many phones, the next message is dropped."""
+        clock = Clock()
+        size = Reply("room", None, "봇", "x" * 1000).size
+        total = Budget(20 * size)
+        boxes = [Outbox(100, 10**9, total, clock.seconds) for _ in range(21)]
+        for box in boxes[:20]:
+            box.connected(False)
+            self.assertIsNotNone(box.put(Reply("room", None, "봇", "x" * 1000), HIGH, 30.0))
+            box.take()
+        self.assertIsNone(boxes[20].put(Reply("room", None, "봇", ""), HIGH, 30.0))
+        self.assertEqual([box.messages for box in boxes], [1] * 20 + [0])
+
+
 class ReportsTests(GatewayCase, FairCase):
     """Messages whose delivery reports are awaited."""
 

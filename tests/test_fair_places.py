@@ -414,6 +414,21 @@ class AwayTests(CrowdCase):
         self.assertIsNotNone(self.registry.device(KEY))
         self.assert_gave_way(self.metrics, Pool.AWAY)
 
+    def test_not_approved(self) -> None:
+        """A device that is not approved goes before the many phones of one office."""
+        for number in range(LEAST_AWAY + 1):
+            device = self.registry.get_or_create(key(number))
+            device.address = "198.51.100.1"
+            device.kept_until = self.context.steady.now + 7200.0
+            self.devices.known[key(number)] = Approval.APPROVED
+        stranger = key(LEAST_AWAY)
+        self.registry.get_or_create(stranger).address = GREEDY
+        self.devices.known[stranger] = Approval.PENDING
+        self.run_for(1.0)
+        self.assertIsNone(self.registry.device(stranger))
+        self.assertEqual(len(self.registry.devices()), LEAST_AWAY)
+        self.assert_gave_way(self.metrics, Pool.AWAY)
+
 
 class HistoryTests(CrowdCase):
     """The history of connections."""

@@ -7,8 +7,8 @@ from domaeka.gateway.conversation.handshake import NOT_ENTERED_SECONDS
 from domaeka.gateway.directory.sweep import LIMITS_SECONDS
 from domaeka.interfaces import Approval, ChatLine, DeviceFacts, DeviceKey, RoomKey
 from domaeka.metrics import Metrics
-from domaeka.policies.rates import MINUTE
 from domaeka.pools import Pool
+from domaeka.rates import MINUTE
 from domaeka.store import chatlog as chatlog_module
 from domaeka.store import devices as devices_module
 from domaeka.store import rooms as rooms_module

@@ -23,6 +23,7 @@ HOUSE: tuple[tuple[int, str], ...] = (
     (0, "errors texts_ko"),
     (0, "toml validation"),
     (0, "config"),
+    (1, "rates"),
     (1, "pools wire"),
     (1, "local_socket logfile policies settings_docs state tracebacks"),
     (1, "phone_script secrets"),

@@ -64,6 +64,7 @@ class _Question:
     """
     A question that waits.
 
+    @ivar phone: on which it was asked, where it counts.
     @ivar person: who may answer; L{None}: anyone.
     @ivar future: asyncio's, or a Deferred, which gets the answer.
     """
@@ -75,6 +76,7 @@ class _Question:
         "ends_at",
         "future",
         "person",
+        "phone",
         "place",
         "run",
         "units",
@@ -97,8 +99,8 @@ class _Question:
         self.check = check
         self.asked_at = now
         self.ends_at = now + timeout
-        phone, room_id, who, _ = run.in_queue
-        self.claimants: set[_Claimant] = {(phone, (room_id,)), (phone, who)}
+        self.phone, room_id, who, _ = run.in_queue
+        self.claimants: set[_Claimant] = {(self.phone, (room_id,)), (self.phone, who)}
         self.units = 1 + len(run._chat.text) // UNIT_CHARS
 
     def __lt__(self, other: "_Question") -> bool:
@@ -199,7 +201,7 @@ class Dialogs:
 
     def _make_room(self, new: _Question) -> None:
         """End questions of whoever has most, the oldest first, until there is room for another."""
-        phone = new.run._origin.key
+        phone = new.phone
         while True:
             victim = next(filter(None, (self._over(one, new) for one in new.claimants)), None)
             if victim is None:
@@ -227,25 +229,24 @@ class Dialogs:
 
     def _count(self, question: _Question) -> None:
         self.waiting += 1
+        self._phones.add(question.phone, question.units)
+        holders = self._holders.setdefault(question.phone, Counts())
         for claimant in question.claimants:
-            phone = claimant[0]
-            self._holders.setdefault(phone, Counts()).add(claimant, question.units)
+            holders.add(claimant, question.units)
             self._questions.setdefault(claimant, {})[question] = None
-        self._phones.add(phone, question.units)
 
     def _discount(self, question: _Question) -> None:
         self.waiting -= 1
+        self._phones.remove(question.phone, question.units)
+        holders = self._holders[question.phone]
         for claimant in question.claimants:
-            phone = claimant[0]
-            holders = self._holders[phone]
             holders.remove(claimant, question.units)
-            if not holders:
-                del self._holders[phone]
             questions = self._questions[claimant]
             del questions[question]
             if not questions:
                 del self._questions[claimant]
-        self._phones.remove(phone, question.units)
+        if not holders:
+            del self._holders[question.phone]
 
     def take(self, chat: Chat, origin: Origin) -> bool:
         """Give a message to the question that waits for it.  @return: False: none does."""

@@ -25,7 +25,7 @@ from domaeka.bots.builtin import builtin_bot
 from domaeka.bots.commands import Command, Event, Runs
 from domaeka.bots.coroutines import Coroutines
 from domaeka.bots.dialogs import Dialogs
-from domaeka.bots.fair_queue import Dropped, FairQueue, Place
+from domaeka.bots.fair_queue import Dropped, FairQueue, Place, Slot
 from domaeka.bots.gate import Gate
 from domaeka.bots.patterns import Searches
 from domaeka.bots.routing import Router
@@ -145,6 +145,7 @@ class BotDispatcher:
         self.apply(bots, settings, breaker)
         self._running: dict[Run, None] = {}  # those that wait, oldest first
         self._closed = False
+        self._starting: set[str] = set()  # the bots of which L{_start_next} is at work
         self._thread = get_ident()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = cast(IReactorTime, reactor)
@@ -692,25 +693,34 @@ class BotDispatcher:
 
     def _start_next(self, bot_name: str) -> None:
         """Start what may start of those that wait."""
-        while (found := self._queue.next(bot_name)) is not None:
-            turn, slot = found
-            run = turn.run
-            if run is None:
-                run = self._begin(turn.served, turn.start, turn.chat, turn.origin)
-            elif run.turn is turn:
-                run.turn = None
-                run.began += self._seconds() - turn.since
-                run.slot = slot
-                self._wait(run, run.waits_for)
-                assert turn.then is not None
-                turn.then()
-                continue
-            else:  # it has gone on, or ended
-                run = None
-            if run is None:
-                self._queue.leave(slot)
-            else:
-                run.slot = slot
+        if bot_name in self._starting:
+            return  # one that was started has ended: the loop goes on, and not a level deeper
+        self._starting.add(bot_name)
+        try:
+            while (found := self._queue.next(bot_name)) is not None:
+                self._start(*found)
+        finally:
+            self._starting.discard(bot_name)
+
+    def _start(self, turn: _Turn, slot: Slot) -> None:
+        """Start a message whose turn it is, or go on with its run."""
+        run = turn.run
+        if run is None:
+            run = self._begin(turn.served, turn.start, turn.chat, turn.origin)
+        elif run.turn is turn:
+            run.turn = None
+            run.began += self._seconds() - turn.since
+            run.slot = slot
+            self._wait(run, run.waits_for)
+            assert turn.then is not None
+            turn.then()
+            return
+        else:  # it has gone on, or ended
+            run = None
+        if run is None:
+            self._queue.leave(slot)
+        else:
+            run.slot = slot
 
     def _sweep(self) -> None:
         """End the runs that have taken too long."""

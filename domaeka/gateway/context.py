@@ -20,8 +20,8 @@ from domaeka.policies.auth import Signer
 from domaeka.policies.budget import Budget
 from domaeka.policies.limits import AddressLimits
 from domaeka.policies.liveness import SteadyTime
-from domaeka.policies.rates import MinuteRates
 from domaeka.pools import Pool
+from domaeka.rates import MinuteRates
 from domaeka.wire import Chat, FrameReader, pack_text
 
 #: Period of the sweep, in seconds, and so the most by which a deadline is missed.
@@ -105,9 +105,7 @@ class Context:
             partial(gave_way, Pool.OUTBOXES),
             partial(gave_way, Pool.REPORTS),
         )
-        self.unapproved_lines = MinuteRates[int | str](
-            UNAPPROVED_LINES, self.seconds, MAX_UNAPPROVED_LINES
-        )
+        self.unapproved_lines = MinuteRates[int | str](UNAPPROVED_LINES, MAX_UNAPPROVED_LINES)
         self._epoch = f"{random.getrandbits(64):016x}"
         self._last_epoch = 0
         self.apply(settings, signer)

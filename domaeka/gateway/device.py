@@ -286,7 +286,9 @@ class Device:
             return
         address = "" if self.connection is None else self.connection.peer.address
         claimant = address_key(address)
-        if context.unapproved_lines.take(address if claimant is None else claimant):
+        if context.unapproved_lines.take(
+            address if claimant is None else claimant, context.seconds()
+        ):
             self._log_heard(chat, chat.room_id, context.chat_log, heard_at)
         else:
             context.metrics.pools.gave_way(Pool.UNAPPROVED_LINES, self.key)

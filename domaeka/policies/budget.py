@@ -114,13 +114,13 @@ class Budget:
                     return False
                 self.device_gave_way(holder.owner)
             elif largest.give_way():
+                self._ranked_for -= 1
                 self.device_gave_way(largest.owner)
-            else:
+            else:  # not ranked anew for that: it would be the largest again
                 self._ranked.remove(largest)
 
     def _largest(self) -> Holder | None:
         """The largest holder that may be able to give way."""
-        self._ranked_for -= 1
         self._rank_if_due()
         ranked = self._ranked
         if not ranked:

@@ -19,8 +19,8 @@ from domaeka.interfaces import REFUSED, Approval, ApprovalListener, DeviceFacts,
 from domaeka.policies.holdings import Holdings
 from domaeka.policies.last_seen import LastSeen
 from domaeka.policies.networks import address_key
-from domaeka.policies.rates import MinuteRates
 from domaeka.pools import Pool
+from domaeka.rates import MinuteRates
 from domaeka.store import sessions
 from domaeka.store.approvals import ApprovalTable
 from domaeka.store.columns import (
@@ -128,7 +128,7 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
         self._listeners: list[ApprovalListener] = []
         self.last_seen = LastSeen(wall)
         self._is_limited = is_limited
-        self._new = MinuteRates[int | str](NEW_A_MINUTE, reactor.seconds)
+        self._new = MinuteRates[int | str](NEW_A_MINUTE)
         #: Those that wait for their turn, connected, and how many of an address: nobody new goes
         #: before them.
         self._waiting: dict[DeviceKey, int | str] = {}
@@ -207,7 +207,8 @@ class StoredDevices(ApprovalTable[DeviceKey, DeviceRecord]):
 
     def _has_turn(self, key: DeviceKey, holder: int | str) -> bool:
         """True if an address may bring a new device now; else that waits while it is connected."""
-        if (key in self._waiting or not self._queues[holder]) and self._new.take(holder):
+        now = self._reactor.seconds()
+        if (key in self._waiting or not self._queues[holder]) and self._new.take(holder, now):
             self._wait_no_more(key)
             return True
         if key not in self._waiting:

@@ -1,12 +1,12 @@
 """Delivery tracking: the status of messages that came by the admin API."""
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from domaeka.interfaces import DeviceKey, StatusListener
+from domaeka.policies.holdings import Holdings
 from domaeka.schema import DeliveryStatus
 
 #: Messages that are remembered with their status; some 500 bytes each.
@@ -81,7 +81,7 @@ class Deliveries:
         self._gave_way = gave_way
         self._last = 0
         self._messages: dict[str, Delivery] = {}
-        self._ids: dict[DeviceKey, deque[str]] = {}  # of each phone, the oldest first
+        self._ids: Holdings[DeviceKey, str] = Holdings()  # of the same, by phone
 
     def enter(
         self, key: DeviceKey, room: str, channel_id: str | None, frames: int, now: float
@@ -90,19 +90,12 @@ class Deliveries:
         self._last += 1
         name = f"{self._epoch}-{self._last}"
         message = Delivery(name, key, room, channel_id, now, [DeliveryStatus.QUEUED] * frames)
-        if len(self._messages) >= self._max_sent:
-            self._forget_one()
+        if len(self._messages) >= self._max_sent and (first := self._ids.first()) is not None:
+            self._ids.remove(first)
+            self._gave_way(self._messages.pop(first).key)
         self._messages[name] = message
-        self._ids.setdefault(key, deque()).append(name)
+        self._ids.put(key, name)
         return message
-
-    def _forget_one(self) -> None:
-        ids = self._ids
-        key = max(ids, key=lambda key: len(ids[key]))
-        del self._messages[ids[key].popleft()]
-        if not ids[key]:
-            del ids[key]
-        self._gave_way(key)
 
     def find(self, message_id: str) -> Delivery | None:
         """The message; L{None}: never sent by this process, or forgotten."""

@@ -114,7 +114,7 @@ class Registry:
     def forget_away(self, away: Iterable[Device], now: float) -> None:
         """
         Forget devices past their time.  If there are too many, those go that are not approved, then
-        those of the address with the most of them, gone the longest first.
+        others; in each case of the address with the most of them, gone the longest first.
 
         @param away: idle devices that are not connected.
         @param now: the steady time, in seconds.
@@ -129,21 +129,21 @@ class Registry:
         if len(gone) <= most:
             return
         # A holder of the key may invent names.
-        shares: Holdings[object, Device] = Holdings()
+        unapproved: Holdings[object, Device] = Holdings()
+        approved: Holdings[object, Device] = Holdings()
         gone.sort(key=lambda device: device.kept_until)
         for device in gone:
-            shares.put(self._claimant(device), device)
-        while len(shares) > most and (first := shares.first()) is not None:
+            is_approved = self._context.devices.approval(device.key) is Approval.APPROVED
+            claimant = self._context.limits.claimant(device.address)
+            shares = approved if is_approved else unapproved
+            shares.put(device if claimant is None else claimant, device)
+        for _ in range(len(gone) - most):
+            shares = unapproved or approved
+            first = shares.first()
+            assert first is not None
             shares.remove(first)
             self._context.metrics.pools.gave_way(Pool.AWAY, first.address or first.key)
             self._forget(first)
-
-    def _claimant(self, device: Device) -> object:
-        """Those who share with a device what is kept of those away."""
-        if self._context.devices.approval(device.key) is not Approval.APPROVED:
-            return None  # all of these together
-        claimant = self._context.limits.claimant(device.address)
-        return device if claimant is None else claimant
 
     def _forget(self, device: Device) -> None:
         device.forget_records()

@@ -1,6 +1,6 @@
 """Rates of claimants: so many a minute for each, and so many for all together."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 #: Period of the rates, in seconds.
@@ -14,23 +14,23 @@ _H = TypeVar("_H", bound=Hashable)
 class MinuteRates(Generic[_H]):
     """So many a minute for each claimant, and so many for all together, in bounded memory."""
 
-    def __init__(
-        self, each: int, seconds: Callable[[], float], together: int | None = None
-    ) -> None:
+    def __init__(self, each: int, together: int | None = None) -> None:
         """
         @param each: how many a claimant may take in a minute, which begins with the first.
-        @param seconds: the time now, in seconds, which never steps.
         @param together: how many all of them may take in a minute; L{None}: no bound.
         """
         self._each = each
-        self._seconds = seconds
         self._together = together
         self._taken: dict[_H, tuple[float, int]] = {}  # since when, how many; the first ends first
         self._all = (0.0, 0)
 
-    def take(self, claimant: _H) -> bool:
-        """True, and one is taken, if C{claimant} may; a claimant who may not costs nobody else."""
-        now = self._seconds()
+    def take(self, claimant: _H, now: float) -> bool:
+        """
+        Take one, if C{claimant} may; one who may not costs nobody else.
+
+        @param now: the time, in seconds, by a clock that never steps.
+        @return: True if it was taken.
+        """
         taken = self._taken
         while taken:
             oldest = next(iter(taken))
