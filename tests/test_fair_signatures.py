@@ -104,6 +104,16 @@ class RefusedTests(ThiefCase):
             self.run_for(ahead - 250.0)
             self.assert_worthless(line, f"{ahead} s")
 
+    def test_while_the_clock_was_wrong(self) -> None:
+        """What is too old by a clock of ours that was set forward is spent once it is set back."""
+        phone = self.ready()
+        line = phone.line("말")
+        self.wall.step(7200.0)
+        phone.write(line)
+        self.assertEqual(phone.errors, ["AUTH_FAILED"])
+        self.wall.step(-7200.0)
+        self.assert_worthless(line)
+
     def test_every_cut(self) -> None:
         """Wherever the connection breaks: who has the whole signature can do nothing with it."""
         whole = self.ready().line("말")
