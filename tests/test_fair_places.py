@@ -289,6 +289,21 @@ class NeighbourTests(CrowdCase):
             self.assertIn(self.tries(lambda: self.refill(come)), (1, 2, 3))  # noqa: B023
             self.setUp()
 
+    def test_clock_that_was_set(self) -> None:
+        """A phone that set its clock meanwhile has the time that this takes to be seen."""
+        self.exhaust(lambda: self.neighbour(b"x"))
+        self.run_for(60.0)
+        phone = self.at(HOME, key(1))
+        phone.clock_offset = 200.0
+        phone.chat("말")
+        answered = 0
+        for _ in range(100):
+            if phone.pings > answered and not phone.lost:
+                answered += 1
+                phone.pong()
+            self.run_for(0.1)
+        self.assertEqual(phone.texts, ["말"])
+
     def test_three_at_a_time(self) -> None:
         """However many he opens, three are open at any time, and each for a second."""
         self.exhaust(lambda: self.neighbour(b"x"))

@@ -38,9 +38,35 @@ class FirstProofsTests(SynchronousTestCase):
 class ClockSeriesTests(SynchronousTestCase):
     """Tests for L{ClockSeries}."""
 
-    def test_three_that_agree(self) -> None:
-        """A clock is known by three pongs in a row that agree, as far as their way allows."""
+    def pongs_until_known(self, lead: float, known: float | None, round_trip: float = 0.1) -> int:
+        """Pongs after which a clock is known; 0: it is not after twenty."""
         series = ClockSeries()
-        steps = [(5.0, 0.1), (5.9, 0.1), (90.0, 0.1), (90.0, 0.1), (93.0, 0.1), (95.9, 2.0)]
-        self.assertEqual([series.agrees(*step) for step in steps], [False] * 6)
-        self.assertTrue(series.agrees(93.5, 0.1))
+        for number in range(1, 21):
+            if series.agrees(lead, round_trip, known):
+                return number
+        return 0
+
+    def test_clocks(self) -> None:
+        """One ahead of what was known, or set right, is known soon; one behind takes longer."""
+        for lead, known, pongs in (
+            (100.0, None, 3),
+            (100.0, -250.0, 3),
+            (1.0, 200.0, 3),
+            (-100.0, None, 6),
+            (-100.0, 0.0, 6),
+            (100.0, 200.0, 6),
+        ):
+            self.assertEqual(self.pongs_until_known(lead, known), pongs, (lead, known))
+
+    def test_pongs_that_tell_nothing(self) -> None:
+        """Those on a slow line, and those of the clock that is known, do not count."""
+        self.assertEqual(self.pongs_until_known(100.0, 0.0, 1.1), 0)
+        for lead in (-40.0, 20.0, 45.0):
+            self.assertEqual(self.pongs_until_known(lead, 0.0), 0, lead)
+
+    def test_in_a_row(self) -> None:
+        """They agree with all those before, as far as their way allows."""
+        series = ClockSeries()
+        steps = [(90.0, 0.1), (90.3, 0.1), (90.4, 0.1), (91.0, 0.1), (90.6, 0.9)]
+        self.assertEqual([series.agrees(*step, 0.0) for step in steps], [False] * 5)
+        self.assertTrue(series.agrees(91.0, 0.1, 0.0))

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from domaeka.policies import signatures as signatures_module
 from domaeka.policies.signatures import MAX_REMEMBERED, Seen, SignatureTable
 from domaeka.wire import Auth
+from tests.clocks import WallClock
 from tests.test_auth import SIGNED_AT, sample
 
 
@@ -19,7 +20,7 @@ class SignatureTableTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(SIGNED_AT)
-        self.table = SignatureTable(300.0, self.clock.seconds)
+        self.table = SignatureTable(300.0, self.clock.seconds, self.clock.seconds)
 
     def judge(self, number: int = 0, connection: int = 1, line: bytes = b"", **more: Any) -> Seen:
         """Judge a line signed at C{number} milliseconds."""
@@ -90,6 +91,22 @@ class SignatureTableTests(SynchronousTestCase):
         self.sweep()
         self.assertEqual((len(self.table), self.table._devices), (0, {}))
 
+    def test_clock_set_forward_and_back(self) -> None:
+        """A clock that is set forward forgets nothing that is valid once it is set back."""
+        wall = WallClock(self.clock, SIGNED_AT)
+        self.table = SignatureTable(300.0, self.clock.seconds, wall)
+        self.judge()
+        wall.step(7200.0)
+        self.clock.advance(20.0)
+        self.sweep()
+        wall.step(-7200.0)
+        self.assertEqual(self.judge(connection=2, line=b"x"), Seen.REPLAY)
+        wall.step(7200.0)
+        for _ in range(120):
+            self.clock.advance(60.0)
+            self.sweep()
+        self.assertEqual(len(self.table), 0)
+
     def test_bounded(self) -> None:
         """Of one device the last 4,096 are known; what is not newer than one forgotten is stale."""
         at_once = signatures_module._FORGOTTEN_AT_ONCE
@@ -146,7 +163,7 @@ class SignatureTableTests(SynchronousTestCase):
     )
     def test_against_a_model(self, steps: list[tuple[int, int, int]]) -> None:
         """No line is ever taken twice, and no signature serves two connections."""
-        self.table = SignatureTable(300.0, self.clock.seconds)
+        self.table = SignatureTable(300.0, self.clock.seconds, self.clock.seconds)
         owners: dict[int, int] = {}
         lines: set[tuple[int, int]] = set()
         for number, connection, line in steps:

@@ -56,7 +56,7 @@ class Authentication:
         @param wall: the wall clock, in seconds since 1970.
         """
         self.clock_check = ClockCheck(settings.clock_skew, seconds, wall)
-        self._signatures = SignatureTable(settings.clock_skew, wall, self._put_out)
+        self._signatures = SignatureTable(settings.clock_skew, seconds, wall, self._put_out)
         self._first_proofs = FirstProofs(seconds, wall)
         #: Gives the lead of a device's clock over ours, in seconds; L{None}: not known.
         self.lead_of: Callable[[DeviceKey], float | None] = lambda key: None
@@ -173,9 +173,8 @@ class Authentication:
 
     def _spoil(self, auth: Auth, peer: Peer, line: bytes) -> None:
         """Remember a right signature, unless it will never be valid."""
-        lead = auth.timestamp / 1000 - self._wall()
-        if lead >= -self._signatures.window:
-            ahead = lead > self._signatures.window
+        if self._signatures.wants(auth.timestamp):
+            ahead = auth.timestamp / 1000 - self._wall() > self._signatures.window
             self._signatures.spoil(auth, peer.number, line, ahead=ahead, address=peer.address)
 
     def _put_out(self, claimant: object, count: int) -> None:

@@ -11,12 +11,15 @@ from typing import Final
 from domaeka.policies.first_proof import ClockSeries
 from domaeka.wire import Chat
 
-#: Most lines of a connection that wait, and most bytes of them: the ten of a phone's queue, each as
-#: long as a text may be, fit unless they are the longest.
-MAX_LINES: Final = 64
+#: Most lines of a connection that wait, and most bytes of them: the ten of a phone's queue fit
+#: unless they are the longest, and what a busy phone says until its clock is known.
+MAX_LINES: Final = 256
 MAX_BYTES: Final = 1_048_576
-#: Most bytes of all connections together.
-MAX_TOTAL_BYTES: Final = 8_388_608
+#: Most bytes of all connections together: 32 KiB for each of 1,000 phones that come back after a
+#: restart, each with its queue.
+MAX_TOTAL_BYTES: Final = 33_554_432
+#: Bytes that a line takes in memory beside its own, with its signature.
+LINE_BYTES: Final = 1_400
 
 
 class Doubt:
@@ -40,7 +43,7 @@ class Doubt:
 
     def hold(self, chat: Chat, line: bytes) -> bool:
         """Have a line wait.  @return: whether there was room."""
-        size = len(line)
+        size = len(line) + LINE_BYTES
         if len(self._lines) >= MAX_LINES or self.held_bytes + size > MAX_BYTES:
             return False
         if not self._pool.take(self, size):

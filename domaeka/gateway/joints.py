@@ -216,6 +216,9 @@ class Membership(Protocol):
         @raise WireError: it has no place, and no claim to one by that name.
         """
 
+    def doubted(self, member: Member) -> None:
+        """Note that a connection has shown a right signature, and needs more than one pong."""
+
     def may_prove(self, member: Member, key: DeviceKey, signed: bool) -> None:
         """
         Make room for a connection that has just proven to be C{key}, ahead of L{attach}.

@@ -14,10 +14,17 @@ from typing import Final
 FIRST_PROOF_SECONDS: Final = 45.0
 #: Times are signed in whole milliseconds, rounded down: the most that this takes, in seconds.
 _ROUNDING: Final = 0.001
-#: Pongs in a row, of pings at random times, that agree on a clock which nobody knew.
+#: Pongs in a row, of pings at random times, that agree on a clock which nobody knew: of one that
+#: was set forward, or set right; and of one that is behind, as all is that was recorded.
 SERIES_PONGS: Final = 3
-#: Most by which they differ, in seconds, beside their round trips.
-_SERIES_SECONDS: Final = 1.0
+LONG_SERIES_PONGS: Final = 6
+#: Most by which a clock that was set right is off, in seconds.
+_RIGHT_SECONDS: Final = 5.0
+#: Longest round trip of a pong that counts, in seconds: in a longer one there is time to look for a
+#: recorded line that suits.
+SERIES_TRIP_SECONDS: Final = 1.0
+#: Most by which pongs differ, in seconds, beside their round trips.
+_SERIES_SECONDS: Final = 0.05
 
 
 class FirstProofs:
@@ -49,25 +56,33 @@ class ClockSeries:
     Pongs of a phone whose clock is not known, or is another than the one known: it was set.
 
     Whoever has recorded some of its lines cannot answer pings at random times with signatures
-    that are as far apart.
+    that are as far apart, unless there are some each second.
     """
 
-    __slots__ = ("_lead", "_pongs")
+    __slots__ = ("_least", "_most", "_pongs")
 
     def __init__(self) -> None:
-        self._lead = 0.0
+        self._least = self._most = 0.0  # the lead is between these, by all pongs so far
         self._pongs = 0
 
-    def agrees(self, lead: float, round_trip: float) -> bool:
+    def agrees(self, lead: float, round_trip: float, known: float | None) -> bool:
         """
         Take a pong.
 
-        @param lead: of its time over ours, in seconds.
+        @param lead: of its time over ours, in seconds, if it was signed half way.
         @param round_trip: of its ping, in seconds.
+        @param known: the lead that was known; L{None}: none was.
         @return: whether so many in a row agree that the clock is known now.
         """
-        if self._pongs and abs(lead - self._lead) <= _SERIES_SECONDS + round_trip:
+        before, way = known or 0.0, round_trip / 2
+        # By the clock that is known it may be old, and will be in time soon.
+        if round_trip > SERIES_TRIP_SECONDS or abs(lead - way - before) <= FIRST_PROOF_SECONDS:
+            return False
+        least, most = lead - way - _SERIES_SECONDS, lead + way + _SERIES_SECONDS
+        if self._pongs and least <= self._most and self._least <= most:
+            self._least, self._most = max(least, self._least), min(most, self._most)
             self._pongs += 1
         else:
-            self._lead, self._pongs = lead, 1
-        return self._pongs >= SERIES_PONGS
+            self._least, self._most, self._pongs = least, most, 1
+        behind = lead < before and abs(lead) > _RIGHT_SECONDS
+        return self._pongs >= (LONG_SERIES_PONGS if behind else SERIES_PONGS)

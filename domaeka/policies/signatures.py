@@ -105,17 +105,21 @@ class SignatureTable:
     def __init__(
         self,
         window: float,
+        seconds: Callable[[], float],
         wall: Callable[[], float],
         gave_way: Callable[[object, int], object] = lambda claimant, count: None,
     ) -> None:
         """
         @param window: how long a signature is valid after its timestamp, in seconds.
+        @param seconds: the time now, in seconds, which never steps.
         @param wall: the wall clock, in seconds since 1970.
         @param gave_way: called with an address, and how many of its devices were put out.
         """
         #: As given; may be changed at any time.
         self.window = window
         self._wall = wall
+        self._seconds = seconds
+        self._swept = seconds(), wall()
         self._gave_way = gave_way
         # A signature's hash to the digest of its first line and its connection, in one number:
         # 3 KB less for the twenty pongs of an idle phone.
@@ -197,6 +201,18 @@ class SignatureTable:
         if len(signed) > 2 * MAX_REMEMBERED:
             self._forget_oldest(device)
         return Seen.DOUBTFUL if doubtful else _FRESH
+
+    def wants(self, timestamp: float) -> bool:
+        """True if a signature of C{timestamp}, in milliseconds, may be valid, now or later."""
+        return timestamp / 1000 >= self._cautious_now() - self.window
+
+    def _cautious_now(self) -> float:
+        """
+        The time by which signatures are forgotten.  It goes twice as fast as time at most: what a
+        clock that was set forward makes old is valid again once it is set back.
+        """
+        before, swept = self._swept
+        return min(self._wall(), swept + 2 * (self._seconds() - before))
 
     def knows(self, signature: str) -> bool:
         """True if a signature has come."""
@@ -311,7 +327,9 @@ class SignatureTable:
         Forget signatures that are no longer valid, some at each step.  To be begun every minute,
         and run to its end.
         """
-        oldest = (self._wall() - self.window) * 1000
+        now = self._cautious_now()
+        self._swept = self._seconds(), now
+        oldest = (now - self.window) * 1000
         looked_at = 0
         for key, device in list(self._devices.items()):
             if self._devices.get(key) is not device:

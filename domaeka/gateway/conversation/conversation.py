@@ -256,6 +256,10 @@ class Conversation(Carrier):
         self._doubt = doubt = Doubt(self._context.doubts, self.peer.address)
         self._due = AT_ONCE
         now = self._context.steady.now
+        # It has shown a right signature, and its clock takes several pings.
+        timeout = self._context.settings.server.authentication_timeout
+        self._deadline = max(self._deadline, now + timeout)
+        self._membership.doubted(self)
         if self.peer.greeted:  # with a ping
             doubt.ping_due = now + DOUBT_SECONDS
         self._ping_doubtful(doubt, now)
@@ -273,7 +277,9 @@ class Conversation(Carrier):
         lead = self._keepalive.clock_skew
         if round_trip is None or lead is None:
             return None  # it answers nothing
-        return lead if doubt.series.agrees(lead, round_trip) else None
+        assert self.peer.key is not None
+        known = self._context.devices.clock_lead(self.peer.key)
+        return lead if doubt.series.agrees(lead, round_trip, known) else None
 
     def _end_doubt(self) -> None:
         """The peer has proven itself: take the lines that waited for it."""

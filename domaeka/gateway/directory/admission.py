@@ -140,8 +140,8 @@ class Admission:
 
     def admit(self, member: Member) -> None:
         """
-        See L{Membership<domaeka.gateway.joints.Membership>}; likewise C{named}, C{may_prove},
-        C{closing}.
+        See L{Membership<domaeka.gateway.joints.Membership>}; likewise C{named}, C{doubted},
+        C{may_prove}, C{closing}.
         """
         peer = member.peer
         known = self._context.limits.expects(peer.address)
@@ -161,6 +161,12 @@ class Admission:
             # It would have to give way to the next stranger before it can prove itself.
             self._yielding.remove(member)
             self._host(member, key)
+
+    def doubted(self, member: Member) -> None:
+        visit = self._guests.get(member)
+        if visit is not None:
+            timeout = self._context.settings.server.authentication_timeout
+            self._guests[member] = visit._replace(until=self._context.steady.exact() + timeout)
 
     def may_prove(self, member: Member, key: DeviceKey, signed: bool) -> None:
         if member not in self._guests:

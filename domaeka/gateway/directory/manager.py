@@ -62,6 +62,9 @@ class ConnectionManager:
     def named(self, member: Member, key: DeviceKey) -> None:
         self.admission.named(member, key)
 
+    def doubted(self, member: Member) -> None:
+        self.admission.doubted(member)
+
     def may_prove(self, member: Member, key: DeviceKey, signed: bool) -> None:
         device = self._registry.device(key)
         older = None if device is None else device.connection
