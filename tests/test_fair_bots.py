@@ -438,7 +438,9 @@ class ThreadTests(SynchronousTestCase, FairCase):
         """He has three threads for a function before any of them hangs; others have theirs."""
         for number in range(MAX_THREADS):
             self.threads.call(self.hang, Given("strangers", f"r{number}", "stranger"))
-        self.assertEqual(len(self.threads._pool.threads), MAX_OF_A_PERSON)
+        pool = self.threads._pool
+        assert pool is not None
+        self.assertEqual(len(pool.threads), MAX_OF_A_PERSON)
         self.assert_others_are_called()
 
     def test_of_a_room(self) -> None:
