@@ -21,7 +21,7 @@ from domaeka.schema import (
     Message,
     Queue,
 )
-from domaeka.wire import Chat, Media, Reply
+from domaeka.wire import Chat, Media, Reply, is_channel_id
 
 #: An operator said no: it holds whatever is heard.
 REFUSED: Final = frozenset({Approval.DENIED, Approval.REVOKED, Approval.BLOCKED})
@@ -260,6 +260,19 @@ class KnownRoom(Protocol):
     @property
     def decided(self) -> bool:
         """True if an operator has decided on it."""
+
+
+def room_without_id(titled: Sequence[KnownRoom], device_id: str | None) -> KnownRoom | None:
+    """
+    The room without an id that is meant by its title and a phone: the one of C{titled} that the
+    phone has heard.  L{None}: it has heard none or several of them, or that one has an id.
+    """
+    heard = [
+        room
+        for room in titled
+        if any(phone and phone.device_id == device_id for phone in (room.device, room.before))
+    ]
+    return heard[0] if len(heard) == 1 and not is_channel_id(heard[0].key.room_id) else None
 
 
 class RoomIndex(Protocol):

@@ -105,9 +105,28 @@ class AddressingTests(SynchronousTestCase):
     def test_title_that_looks_like_an_id(self) -> None:
         """A title of digits is no channel id, and a channel id no title."""
         self.know(title_id(ROOM_ID), name=ROOM_ID, on=OTHER)
+        self.assertEqual(self.find(room=ROOM_ID), ("other", ROOM_ID, None))
         self.know()
         self.assertEqual(self.find(room=None, channel_id=ROOM_ID), ("phone", "방", ROOM_ID))
-        self.assertEqual(self.find(room=ROOM_ID), ("other", ROOM_ID, None))
+
+    def test_title_that_is_the_id_of_another_room(self) -> None:
+        """Whoever names a room by it may mean either."""
+        self.know("2", name=ROOM_ID, on=OTHER)
+        self.know()
+        error = self.assertRaises(MessageRefused, self.find, room=ROOM_ID)
+        self.assertIs(error.why, NotSent.AMBIGUOUS)
+        self.assertEqual([one.key.room_id for one in error.candidates], ["2", ROOM_ID])
+        self.assertEqual(self.find(channel_id="2"), ("other", "방", "2"))
+
+    def test_room_without_id_beside_others_of_its_title(self) -> None:
+        """Nothing but its phone can tell it apart, where that has heard no other one."""
+        self.know("2", on=OTHER)
+        self.know("방")
+        self.assertIs(self.refusal(), NotSent.AMBIGUOUS)
+        self.assertIs(self.refusal(device="other"), NotSent.AMBIGUOUS)
+        self.assertEqual(self.find("phone"), ("phone", "방", None))
+        self.know("3")
+        self.assertIs(self.refusal(device="phone"), NotSent.AMBIGUOUS)
 
     def test_one_title_on_two_phones(self) -> None:
         """Where no phone knows the id, one title on two phones may be two rooms."""

@@ -102,6 +102,15 @@ class RoomTests(UnaskedCase):
         self.rooms.rooms.append(MemoryRoom(RoomKey("봇2", "친구"), "친구", device))
         self.assertRaises(AmbiguousRoom, self.bot.send("친구", "안녕").result)
 
+    def test_title_of_a_stranger_beside_it(self) -> None:
+        """Its phone tells it apart from a room of the same title on another one."""
+        self.rooms.rooms.append(MemoryRoom(RoomKey("봇", "친구"), "친구", DeviceKey("봇", "old")))
+        self.rooms.hear("1003", "친구")
+        self.assertRaises(AmbiguousRoom, self.bot.send("친구", "안녕").result)
+        self.bot.send("친구", "안녕", device="old").result()
+        destination = self.rooms.sent[-1].destination
+        self.assertEqual(destination, ("봇", "old", "친구", None))
+
     def test_title_that_looks_like_an_id(self) -> None:
         """Nobody takes the place of a room by giving another one its id as a title."""
         self.rooms.hear("1001", "방")

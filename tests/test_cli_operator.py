@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from domaeka.cli.places import Exchange, Listen, Place, Unreachable
 from domaeka.cli.views import _EVENTS, event_line
 from domaeka.gateway.lifecycle import DrainReport, MigrationReport
 from domaeka.interfaces import Approval, DeviceKey, HealthCheck, RoomKey
-from domaeka.local_socket import SOCKET_NAME
+from domaeka.local_socket import SOCKET_NAME, local_path, open_directory
 from domaeka.phone_script import SCRIPT_VERSION
 from domaeka.schema import EVENT_TYPES, Phase
 from domaeka.secrets import load_or_create_secrets
@@ -647,8 +648,17 @@ class ReachTests(OperatorCase):
         )
 
     def test_socket(self) -> None:
-        """The socket of the state directory is preferred; an address that is given is not."""
-        (self.folder / SOCKET_NAME).touch()
+        """
+        The socket of the state directory is preferred, but not to an address that is given; what
+        has its name and is no socket is none.
+        """
+        path = self.folder / SOCKET_NAME
+        path.touch()
+        self.output("bans")
+        self.assertEqual(self.places.pop()[0], "http://127.0.0.1:8080")
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as server, open_directory(self.folder) as number:
+            server.bind(local_path(self.folder, number))
         self.output("bans")
         self.output("bans", "--url", "http://localhost:1")
         token = load_or_create_secrets(self.folder).admin_token

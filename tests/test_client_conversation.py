@@ -529,6 +529,20 @@ class BadServerTests(ConversationCase):
             self.assertIs(client.ended, CloseReason.BAD_STREAM)
             self.assertEqual(turns > 10, data is bomb)
 
+    def test_empty_lines(self) -> None:
+        """A server that sends nothing but these is left, too; one long line is none of them."""
+        for packed in (False, True):
+            line = self.pair.connect() if packed else self.pair.connect(("ack",))
+            self.pair.talk(line)
+            client = line.conversation
+            deflater = Deflater()
+            for data, left in ((b"x", False), (b"\n", True)):
+                for _ in range(1100):
+                    client.feed(deflater.pack(data) if packed else data)
+                    while client.next_event() is not None:
+                        pass
+                self.assertEqual(client.ended, CloseReason.BAD_STREAM if left else None)
+
     def test_frames_that_say_nothing(self) -> None:
         """A server that sends nothing else for ever is left."""
         for frame in (b'{"event":"z"}\n', b"nonsense\n", encode_ping("", "t")):

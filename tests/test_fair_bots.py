@@ -13,13 +13,15 @@ from domaeka.bots import dialogs, gate
 from domaeka.bots.breakers import MAX_GUARDS
 from domaeka.bots.coroutines import BotLoop
 from domaeka.bots.dispatch import WAIT_SECONDS
-from domaeka.bots.fair_queue import MAX_WAITING_PER_PHONE
+from domaeka.bots.fair_queue import MAX_WAITING_PER_PHONE, Place
 from domaeka.bots.link import MAX_WAITING
-from domaeka.bots.patterns import AVOID_SECONDS, MAX_BROKEN_OFF, Searches, search
+from domaeka.bots.patterns import AVOID_SECONDS, MAX_BROKEN_OFF, MAX_OF_A_ROOM, Searches, search
 from domaeka.bots.routing import Router
 from domaeka.bots.threads import (
-    MAX_CLAIMANT_HANGING,
     MAX_HANGING,
+    MAX_OF_A_PERSON,
+    MAX_PHONE_HANGING,
+    MAX_ROOM_HANGING,
     MAX_THREADS,
     CommandThreads,
     ThreadsBusy,
@@ -351,6 +353,16 @@ class WaitingTests(FairBotsCase):
         self.assertEqual(len(self.strangers.done), 1)
 
 
+HANG = "ThreadTests.hang"
+
+
+class Given:
+    """A command's context.  @ivar in_queue: as L{domaeka.bots.runs.Run.in_queue}."""
+
+    def __init__(self, device_id: str, room: str, person: str) -> None:
+        self.in_queue = Place(DeviceKey("봇", device_id), room, person, "command")
+
+
 class ThreadTests(SynchronousTestCase, FairCase):
     """Plain functions that do not come back, in real threads."""
 
@@ -390,7 +402,7 @@ class ThreadTests(SynchronousTestCase, FairCase):
             hanging += 1
         self.assertEqual(hanging, MAX_HANGING // 2)
         said = self.threads.health()
-        self.assertEqual(said, f"{hanging} threads hang, the first of them in ThreadTests.hang")
+        self.assertEqual(said, f"{hanging} threads hang, the first of them in {HANG}")
         self.assert_goes_on()
         self.release.set()
         for _ in range(hanging):
@@ -399,22 +411,69 @@ class ThreadTests(SynchronousTestCase, FairCase):
         self.threads.call(self.hang)
         self.reactor.run_one()
 
-    def test_of_a_person(self) -> None:
-        """Somebody for whom a function hangs has no more calls of it; others have."""
+    def hang_for(self, room: str, person: str) -> "Deferred[Any]":
+        """A call for somebody, which hangs where it may begin; it is broken off."""
+        result = self.threads.call(self.hang, Given("strangers", room, person))
+        result.addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+        return result
 
-        class Given:
-            def __init__(self, who: str) -> None:
-                self.claimant = who
-
-        stranger = Given("stranger")
-        for _ in range(MAX_CLAIMANT_HANGING):
-            self.threads.call(self.hang, stranger).addErrback(lambda _: None).cancel()
-        self.failureResultOf(self.threads.call(self.hang, stranger), ThreadsBusy)
+    def assert_others_are_called(self) -> None:
+        """The same function is called for others."""
         self.release.set()
-        for given in (Given("honest"), "other"):
-            self.assertNoResult(self.threads.call(self.hang, given))
-        for _ in range(MAX_CLAIMANT_HANGING + 2):
-            self.reactor.run_one()
+        for given in (Given("innocent", "home", "honest"), "other"):
+            result = self.threads.call(self.hang, given)
+            while not result.called:
+                self.reactor.run_one()
+            self.successResultOf(result)
+
+    def test_of_a_person(self) -> None:
+        """Somebody for whom a function hangs has no more calls of it in any room; others have."""
+        for number in range(MAX_OF_A_PERSON):
+            self.hang_for(f"r{number}", "stranger")
+        self.failureResultOf(self.hang_for("r9", "stranger"), ThreadsBusy)
+        self.assertEqual(self.threads.health(), "3 threads hang, the first of them in " + HANG)
+        self.assert_others_are_called()
+
+    def test_at_once_of_a_person(self) -> None:
+        """He has three threads for a function before any of them hangs; others have theirs."""
+        for number in range(MAX_THREADS):
+            self.threads.call(self.hang, Given("strangers", f"r{number}", "stranger"))
+        pool = self.threads._pool
+        assert pool is not None
+        self.assertEqual(len(pool.threads), MAX_OF_A_PERSON)
+        self.assert_others_are_called()
+
+    def test_of_a_room(self) -> None:
+        """So it is for the people of a room together."""
+        for number in range(MAX_ROOM_HANGING):
+            self.hang_for("their", f"u{number}")
+        self.failureResultOf(self.hang_for("their", "u9"), ThreadsBusy)
+        self.assert_others_are_called()
+
+    def test_of_a_phone(self) -> None:
+        """So it is for a phone, whatever its rooms."""
+        for number in range(MAX_PHONE_HANGING):
+            self.hang_for(f"r{number}", f"u{number}")
+        self.failureResultOf(self.hang_for("r99", "u99"), ThreadsBusy)
+        self.assert_others_are_called()
+
+    def test_in_a_coroutine(self) -> None:
+        """A thread that a coroutine asks for is of those for whom it runs."""
+        loop = BotLoop(self.reactor, self.threads)
+        self.addCleanup(loop.close)
+        ended: list[Any] = []
+
+        async def wait(given: Given) -> None:
+            async with asyncio.timeout(0.01):
+                await asyncio.to_thread(self.hang)
+
+        stranger = Given("strangers", "r1", "stranger")
+        for number in range(1, MAX_OF_A_PERSON + 2):
+            loop.call(wait, (stranger,), lambda about, outcome: ended.append(outcome), stranger)
+            while len(ended) < number:
+                self.reactor.run_one()
+        self.assertIsInstance(ended[-1].value, ThreadsBusy)
+        self.assert_others_are_called()
 
     def test_a_loop_waits_no_longer(self) -> None:
         """A thread for C{asyncio.to_thread} that nobody waits for counts as hanging."""
@@ -545,10 +604,26 @@ class PatternTests(SynchronousTestCase, FairCase):
         self.now += AVOID_SECONDS
         self.assertTrue(self.finds("aaa", "stranger"))
 
+    def test_person_in_many_rooms(self) -> None:
+        """He is avoided in all of them; others are not."""
+        for number in range(20):
+            self.finds(self.bad, "stranger", f"r{number}")
+        self.assertEqual(self.searched, 1)
+        self.assertTrue(self.finds("aaa", "honest", "r1"))
+
+    def test_many_people_of_a_room(self) -> None:
+        """The room is avoided; others are not."""
+        for number in range(20):
+            self.finds(self.bad, f"u{number}")
+        self.assertEqual(self.searched, MAX_OF_A_ROOM)
+        self.assertTrue(self.finds("aaa", "honest", "home"))
+        self.now += AVOID_SECONDS
+        self.assertTrue(self.finds("aaa", "honest"))
+
     def test_many_people(self) -> None:
         """They cost a bounded time: then the pattern is not searched for, for a while."""
         for number in range(100):
-            self.finds(self.bad, f"u{number}")
+            self.finds(self.bad, f"u{number}", f"r{number % 20}")
         self.assertEqual(self.searched, MAX_BROKEN_OFF)
         self.now += AVOID_SECONDS
         self.assertTrue(self.finds("aaa", "honest"))

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from domaeka.bots.failures import report
-from domaeka.bots.threads import JOIN_SECONDS, Reactor, Threads
+from domaeka.bots.threads import JOIN_SECONDS, RUN, Reactor, Threads
 from domaeka.errors import BotTypeError
 
 #: A step that holds up the loop for longer is logged, in seconds.  Source: docs/bots.md, "Limits".
@@ -364,6 +364,7 @@ class BotLoop:
         # Not by the loop's own factory: most calls begin no task.
         context = copy_context()
         context.run(belongs_to, getattr(call.about, "bot_name", ""))
+        context.run(RUN.set, call.about)
         task = asyncio.Task(coroutine, loop=self._loop, context=context)
         self._calls[task] = call
         task.add_done_callback(self._done)

@@ -23,13 +23,16 @@ from domaeka.pools import Pool
 #: Longest search of a pattern in a message, in seconds of processor time.  Source: docs/bots.md,
 #: "Handlers".
 SEARCH_SECONDS: Final = 0.03
-#: A pattern is not searched for in what a person writes for this time, in seconds, after a search
-#: was broken off.
+#: A pattern is not searched for in what a person of a phone writes for this time, in seconds, after
+#: a search was broken off.
 AVOID_SECONDS: Final = 60.0
+#: Searches for a pattern that are broken off in a room within that time; then the room's messages
+#: are not searched.
+MAX_OF_A_ROOM: Final = 3
 #: Searches for a pattern that are broken off within that time; then nobody's messages are searched
 #: until it is over: they would take more than 0.5 % of the time.
 MAX_BROKEN_OFF: Final = 10
-#: Most people whose messages are not searched for patterns; the first one gives way.
+#: Most people and rooms that are remembered for it; the first one gives way.
 MAX_AVOIDED: Final = 1000
 
 _log = Logger()
@@ -103,14 +106,15 @@ class Searches:
         self._seconds = seconds
         self._gave_way = gave_way
         self._search = search
-        self._avoided: dict[Any, float] = {}  # until when, the first one first
+        # By function and by person or room: until when, and how many; the first one first.
+        self._avoided: dict[Any, tuple[float, int]] = {}
         # By function: since when searches that were broken off are counted, and how many.
         self._broken_off: dict[Command, tuple[float, int]] = {}
 
     def keep(self, commands: Callable[[Command], bool]) -> None:
         """Forget all functions but those of which C{commands} is true."""
         self._broken_off = {one: two for one, two in self._broken_off.items() if commands(one)}
-        self._avoided = {key: end for key, end in self._avoided.items() if commands(key[0])}
+        self._avoided = {one: two for one, two in self._avoided.items() if commands(one[0])}
 
     def finds(self, pattern: re.Pattern[str], text: str, place: Place) -> bool:
         """
@@ -119,15 +123,14 @@ class Searches:
         @param place: of the message; its command is the function whose pattern it is.
         """
         function: Any = place.command
-        person = function, place[:3]
-        if self._broken_off and self._is_avoided(function, person):
+        if self._broken_off and self._is_avoided(function, place):
             return False
         found = self._search(pattern, text)
         if found is None:
-            self._was_broken_off(function, person, place)
+            self._was_broken_off(function, place)
         return bool(found)
 
-    def _is_avoided(self, function: Command, person: object) -> bool:
+    def _is_avoided(self, function: Command, place: Place) -> bool:
         now = self._seconds()
         since, times = self._broken_off.get(function, (-inf, 0))
         if now >= since + AVOID_SECONDS:
@@ -136,18 +139,25 @@ class Searches:
                 del self._broken_off[function]
         elif times >= MAX_BROKEN_OFF:
             return True
-        return now < self._avoided.get(person, -inf)
+        for key, most in _claims(function, place).items():
+            until, count = self._avoided.get(key, (-inf, 0))
+            if now < until and count >= most:
+                return True
+        return False
 
-    def _was_broken_off(self, function: Command, person: object, place: Place) -> None:
+    def _was_broken_off(self, function: Command, place: Place) -> None:
         now = self._seconds()
         since, times = self._broken_off.get(function, (now, 0))
         if now >= since + AVOID_SECONDS:
             since, times = now, 0
         self._broken_off[function] = since, times + 1
-        self._avoided.pop(person, None)
-        if len(self._avoided) >= MAX_AVOIDED:
-            del self._avoided[next(iter(self._avoided))]
-        self._avoided[person] = now + AVOID_SECONDS
+        for key in _claims(function, place):
+            until, count = self._avoided.pop(key, (-inf, 0))
+            if now >= until:
+                count = 0
+            if len(self._avoided) >= MAX_AVOIDED:
+                del self._avoided[next(iter(self._avoided))]
+            self._avoided[key] = now + AVOID_SECONDS, count + 1
         self._gave_way(Pool.BOT_PATTERNS, place, 1)
         if not times:
             _log.warn(
@@ -157,3 +167,10 @@ class Searches:
                 held_seconds=SEARCH_SECONDS,
                 place=function.place,
             )
+
+
+def _claims(function: Any, place: Place) -> dict[Any, int]:
+    """A room and a person of a phone, with the number of their searches that may be broken off."""
+    phone, room_id, who, _ = place
+    # Where a phone knows nobody, the room is its people.
+    return {(function, phone, (room_id,)): MAX_OF_A_ROOM, (function, phone, who): 1}

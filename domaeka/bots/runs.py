@@ -110,11 +110,6 @@ class Run(Context, eq=False, kw_only=True):
         return Place.of(self._chat, self._origin.key, self.served.command)
 
     @property
-    def claimant(self) -> object:
-        """The person for whom it runs, in his room; or the room, where the phone knows nobody."""
-        return self.in_queue[:3]
-
-    @property
     def _store(self) -> BotStore | None:
         return self.served.store
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from threading import Thread
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from domaeka.bots.failures import report
+from domaeka.bots.fair_queue import Place
 from domaeka.errors import BotError
 
 _T = TypeVar("_T")
@@ -25,11 +26,18 @@ MAX_CALLS: Final = 1000
 #: Most threads more, in the place of those whose calls were given up and do not come back.  Source:
 #: as above.
 MAX_HANGING: Final = 30
-#: Most of those for one person, or one room where a phone knows nobody.  Source: as above; as many
-#: as run for a room at once.
-MAX_CLAIMANT_HANGING: Final = 3
+#: Most threads that one function has for a person of a phone, those that hang included.  Source: as
+#: above; as many as run for a room at once.
+MAX_OF_A_PERSON: Final = 3
+#: Most threads in which one function hangs for a room, and for a phone.  Source: as above.
+MAX_ROOM_HANGING: Final = 5
+MAX_PHONE_HANGING: Final = 10
 #: Longest time that a stop waits for busy threads, in seconds.
 JOIN_SECONDS: Final = 2.0
+
+#: The run in whose coroutine something is called on the bots' loop; C{asyncio.to_thread} hands it
+#: on.
+RUN: Final[ContextVar[object]] = ContextVar("domaeka_run")
 
 _log = Logger()
 
@@ -77,11 +85,25 @@ class _DaemonPool(ThreadPool):
 
 class _Call:
     """
-    A call.  @ivar key: the function that is called in the end; C{holders}: that, and the function
-    with the person for whom, where he is known; C{begun}: it is in a thread.
+    A call.
+
+    @ivar key: the function that is called in the end.
+    @ivar person: the function, and the person for whom; L{None}: the call is nobody's.
+    @ivar holders: the function, and those for whom, with the number of calls that may hang.
+    @ivar begun: it is in a thread.
     """
 
-    __slots__ = ("begun", "function", "given", "given_up", "holders", "key", "result", "work")
+    __slots__ = (
+        "begun",
+        "function",
+        "given",
+        "given_up",
+        "holders",
+        "key",
+        "person",
+        "result",
+        "work",
+    )
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
@@ -89,17 +111,25 @@ class _Call:
         self.function = function
         key: Any = function
         given = args
+        run: Any = None
         while isinstance(key, partial):
             key, given = key.func, key.args + given
             # asyncio.to_thread() has a context of its own call it
-            if isinstance(getattr(key, "__self__", None), Context) and given:
+            context = getattr(key, "__self__", None)
+            if isinstance(context, Context) and given:
+                run = context.get(RUN)
                 key, given = given[0], given[1:]
         self.key: Hashable = key if isinstance(key, Hashable) else id(key)
         self.given = given[0] if given else None
-        claimant = getattr(self.given, "claimant", None)
-        self.holders: tuple[Hashable, ...] = (
-            (self.key,) if claimant is None else (self.key, (self.key, claimant))
-        )
+        self.person: Hashable = None
+        self.holders: dict[Hashable, int] = {self.key: MAX_HANGING}
+        place = getattr(run if run is not None else self.given, "in_queue", None)
+        if isinstance(place, Place):
+            phone, room_id, who, _ = place
+            self.person = self.key, phone, who
+            self.holders[self.key, phone] = MAX_PHONE_HANGING
+            self.holders[self.key, phone, (room_id,)] = MAX_ROOM_HANGING
+            self.holders[self.person] = MAX_OF_A_PERSON  # where nobody is known, it is the room
         self.work: Callable[[], Any] = partial(copy_context().run, function, *args, **named)
         self.result: Deferred[Any] = Deferred()
         self.begun = False
@@ -123,7 +153,7 @@ class CommandThreads:
     A function has half of the threads at most, and of the calls that wait; functions take turns.  A
     thread whose call was given up hangs until it comes back, and another one takes its place,
     L{MAX_HANGING} at most.  A function whose calls hang is not called while as many of them hang
-    as may hang yet; nor is it for a person for whom L{MAX_CLAIMANT_HANGING} of them hang.  None
+    as may hang yet; nor is it for a person, a room or a phone for whom too many of them hang.  None
     holds up the end of the process.
     """
 
@@ -134,13 +164,14 @@ class CommandThreads:
         self._waiting: dict[Hashable, dict[_Call, None]] = {}  # by function, the next one first
         self._running: Counter[Hashable] = Counter()  # by function
         self._hanging: dict[_Call, None] = {}  # the one that was given up first is the first
-        self._hangs: Counter[Hashable] = Counter()  # by function, and by function and person
+        self._hangs: Counter[Hashable] = Counter()  # by function, and by those for whom
+        self._of_people: Counter[Hashable] = Counter()  # those that run or hang, by person
         self._closed = False
 
     def call(self, function: Callable[..., _T], *args: Any, **named: Any) -> "Deferred[_T]":
         """
         See L{Threads}.  Fails with L{ThreadsBusy} if too many calls of the function wait or hang,
-        or too many of the room or the person, or after L{close}.
+        or too many of the person, the room or the phone, or after L{close}.
         """
         call = _Call(function, args, named)
         if self._closed:
@@ -162,8 +193,8 @@ class CommandThreads:
         if hangs:
             if hangs[call.key] and hangs[call.key] >= MAX_HANGING - len(self._hanging):
                 return f"{call.name} hangs in too many threads"
-            if any(hangs[one] >= MAX_CLAIMANT_HANGING for one in call.holders[1:]):
-                return f"{call.name} hangs too often for this person"
+            if any(hangs[one] >= most for one, most in call.holders.items()):
+                return f"{call.name} hangs too often for this person, room or phone"
         return ""
 
     def health(self) -> str | None:
@@ -180,11 +211,10 @@ class CommandThreads:
         running = self._running
         free = min(MAX_THREADS, MAX_THREADS + MAX_HANGING - len(self._hanging)) - running.total()
         while free > 0:
-            ready = (key for key in self._waiting if running[key] < MAX_THREADS // 2)
-            key = next(ready, None)
-            if key is None:
+            call = self._next()
+            if call is None:
                 return
-            call = next(iter(self._waiting[key]))
+            key = call.key
             self._take(call)
             if key in self._waiting:
                 self._waiting[key] = self._waiting.pop(key)  # behind the others
@@ -194,8 +224,20 @@ class CommandThreads:
                 self._pool.start()
             self._make(self._pool, call)
 
+    def _next(self) -> _Call | None:
+        """The call that is next; L{None}: none may have a thread."""
+        people = self._of_people
+        for key, waiting in self._waiting.items():
+            if self._running[key] < MAX_THREADS // 2:
+                for call in waiting:
+                    if call.person is None or people[call.person] < MAX_OF_A_PERSON:
+                        return call
+        return None
+
     def _make(self, pool: ThreadPool, call: _Call) -> None:
         self._running[call.key] += 1
+        if call.person is not None:
+            self._of_people[call.person] += 1
         call.begun = True
         pool.callInThreadWithCallback(partial(self._worked, call), call.work)
 
@@ -213,7 +255,7 @@ class CommandThreads:
             return
         self._left(call)
         self._hanging[call] = None
-        self._hangs.update(call.holders)
+        self._hangs.update(call.holders.keys())
         self._begin()
 
     def _left(self, call: _Call) -> None:
@@ -227,6 +269,10 @@ class CommandThreads:
 
     def _came_back(self, call: _Call, value: object) -> None:
         call.work = _nothing
+        if call.person is not None:
+            self._of_people[call.person] -= 1
+            if not self._of_people[call.person]:
+                del self._of_people[call.person]
         if not call.given_up:
             self._left(call)
             self._begin()
@@ -236,7 +282,7 @@ class CommandThreads:
                 call.result.callback(value)
             return
         del self._hanging[call]
-        self._hangs.subtract(call.holders)
+        self._hangs.subtract(call.holders.keys())
         self._hangs = +self._hangs
         self._begin()
         if not isinstance(value, Failure):

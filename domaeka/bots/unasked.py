@@ -21,6 +21,7 @@ from domaeka.interfaces import (
     Priority,
     RoomBook,
     RoomKey,
+    room_without_id,
 )
 from domaeka.pools import Pool
 from domaeka.wire import Media, is_channel_id
@@ -161,6 +162,9 @@ class BotHost:
                 one.key.room_id if is_channel_id(one.key.room_id) else one.key for one in meant
             }
             if len(places) > 1:
+                own = room_without_id(meant, device)
+                if own is not None:
+                    return own
                 raise AmbiguousRoom(tuple(sorted({one.key.room_id for one in meant})))
             approved = [one for one in meant if one.approval is Approval.APPROVED]
             if approved:

@@ -243,7 +243,7 @@ class ApiClient:
             token = self._own_token(directory, settings.auth)
         if url:
             return Place(read_url(url, source), token, own=True)
-        if os.path.lexists(directory / SOCKET_NAME):
+        if (directory / SOCKET_NAME).is_socket():
             return Place.socket(directory, token)
         return Place(read_url(settings.http.local_url, "http.interface"), token, own=True)
 

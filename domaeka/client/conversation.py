@@ -249,6 +249,7 @@ class Conversation:
         self._capabilities = capabilities
         self._decoder = LineDecoder(MAX_SERVER_LINE_BYTES)
         self._inflater: Inflater | None = None
+        self._is_in_vain = False  # no line has come of what was fed last
         self._deflater: Deflater | None = None
         self._output: list[bytes] = []
         self._numbers = LastNumber()
@@ -307,6 +308,7 @@ class Conversation:
         self.begin_turn()
         if self._inflater is None:
             self._decoder.feed(data)
+            self._is_in_vain = True
         else:
             self._inflater.feed(data)
 
@@ -326,8 +328,10 @@ class Conversation:
                 self.ended = CloseReason.BAD_STREAM
                 break
             if line is None:
+                self._note_empty_lines()
                 self.has_more = self._bytes_left <= 0
                 break
+            self._is_in_vain = False
             self._bytes_left -= len(line)
             try:
                 frame = read_server_frame(line, self._dialect)
@@ -366,6 +370,12 @@ class Conversation:
         self._useless += 1
         if self._useless > _MAX_USELESS:
             self.ended = CloseReason.BAD_STREAM
+
+    def _note_empty_lines(self) -> None:
+        """Count what came and was nothing but empty lines as a frame that says nothing."""
+        if self._is_in_vain and not self._decoder.held_bytes:
+            self._useless_received()
+        self._is_in_vain = False
 
     def data_to_send(self) -> bytes:
         """The bytes to write next.  To be called until it is empty, or the transport is paused."""
@@ -428,6 +438,7 @@ class Conversation:
                 break
             self._bytes_left -= len(piece)
             self._decoder.feed(piece)
+            self._is_in_vain = True
             line = self._decoder.next_line()
         return line
 

@@ -13,6 +13,7 @@ from domaeka.interfaces import (
     NotSent,
     RoomIndex,
     RoomKey,
+    room_without_id,
 )
 from domaeka.wire import is_channel_id, title_id
 
@@ -81,19 +82,30 @@ def _find_room(destination: Destination, rooms: RoomIndex) -> KnownRoom | None:
     The record of the room.
 
     Strangers choose titles, so a title never decides between rooms: it is enough where one room
-    of the bot has it, those that an operator has refused apart.  It never passes for a channel id.
+    of the bot has it, those that an operator has refused apart.  It never passes for a channel id:
+    where it is the id of another room, either may be meant.  A room without an id has nothing but
+    its title, so a phone that alone has heard it there decides.
     """
-    bot_name, _, room, channel_id = destination
+    bot_name, device_id, room, channel_id = destination
     if channel_id is not None:
         return rooms.record(RoomKey(bot_name, channel_id))
     if room is None:
         return None
     named = rooms.named(bot_name, room)
     found = [record for record in named if record.approval not in REFUSED]
+    if found and is_channel_id(room):
+        by_id = rooms.record(RoomKey(bot_name, room))
+        if by_id is not None and by_id not in found and by_id.approval not in REFUSED:
+            found.append(by_id)
     if len(found) > 1:
+        own = room_without_id(found, device_id)
+        if own is not None:
+            return own
         first = found[:MAX_CANDIDATES]
         ids = [one.key.room_id for one in first if is_channel_id(one.key.room_id)]  # no titles
-        text = f"{len(found)} rooms have this title: give channel_id: {', '.join(ids)}"
+        text = f"{len(found)} rooms have this title or id: give channel_id: {', '.join(ids)}"
+        if len(ids) < len(first):
+            text += "; or the device of a room without an id"
         raise MessageRefused(NotSent.AMBIGUOUS, text, first)
     for record in found or named:
         return record
