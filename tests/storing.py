@@ -191,10 +191,12 @@ class StoreTestCase(SynchronousTestCase):
             connection.close()
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
-        """What is in C{table}."""
+        """What is in C{table}; where its rows are numbered, in that order: databases have none."""
+        numbered = [column for column in table.primary_key if column.name == "id"]
 
         def read(connection: Connection) -> list[dict[str, Any]]:
-            return [dict(row) for row in connection.execute(select(table)).mappings()]
+            found = connection.execute(select(table).order_by(*numbered))
+            return [dict(row) for row in found.mappings()]
 
         return self.successResultOf(self.database.run_read(read))
 
