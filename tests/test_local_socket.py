@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import SkipTest
 from urllib.parse import urlsplit
@@ -39,8 +40,10 @@ class SocketCase(SynchronousTestCase):
     """A state directory."""
 
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp()).absolute()
-        self.directory.mkdir(mode=0o700)
+        # A short path, wherever the tests run: that of a socket has a bound.
+        short = TemporaryDirectory()
+        self.addCleanup(short.cleanup)
+        self.directory = Path(short.name)
 
     def listen(self, directory: Path) -> socket.socket:
         """Somebody listens there."""
