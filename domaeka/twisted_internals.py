@@ -192,10 +192,12 @@ def keep_file(port: Any) -> None:
     Leave the file of a Unix port alone when it ends: who made it removes it.  Twisted's port
     removes it, and never ends if it is not there any more.
 
-    Borrowed: C{_bindPath} of C{unix.Port}, which at the end is asked for nothing else.
+    Borrowed: C{_bindPath} of C{unix.Port}, which at the end is asked for nothing else; before
+    Twisted 26.10 its public C{port}.
     """
     if isinstance(port, unix.Port):
-        port._bindPath = b"\0"  # as that of a socket without a file
+        path = "_bindPath" if hasattr(port, "_bindPath") else "port"
+        setattr(port, path, b"\0")  # as that of a socket without a file
 
 
 # HTTP

@@ -50,7 +50,6 @@ BORROWED: tuple[tuple[type, str], ...] = (
     (FileDescriptor, "_tempDataBuffer"),
     (tcp.Port, "numberAccepts"),
     (tcp.Port, "transport"),
-    (unix.Port, "_bindPath"),
     (tcp.Connection, "bufferSize"),
     (BufferingTLSTransport, "_tlsShutdownFinished"),
     (http.HTTPChannel, "_command"),
