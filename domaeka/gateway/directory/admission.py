@@ -226,7 +226,7 @@ class Admission:
                 self._leaving.remove(member)
                 return False
             self._cut(first)
-        return not (full or peer.over_rate) or self.has_claim(peer)
+        return not (full or peer.over_rate) or self._has_claim(peer)
 
     def remove(self, member: Member) -> None:
         """Note that a connection has ended."""
@@ -249,19 +249,20 @@ class Admission:
                 else:
                     self._seat(guest)
 
-    def strangers(self) -> Iterator[Member]:
-        """A copy of the connections that have a place and have not authenticated."""
-        return iter([each for each in self._yielding if not each.peer.authenticated])
+    def strangers(self, unclaimed: bool = False) -> Iterator[Member]:
+        """
+        A copy of the connections that have a place and have not authenticated.
 
-    def has_claim(self, peer: Peer) -> bool:
-        """True if a connection says that it is a device that is known."""
-        return peer.key is not None and self._is_known(peer.key)
-
-    def age(self, peer: Peer) -> float:
-        """Age of a connection, in seconds."""
-        return self._context.steady.exact() - peer.made_at
+        @param unclaimed: only of those that do not say that they are a device that is known.
+        """
+        strangers = [each for each in self._yielding if not each.peer.authenticated]
+        return (each for each in strangers if not (unclaimed and self._has_claim(each.peer)))
 
     # Places, inside
+
+    def _has_claim(self, peer: Peer) -> bool:
+        """True if a connection says that it is a device that is known."""
+        return peer.key is not None and self._is_known(peer.key)
 
     @property
     def _is_full(self) -> bool:
@@ -346,9 +347,9 @@ class Admission:
         address_limits = self._context.limits
         by_itself = peer.reason in _BY_ITSELF and peer.like_check
         if peer.reason in _OUR_OWN:
-            if not peer.over_rate and self.has_claim(peer):
+            if not peer.over_rate and self._has_claim(peer):
                 address_limits.give_back(peer.address)
-        elif by_itself and self.age(peer) < limits.HELD_SECONDS:
+        elif by_itself and self._context.steady.exact() - peer.made_at < limits.HELD_SECONDS:
             # On a full server a check takes a phone's place, and so counts.
             full = self.taken + 1 >= self._context.settings.server.max_connections
             if not (full or peer.over_rate):

@@ -158,8 +158,9 @@ class Sweep:
                     limits.verified(peer.address)
                 if peer.signed and peer.key is not None:
                     self._context.devices.heard(peer.key)
+        now = self._context.steady.exact()
         for stranger in admission.strangers():
-            if admission.age(stranger.peer) >= HELD_SECONDS:
+            if now - stranger.peer.made_at >= HELD_SECONDS:
                 limits.used(stranger.peer.address)
         self._cooperate(limits.sweep(), self._judge)
 
@@ -173,10 +174,9 @@ class Sweep:
             self._log_ban(ban)
             context.events.banned(ban)
         context.store_bans(bans)
-        for stranger in self._admission.strangers():
-            # A phone that is about to prove itself would take a ban for final.
-            claims = self._admission.has_claim(stranger.peer)
-            if not claims and context.limits.bans_address(stranger.peer.address):
+        # A phone that is about to prove itself would take a ban for final.
+        for stranger in self._admission.strangers(unclaimed=True):
+            if context.limits.bans_address(stranger.peer.address):
                 self._decisions.shut_out(stranger)
         context.call_soon(lambda: self._guarded(self._judge))
 
